@@ -1,0 +1,30 @@
+"""What can be wrong with a user's text, configuration or disk.
+
+    ModelError
+    ├── ConfigError       a value outside its range, an unknown name
+    ├── CorpusError       text that is missing, empty, too short or not UTF-8
+    ├── CausalityError    a network in which a position can see its own future
+    └── CheckpointError   a checkpoint that cannot be written, read or continued
+
+Every message is one line: the rule, the value received, the next step.
+"""
+
+
+class ModelError(ValueError):
+    """Base of all errors that this package raises on purpose."""
+
+
+class ConfigError(ModelError):
+    """A configuration value is outside its range or has an unknown name."""
+
+
+class CorpusError(ModelError):
+    """A corpus is missing, empty, too short or not UTF-8."""
+
+
+class CausalityError(ModelError):
+    """A network lets a position see its own future."""
+
+
+class CheckpointError(ModelError):
+    """A checkpoint cannot be written, read or continued."""

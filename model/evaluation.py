@@ -1,0 +1,98 @@
+"""Measure a network on a span of text: perplexities, bits per byte, Φ.
+
+Shapes: R sequences at once, T positions, C components of Φ.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from model import phi
+from model.tokens import Span
+from model.transformer import Transformer
+
+LOGITS_AT_ONCE = 2**24  # most logits held at once: 64 MiB
+NOT_A_TARGET = -100
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scores:
+    """A network's measurements on a span. Φ is averaged over the span's full sequences."""
+
+    loss: float  # nats per token
+    nats: float  # of the whole span
+    span: Span
+    phi: float
+    components: tuple[float, ...]  # in the order of phi.COMPONENTS
+
+    @property
+    def perplexity(self) -> float:
+        """Per token; not comparable across tokenizers."""
+        return _exp(self.loss)
+
+    @property
+    def word_perplexity(self) -> float:
+        """Per word and end of line: WikiText's convention, comparable across tokenizers."""
+        return _exp(self.nats / self.span.words)
+
+    @property
+    def bits_per_byte(self) -> float | None:
+        """Comparable across tokenizers; None where the tokenizer lost words."""
+        return None if self.span.bytes is None else self.nats / math.log(2) / self.span.bytes
+
+
+@torch.no_grad()
+def score(network: Transformer, span: Span, device: torch.device) -> Scores:
+    """Measure a network on consecutive sequences of a span, each predicted from itself alone.
+
+    Every token of the span is predicted exactly once. Dropout, noise and writes to the memory are off.
+    """
+    architecture = network.architecture
+    inputs_ST, targets_ST = _sequences(span, architecture.sequence_length)
+    rows = max(1, LOGITS_AT_ONCE // (architecture.sequence_length * network.token_embedding.num_embeddings))
+    nats = 0.0
+    full = 0
+    component_sums = torch.zeros(len(phi.COMPONENTS), dtype=torch.float64)
+    training = network.training
+    network.eval()
+    for inputs_RT, targets_RT in zip(inputs_ST.split(rows), targets_ST.split(rows), strict=True):
+        inputs_RT, targets_RT = inputs_RT.to(device), targets_RT.to(device)
+        with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
+            states = network(inputs_RT)
+            logits_RTV = network.logits(states.hidden_BTD)
+        loss = F.cross_entropy(logits_RTV.flatten(0, 1).float(), targets_RT.flatten(), reduction="sum")
+        nats += float(loss)
+        whole_R = (targets_RT != NOT_A_TARGET).all(dim=1)
+        received_RT = phi.attention_received(states.attention, architecture.phi_probes)
+        components_RC = phi.components(states.hidden_BTD, received_RT)[whole_R]
+        component_sums += components_RC.sum(0).double().cpu()
+        full += len(components_RC)
+    network.train(training)
+
+    means_C = component_sums / full if full else torch.full_like(component_sums, float("nan"))
+    weights_C = network.phi_weight_logits.softmax(-1).double().cpu()
+    return Scores(
+        loss=nats / span.tokens,
+        nats=nats,
+        span=span,
+        phi=float(means_C @ weights_C),
+        components=tuple(means_C.tolist()),
+    )
+
+
+def _sequences(span: Span, length: int) -> tuple[Tensor, Tensor]:
+    """Inputs and targets (S, T); what the last sequence lacks is filled up and is no target."""
+    ids = torch.from_numpy(span.ids.astype("int64"))
+    padding = -span.tokens % length
+    inputs = F.pad(ids[:-1], (0, padding))
+    targets = F.pad(ids[1:], (0, padding), value=NOT_A_TARGET)
+    return inputs.view(-1, length), targets.view(-1, length)
+
+
+def _exp(nats: float) -> float:
+    return math.exp(nats) if nats < 700 else math.inf

@@ -1,0 +1,112 @@
+"""External memory that keeps what was integrated best.
+
+Shapes: B sequences, T positions, D channels, K channels of a key, M slots.
+
+A slot holds a key, a value and the Φ of the sequence that wrote it. Each position reads with its own query, so reading
+is causal; writing happens after the update, detached, without loops or host synchronisation.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from model.config import MemoryGate
+
+PHI_SHARE = 0.7  # α: a slot's priority is α·Φ + (1 − α)·attention + recency
+RECENCY = 0.1  # what a slot just written is worth above one written long ago
+RECENCY_WRITES = 500.0  # writes after which that advantage has fallen to 1/e
+INITIAL_THRESHOLD = 0.5
+THRESHOLD_SOFTNESS = 0.1  # τ of σ((Φ − θ)/τ), through which the threshold θ learns
+CLOSED_GATE = -5.0  # the gate's bias at the start: σ(−5) = 0.7 %
+
+
+class PhiMemory(nn.Module):
+    """M slots of (key, value, Φ), read by every position and written by the best-attended state of each sequence.
+
+    Args:
+        width: channels D of the hidden states.
+        key_width: channels K of keys and queries.
+        slots: M.
+        gate: "static" (one learned scalar) or "dynamic" (computed from each position's state).
+    """
+
+    def __init__(self, width: int, key_width: int, slots: int, gate: MemoryGate) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(width, bias=False)
+        self.query = nn.Linear(width, key_width, bias=False)
+        self.value = nn.Linear(width, width, bias=False)
+        self.gate_weight = nn.Linear(width, 1, bias=False) if gate == "dynamic" else None
+        self.gate_bias = nn.Parameter(torch.tensor(CLOSED_GATE))
+        self.threshold = nn.Parameter(torch.tensor(INITIAL_THRESHOLD))
+        self.key_MK: Tensor
+        self.value_MD: Tensor
+        self.phi_M: Tensor
+        self.attention_M: Tensor
+        self.written_M: Tensor
+        self.writes: Tensor
+        self.register_buffer("key_MK", torch.zeros(slots, key_width))
+        self.register_buffer("value_MD", torch.zeros(slots, width))
+        self.register_buffer("phi_M", torch.zeros(slots))
+        self.register_buffer("attention_M", torch.zeros(slots))
+        self.register_buffer("written_M", torch.full((slots,), float("-inf")))  # when; −inf marks an empty slot
+        self.register_buffer("writes", torch.zeros(()))
+
+    def forward(self, hidden_BTD: Tensor) -> Tensor:
+        """What the memory adds to the hidden states (B, T, D); exactly zero while it is empty."""
+        normed_BTD = self.norm(hidden_BTD)
+        query_BTK = self.query(normed_BTD)
+        filled_M = self.written_M > float("-inf")
+        scores_BTM = query_BTK @ self.key_MK.T / math.sqrt(query_BTK.shape[-1])
+        scores_BTM = scores_BTM.masked_fill(~filled_M, -1e9)
+        trust_M = torch.sigmoid((self.phi_M - self.threshold) / THRESHOLD_SOFTNESS) * filled_M
+        read_BTD = (scores_BTM.softmax(-1) * trust_M) @ self.value(self.value_MD)
+        return self.gate(normed_BTD) * read_BTD
+
+    def gate(self, normed_BTD: Tensor) -> Tensor:
+        """How far the memory is let in: a scalar, or (B, T, 1) where the gate is dynamic."""
+        score = self.gate_bias if self.gate_weight is None else self.gate_weight(normed_BTD) + self.gate_bias
+        return torch.sigmoid(score)
+
+    @torch.no_grad()
+    def write(self, hidden_BTD: Tensor, phi_B: Tensor, received_BT: Tensor) -> None:
+        """Offer one state per sequence; keep the M candidates of highest priority.
+
+        Offered is the best-attended state of the sequence's second half, where states have seen some context; its
+        attention counts relative to the sequence's most attended position. A candidate whose Φ is below the learned
+        threshold is not written.
+
+        Args:
+            hidden_BTD: the states that `forward` was given, from the update just made.
+            phi_B: Φ of the sequences.
+            received_BT: attention received per position.
+        """
+        half = received_BT.shape[1] // 2
+        rows_B = torch.arange(len(hidden_BTD), device=hidden_BTD.device)
+        attention_B, position_B = received_BT[:, half:].max(-1)
+        attention_B = attention_B / received_BT.amax(-1)
+        normed_BD = self.norm(hidden_BTD[rows_B, half + position_B])
+        self.writes += 1
+        admitted_B = torch.where(phi_B >= self.threshold, self.writes, float("-inf"))
+
+        keys = torch.cat((self.key_MK, self.query(normed_BD).to(self.key_MK.dtype)))
+        values = torch.cat((self.value_MD, normed_BD.to(self.value_MD.dtype)))
+        phis = torch.cat((self.phi_M, phi_B))
+        attentions = torch.cat((self.attention_M, attention_B))
+        written = torch.cat((self.written_M, admitted_B))
+        recency = RECENCY * torch.exp((written - self.writes) / RECENCY_WRITES)
+        priority = PHI_SHARE * phis + (1 - PHI_SHARE) * attentions + recency
+        priority = priority.masked_fill(written == float("-inf"), float("-inf"))
+
+        kept = priority.topk(len(self.phi_M)).indices
+        self.key_MK.copy_(keys[kept])
+        self.value_MD.copy_(values[kept])
+        self.phi_M.copy_(phis[kept])
+        self.attention_M.copy_(attentions[kept])
+        self.written_M.copy_(written[kept])
+
+    def used(self) -> Tensor:
+        """Number of filled slots, as a scalar tensor."""
+        return (self.written_M > float("-inf")).sum()

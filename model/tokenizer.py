@@ -1,0 +1,118 @@
+"""Tokenizers trained on the training split: byte-level BPE, and the literature's words.
+
+`bpe`   byte-level byte-pair encoding (Radford et al. 2019); any text comes back byte for byte.
+`word`  WikiText's convention: white-space separated words plus one `<eos>` per line; unknown words become `<unk>`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Literal, get_args
+
+import tokenizers
+from tokenizers import decoders, models, pre_tokenizers, trainers
+
+from model.errors import ConfigError
+
+TokenizerKind = Literal["bpe", "word"]
+SMALLEST_BPE = 257  # all bytes and the start token
+BPE_START = "<|endoftext|>"
+END_OF_LINE = "<eos>"
+UNKNOWN = "<unk>"
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenizerChoice:
+    """Which tokenizer to train.
+
+    `vocabulary` is the number of tokens at most; 0 keeps every word and means 8,192 for BPE.
+    """
+
+    kind: TokenizerKind = "bpe"
+    vocabulary: int = 0
+
+    def __post_init__(self) -> None:
+        if self.kind not in get_args(TokenizerKind):
+            raise ConfigError(f"tokenizer must be one of {', '.join(get_args(TokenizerKind))}, got {self.kind!r}")
+        least = SMALLEST_BPE if self.kind == "bpe" else 3
+        if self.vocabulary and self.vocabulary < least:
+            raise ConfigError(f"vocabulary must be at least {least} for {self.kind}, got {self.vocabulary}")
+
+
+class Tokenizer:
+    """Lines of text to token ids and back."""
+
+    def __init__(self, kind: TokenizerKind, backend: tokenizers.Tokenizer) -> None:
+        self.kind = kind
+        self.backend = backend
+
+    @property
+    def vocabulary(self) -> int:
+        """Number of token ids."""
+        return int(self.backend.get_vocab_size())
+
+    @cached_property
+    def start_id(self) -> int:
+        """The token before the first, from which the first is predicted."""
+        start = BPE_START if self.kind == "bpe" else END_OF_LINE
+        return int(self.backend.token_to_id(start))
+
+    @cached_property
+    def digest(self) -> str:
+        """Sixteen hexadecimal digits of the tokenizer's whole definition."""
+        return hashlib.sha256(self.backend.to_str().encode()).hexdigest()[:16]
+
+    def encode_lines(self, lines: Sequence[str]) -> list[list[int]]:
+        """Ids of each line, its end included; no token spans two lines."""
+        if self.kind == "word":
+            lines = [f"{line} {END_OF_LINE}" for line in lines]
+        return [encoding.ids for encoding in self.backend.encode_batch_fast(list(lines), add_special_tokens=False)]
+
+    def unknown_words(self, lines: Sequence[str]) -> int:
+        """How many words the tokenizer does not know; BPE knows all."""
+        if self.kind == "bpe":
+            return 0
+        known = self.backend.get_vocab()
+        return sum(word not in known for line in lines for word in line.split())
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of the ids; words come back separated by one space."""
+        text: str = self.backend.decode(list(ids), skip_special_tokens=False)
+        return text.replace(END_OF_LINE, "\n") if self.kind == "word" else text
+
+
+def train_tokenizer(choice: TokenizerChoice, lines: Sequence[str]) -> Tokenizer:
+    """Train a tokenizer on lines of the training split (each with its end of line, if it has one)."""
+    if choice.kind == "word":
+        return Tokenizer("word", _word_backend(choice.vocabulary, lines))
+    backend = tokenizers.Tokenizer(models.BPE())
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=choice.vocabulary or 8192,
+        special_tokens=[BPE_START],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    backend.train_from_iterator(lines, trainer)
+    return Tokenizer("bpe", backend)
+
+
+def _word_backend(vocabulary: int, lines: Sequence[str]) -> tokenizers.Tokenizer:
+    counts = Counter(word for line in lines for word in line.split())
+    del counts[UNKNOWN], counts[END_OF_LINE]
+    room = vocabulary - 2 if vocabulary else None
+    ranked = sorted(counts, key=lambda word: (-counts[word], word))[:room]
+    words: Iterator[str] = iter((END_OF_LINE, UNKNOWN, *ranked))
+    backend = tokenizers.Tokenizer(models.WordLevel({word: place for place, word in enumerate(words)}, unk_token=UNKNOWN))
+    backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    return backend
+
+
+def load_tokenizer(kind: TokenizerKind, definition: str) -> Tokenizer:
+    """Rebuild a tokenizer from its JSON definition."""
+    return Tokenizer(kind, tokenizers.Tokenizer.from_str(definition))

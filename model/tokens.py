@@ -1,0 +1,176 @@
+"""Token files: a corpus under a tokenizer, kept on disk, memory-mapped by whoever trains on it.
+
+A stream starts with one start token, so that every token of the text is predicted once. Beside each stream stand the
+running counts of tokens, words and bytes per line: word-level perplexity and bits per byte are exact for any prefix of
+whole lines.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import json
+import os
+import shutil
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from model.corpus import Corpus
+from model.errors import CorpusError
+from model.tokenizer import Tokenizer, TokenizerChoice, load_tokenizer, train_tokenizer
+
+LINES_AT_ONCE = 20_000
+STRETCHES = 16  # places of a split from which a sample is taken
+_TOKENS, _WORDS, _BYTES = range(3)
+
+
+@dataclass(frozen=True)
+class Span:
+    """Consecutive text: its token ids after one token of context, and what the text counts."""
+
+    ids: NDArray[np.unsignedinteger]  # (tokens + 1,): the first is context, never predicted
+    words: int  # white-space separated words plus one per line, as the literature counts WikiText
+    bytes: int | None  # of UTF-8; None where the tokenizer lost words, so that bits per byte would flatter
+
+    @property
+    def tokens(self) -> int:
+        """Number of predicted tokens."""
+        return len(self.ids) - 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenizedCorpus:
+    """The token files of one corpus under one tokenizer."""
+
+    folder: Path
+    corpus_name: str
+    corpus_source: str
+    corpus_origin: str
+    corpus_digest: str
+    tokenizer: Tokenizer
+    unknown_words: dict[str, int]  # by split
+
+    @property
+    def splits(self) -> tuple[str, ...]:
+        """The splits there are."""
+        return tuple(self.unknown_words)
+
+    def tokens(self, split: str) -> int:
+        """Number of tokens in a split."""
+        return int(self._counts(split)[-1, _TOKENS])
+
+    def span(self, split: str) -> Span:
+        """A whole split."""
+        tokens, words, size = (int(count) for count in self._counts(split)[-1])
+        return Span(self._ids(split)[: tokens + 1], words, self._bytes(split, size))
+
+    def sample(self, split: str, tokens: int) -> Span:
+        """About `tokens` tokens of a split in stretches of whole lines, evenly spread; always the same ones."""
+        counts = self._counts(split)
+        if tokens >= counts[-1, _TOKENS]:
+            return self.span(split)
+        starts = np.vstack((np.zeros((1, 3), np.int64), counts[:-1]))  # counts before each line
+        ids = self._ids(split)
+        parts = [ids[:1]]
+        words = size = 0
+        for stretch in range(STRETCHES):
+            first = len(counts) * stretch // STRETCHES
+            room = starts[first, _TOKENS] + tokens // STRETCHES
+            last = max(first, int(np.searchsorted(counts[:, _TOKENS], room, side="right")) - 1)
+            parts.append(ids[1 + starts[first, _TOKENS] : 1 + counts[last, _TOKENS]])
+            words += int(counts[last, _WORDS] - starts[first, _WORDS])
+            size += int(counts[last, _BYTES] - starts[first, _BYTES])
+        return Span(np.concatenate(parts), words, self._bytes(split, size))
+
+    def check_length(self, sequence_length: int) -> None:
+        """Refuse splits that cannot fill one sequence.
+
+        Raises:
+            CorpusError: train or valid is shorter than one sequence.
+        """
+        for split in ("train", "valid"):
+            if self.tokens(split) < sequence_length:
+                raise CorpusError(
+                    f"{self.corpus_source}: the {split} split has {self.tokens(split)} tokens, fewer than one sequence "
+                    f"of {sequence_length}; add text or shorten sequence_length"
+                )
+
+    def _bytes(self, split: str, size: int) -> int | None:
+        return None if self.unknown_words[split] else size
+
+    def _ids(self, split: str) -> NDArray[np.unsignedinteger]:
+        ids: NDArray[np.unsignedinteger] = np.load(self.folder / f"{split}.npy", mmap_mode="r")
+        return ids
+
+    def _counts(self, split: str) -> NDArray[np.int64]:
+        counts: NDArray[np.int64] = np.load(self.folder / f"{split}.lines.npy", mmap_mode="r")
+        return counts
+
+
+def tokenize_corpus(corpus: Corpus, choice: TokenizerChoice, cache: Path) -> TokenizedCorpus:
+    """Train the tokenizer and write the token files, or find them in the cache.
+
+    Args:
+        corpus: text in splits.
+        choice: the tokenizer.
+        cache: folder under which the files are kept by content.
+    """
+    digest = corpus.digest
+    folder = cache / f"{digest}-{choice.kind}-{choice.vocabulary}"
+    if not (folder / "about.json").is_file():
+        _write(corpus, digest, choice, folder)
+    return dataclasses.replace(
+        open_tokens(folder), corpus_name=corpus.name, corpus_source=corpus.source, corpus_origin=corpus.origin
+    )
+
+
+def open_tokens(folder: Path) -> TokenizedCorpus:
+    """Open token files that `tokenize_corpus` wrote."""
+    about = json.loads((folder / "about.json").read_text(encoding="utf-8"))
+    tokenizer = load_tokenizer(about.pop("kind"), (folder / "tokenizer.json").read_text(encoding="utf-8"))
+    return TokenizedCorpus(folder=folder, tokenizer=tokenizer, **about)
+
+
+def _write(corpus: Corpus, digest: str, choice: TokenizerChoice, folder: Path) -> None:
+    """Write beside the target, then move the folder into place."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    lines = {split: list(io.StringIO(text)) for split, text in corpus.texts.items()}  # at "\n" alone
+    tokenizer = train_tokenizer(choice, lines["train"])
+    draft = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}-"))
+    try:
+        for split, split_lines in lines.items():
+            _write_split(split_lines, tokenizer, draft / split)
+        (draft / "tokenizer.json").write_text(tokenizer.backend.to_str(), encoding="utf-8")
+        about = {
+            "kind": choice.kind,
+            "corpus_name": corpus.name,
+            "corpus_source": corpus.source,
+            "corpus_origin": corpus.origin,
+            "corpus_digest": digest,
+            "unknown_words": {split: tokenizer.unknown_words(split_lines) for split, split_lines in lines.items()},
+        }
+        (draft / "about.json").write_text(json.dumps(about, indent=1), encoding="utf-8")
+        os.replace(draft, folder)
+    except OSError as error:
+        if not (folder / "about.json").is_file():  # else another process was first with the same content
+            raise CorpusError(f"{folder}: token files cannot be written ({error.strerror})") from error
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+
+
+def _write_split(lines: list[str], tokenizer: Tokenizer, target: Path) -> None:
+    dtype = np.uint16 if tokenizer.vocabulary <= np.iinfo(np.uint16).max + 1 else np.uint32
+    parts = [np.array([tokenizer.start_id], dtype)]
+    counts = np.empty((len(lines), 3), np.int64)
+    for first in range(0, len(lines), LINES_AT_ONCE):
+        batch = lines[first : first + LINES_AT_ONCE]
+        encoded = tokenizer.encode_lines(batch)
+        parts.extend(np.array(ids, dtype) for ids in encoded)
+        for place, (line, ids) in enumerate(zip(batch, encoded, strict=True), start=first):
+            counts[place] = len(ids), len(line.split()) + 1, len(line.encode())
+    np.save(target.with_suffix(".npy"), np.concatenate(parts))
+    np.save(target.with_suffix(".lines.npy"), counts.cumsum(axis=0))
