@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import math
 import types
 import typing
 from collections.abc import Mapping
@@ -166,7 +167,7 @@ def build_run(parameters: Mapping[str, Scalar]) -> RunConfig:
     preset = named.pop("preset", "nano")
     if preset not in PRESETS:
         raise ConfigError(f"preset: unknown preset {preset!r}, one of {', '.join(PRESETS)}")
-    values = {"budget_tokens": PRESET_BUDGET_TOKENS, **PRESETS[str(preset)], **named}
+    values: dict[str, Any] = {"budget_tokens": PRESET_BUDGET_TOKENS, **PRESETS[str(preset)], **named}
     for name, value in values.items():
         values[name] = _checked(name, value)
     parts = {part: {name: values[name] for name in names if name in values} for part, names in _FIELDS.items()}
@@ -196,9 +197,9 @@ def _checked(name: str, value: Scalar) -> Any:
     if options and value not in options:
         raise ConfigError(f"{name} must be one of {', '.join(map(repr, options))}, got {value!r}")
     if expected is float and type(value) is int:
-        return float(value)
-    if type(value) is not expected:
-        raise ConfigError(f"{name} must be of type {expected.__name__}, got {value!r}")
+        value = float(value)
+    if type(value) is not expected or value in (math.inf, -math.inf) or value != value:
+        raise ConfigError(f"{name} must be of type {expected.__name__} and finite, got {value!r}")
     return value
 
 

@@ -1,6 +1,6 @@
 """Text to learn from: named corpora, folders of the user's own, and one that needs no network.
 
-    python -c "from model.corpus import load_corpus; print(load_corpus('python-docs', 'runs/cache'))"
+python -c "from model.corpus import load_corpus; print(load_corpus('python-docs', 'runs/cache'))"
 """
 
 from __future__ import annotations
@@ -48,7 +48,9 @@ class Corpus:
     def __post_init__(self) -> None:
         for split in ("train", "valid"):
             if not self.texts.get(split, "").strip():
-                raise CorpusError(f"{self.source}: the {split} split is empty or missing; a corpus needs train and valid")
+                raise CorpusError(
+                    f"{self.source}: the {split} split is empty or missing; a corpus needs train and valid"
+                )
 
     @property
     def digest(self) -> str:
@@ -74,7 +76,9 @@ def load_corpus(source: str, cache: Path, announce: Callable[[str], None] = lamb
     if source == "auto":
         return _load_auto(cache, announce)
     if source == "python-docs":
-        return _load_cached(source, cache / f"python-docs-{sys.version_info[0]}.{sys.version_info[1]}.{sys.version_info[2]}")
+        return _load_cached(
+            source, cache / f"python-docs-{sys.version_info[0]}.{sys.version_info[1]}.{sys.version_info[2]}"
+        )
     if source in WIKITEXT:
         return _load_cached(source, cache / source)
     return _load_folder(Path(source))
@@ -94,7 +98,9 @@ def _load_auto(cache: Path, announce: Callable[[str], None]) -> Corpus:
             announce(f"corpus auto: WikiText-2 ({corpus.origin})")
             return corpus
     else:
-        announce("corpus auto: python-docs, because WikiText-2 is neither cached nor reachable; --data PATH takes your own")
+        announce(
+            "corpus auto: python-docs, because WikiText-2 is neither cached nor reachable; --data PATH takes your own"
+        )
     return load_corpus("python-docs", cache)
 
 
@@ -168,7 +174,9 @@ def _lines(rows: Iterable[str]) -> str:
 
 # ---------------------------------------------------------------------------------------------- python-docs
 
-_PYTHON_DOCS_ORIGIN = f"documentation of Python {sys.version.split()[0]}: language topics and standard library docstrings"
+_PYTHON_DOCS_ORIGIN = (
+    f"documentation of Python {sys.version.split()[0]}: language topics and standard library docstrings"
+)
 _HELD_OUT = {7: "valid", 17: "test"}  # every twentieth document, by its place in the order
 
 

@@ -60,7 +60,7 @@ def score(network: Transformer, span: Span, device: torch.device) -> Scores:
     component_sums = torch.zeros(len(phi.COMPONENTS), dtype=torch.float64)
     training = network.training
     network.eval()
-    for inputs_RT, targets_RT in zip(inputs_ST.split(rows), targets_ST.split(rows), strict=True):
+    for inputs_RT, targets_RT in zip(torch.split(inputs_ST, rows), torch.split(targets_ST, rows), strict=True):
         inputs_RT, targets_RT = inputs_RT.to(device), targets_RT.to(device)
         with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
             states = network(inputs_RT)

@@ -63,11 +63,14 @@ class PhiMemory(nn.Module):
         scores_BTM = scores_BTM.masked_fill(~filled_M, -1e9)
         trust_M = torch.sigmoid((self.phi_M - self.threshold) / THRESHOLD_SOFTNESS) * filled_M
         read_BTD = (scores_BTM.softmax(-1) * trust_M) @ self.value(self.value_MD)
-        return self.gate(normed_BTD) * read_BTD
+        added_BTD: Tensor = self.gate(normed_BTD) * read_BTD
+        return added_BTD
 
     def gate(self, normed_BTD: Tensor) -> Tensor:
         """How far the memory is let in: a scalar, or (B, T, 1) where the gate is dynamic."""
-        score = self.gate_bias if self.gate_weight is None else self.gate_weight(normed_BTD) + self.gate_bias
+        score: Tensor = self.gate_bias
+        if self.gate_weight is not None:
+            score = self.gate_weight(normed_BTD) + score
         return torch.sigmoid(score)
 
     @torch.no_grad()

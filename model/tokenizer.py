@@ -59,7 +59,9 @@ class Tokenizer:
     def start_id(self) -> int:
         """The token before the first, from which the first is predicted."""
         start = BPE_START if self.kind == "bpe" else END_OF_LINE
-        return int(self.backend.token_to_id(start))
+        found = self.backend.token_to_id(start)
+        assert found is not None, "both kinds are trained with their start token"
+        return found
 
     @cached_property
     def digest(self) -> str:
@@ -108,7 +110,9 @@ def _word_backend(vocabulary: int, lines: Sequence[str]) -> tokenizers.Tokenizer
     room = vocabulary - 2 if vocabulary else None
     ranked = sorted(counts, key=lambda word: (-counts[word], word))[:room]
     words: Iterator[str] = iter((END_OF_LINE, UNKNOWN, *ranked))
-    backend = tokenizers.Tokenizer(models.WordLevel({word: place for place, word in enumerate(words)}, unk_token=UNKNOWN))
+    backend = tokenizers.Tokenizer(
+        models.WordLevel({word: place for place, word in enumerate(words)}, unk_token=UNKNOWN)
+    )
     backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     return backend
 

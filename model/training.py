@@ -231,7 +231,7 @@ class _Run:
         for first in range(0, len(inputs_BT), self.micro_batch):
             rows = slice(first, first + self.micro_batch)
             losses = self.losses(inputs_BT[rows], targets_BT[rows])
-            (losses.total * (len(losses.phi_B) / len(inputs_BT))).backward()
+            (losses.total * (len(losses.phi_B) / len(inputs_BT))).backward()  # type: ignore[no-untyped-call]
             pieces.append(losses)
         gradient_norm = torch.nn.utils.clip_grad_norm_(self.network.parameters(), config.training.clip_norm)
         self.optimizer.step()

@@ -116,6 +116,7 @@ class Block(nn.Module):
         self.dropout = dropout
 
     def forward(self, stream_BTD: Tensor) -> tuple[Tensor, Attention | None]:
+        """The stream after this block, and what its attention asked, if it has one."""
         mixed_BTD, attention = self.mixer(self.mixer_norm(stream_BTD))
         stream_BTD = stream_BTD + self.dropout(mixed_BTD)
         fed_BTD = self.contract(F.gelu(self.expand(self.feed_norm(stream_BTD))))
@@ -132,6 +133,7 @@ class SelfAttention(nn.Module):
         self.project = nn.Linear(width, width, bias=False)
 
     def forward(self, x_BTD: Tensor) -> tuple[Tensor, Attention]:
+        """What each position takes from those up to itself."""
         batch, length, width = x_BTD.shape
         parts = self.query_key_value(x_BTD).view(batch, length, 3, self.heads, width // self.heads)
         query_BHTE, key_BHTE, value_BHTE = parts.permute(2, 0, 3, 1, 4).unbind(0)
@@ -150,6 +152,7 @@ class GatedConvolution(nn.Module):
         self.project = nn.Linear(width, width, bias=False)
 
     def forward(self, x_BTD: Tensor) -> tuple[Tensor, None]:
+        """What each position takes from the few up to itself."""
         signal_BTD, gate_BTD = self.expand(x_BTD).chunk(2, dim=-1)
         padded = F.pad(signal_BTD, (0, 0, CONVOLUTION_TAPS - 1, 0))
         length = x_BTD.shape[1]
@@ -166,6 +169,7 @@ class Dropout(nn.Module):
         self.register_buffer("probability", torch.zeros(()), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
+        """The input, in training with some elements zero and the others scaled up."""
         if not self.training:
             return x
         kept = torch.rand_like(x) >= self.probability

@@ -1,0 +1,1 @@
+"""The search: study files, storage, slots and leases, workers, the command line."""

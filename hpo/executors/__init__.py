@@ -1,0 +1,1 @@
+"""Who starts workers. Every executor calls the same `hpo.worker.work`."""

@@ -1,0 +1,62 @@
+"""What ends a run before its total: Ctrl-C, a signal, a time limit, a fault."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import time
+from collections.abc import Callable, Iterator
+from enum import IntEnum
+from types import FrameType
+
+
+class StopLevel(IntEnum):
+    """How urgently workers are to leave. Neither loses anything but time."""
+
+    NONE = 0
+    AT_NEXT_EVALUATION = 1  # checkpoint, release, leave
+    NOW = 2  # the trials go on from their last checkpoint
+
+
+class Stop:
+    """The wish to stop, as it grows.
+
+    Args:
+        timeout_s: time after which workers leave at their next evaluation.
+    """
+
+    def __init__(self, timeout_s: float | None = None) -> None:
+        self.reason = ""
+        self._level = StopLevel.NONE
+        self._deadline = None if timeout_s is None else time.monotonic() + timeout_s
+
+    @property
+    def level(self) -> StopLevel:
+        """The level now; a time limit that has passed counts as the first."""
+        if self._deadline is not None and time.monotonic() > self._deadline:
+            self.wish(StopLevel.AT_NEXT_EVALUATION, "the time limit is over")
+        return self._level
+
+    def wish(self, level: StopLevel, reason: str) -> None:
+        """Raise the level; the first reason stands, and a level never falls."""
+        if level > self._level:
+            self._level = level
+            self.reason = self.reason or reason
+
+    @contextlib.contextmanager
+    def on_signals(self, say: Callable[[str], None]) -> Iterator[None]:
+        """Take Ctrl-C and SIGTERM as wishes to stop: the first politely, the second at once."""
+
+        def handle(number: int, frame: FrameType | None) -> None:
+            del frame
+            name = "Ctrl-C" if number == signal.SIGINT else signal.Signals(number).name
+            if self._level is StopLevel.NONE:
+                say(f"{name}: workers leave at their next evaluation; once more to leave now. Nothing is lost.")
+            self.wish(StopLevel(min(self._level + 1, StopLevel.NOW)), name)
+
+        before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)

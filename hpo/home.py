@@ -1,0 +1,42 @@
+"""Where everything lies: one folder, by default `runs/`, or what `HPO_HOME` names."""
+
+from __future__ import annotations
+
+import os
+import urllib.parse
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Home:
+    """All paths of the program. Nothing is created by asking for a path."""
+
+    root: Path
+
+    @classmethod
+    def from_environment(cls) -> Home:
+        """`HPO_HOME`, or `runs` in the current folder."""
+        return cls(Path(os.environ.get("HPO_HOME") or "runs").absolute())
+
+    @property
+    def database(self) -> Path:
+        """SQLite file of all studies, unless another storage is named."""
+        return self.root / "studies.db"
+
+    @property
+    def cache(self) -> Path:
+        """Corpora and token files, by content; may be deleted at any time."""
+        return self.root / "cache"
+
+    def study(self, name: str, uid: str) -> Path:
+        """Folder of one study's trials and logs. The uid keeps studies of one name in two databases apart."""
+        return self.root / "studies" / f"{urllib.parse.quote(name, safe='')[:80]}-{uid}"
+
+    def trial(self, name: str, uid: str, number: int) -> Path:
+        """Folder of one trial's checkpoints."""
+        return self.study(name, uid) / f"trial-{number:05d}"
+
+    def worker_log(self, name: str, uid: str, worker: str) -> Path:
+        """What a worker printed: warnings, tracebacks, the last words of a crash."""
+        return self.study(name, uid) / "logs" / f"{worker}.log"

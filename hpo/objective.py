@@ -1,0 +1,142 @@
+"""One trial: parameters -> training -> report, prune, outcome. The only room of the search that trains."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import optuna
+import torch
+
+from hpo.search_space import is_behind
+from hpo.slots import TrialOutcome
+from hpo.study_file import StudySpec
+from model.config import Scalar
+from model.errors import ConfigError
+from model.tokens import TokenizedCorpus
+from model.training import Decision, Evaluation, TrainingResult, load_history, train
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrialSetting:
+    """What a trial needs besides its parameters."""
+
+    spec: StudySpec
+    corpus: TokenizedCorpus
+    folder: Path  # of this trial's checkpoints
+    epoch: int  # of the lease: a later holder never writes over an earlier one's file, nor the other way round
+    device: str
+
+
+class Interrupted(Exception):
+    """The trial was left at a checkpoint, to be continued."""
+
+
+def run_trial(
+    trial: optuna.Trial,
+    parameters: Mapping[str, Scalar],
+    setting: TrialSetting,
+    on_evaluation: Callable[[Evaluation], bool],
+) -> TrialOutcome:
+    """Train the trial's network, from its last checkpoint if there is one.
+
+    Args:
+        trial: a running Optuna trial, new or continued.
+        parameters: its searched values.
+        setting: study, text, folder, device.
+        on_evaluation: told of each evaluation before Optuna is; False: leave now. What it raises ends the trial here.
+
+    Raises:
+        Interrupted: `on_evaluation` said so; the checkpoint is written.
+        ModelError: text, disk or network do not allow training.
+    """
+    try:
+        config = setting.spec.run_with(parameters)
+    except ConfigError as error:  # each value is sound, this combination is not
+        facts = {"hpo:outcome": "failed", "hpo:reason": str(error)}
+        return TrialOutcome(state="PRUNED", violations=("invalid",), attributes=facts)
+    resume_from = latest_checkpoint(setting.folder)
+
+    def report(evaluation: Evaluation) -> Decision:
+        go_on = on_evaluation(evaluation)
+        trial.report(evaluation.val_loss, evaluation.milestone)
+        if not go_on:
+            return Decision.INTERRUPT
+        last = evaluation.milestone == config.training.evaluations
+        return Decision.CONTINUE if last or not is_behind(setting.spec, trial, evaluation.milestone) else Decision.PRUNE
+
+    if resume_from is not None:
+        _report_missing(trial, load_history(resume_from))
+    result = train(
+        config,
+        setting.corpus,
+        device=setting.device,
+        save_to=setting.folder / f"checkpoint-{setting.epoch}.pt",
+        resume_from=resume_from,
+        on_evaluation=report,
+    )
+    if result.outcome == "interrupted":
+        raise Interrupted(result.reason)
+    attributes: dict[str, Any] = {"hpo:run": config.parameters(), **_machine(setting, resume_from)}
+    return _outcome(result, attributes)
+
+
+def failed(error: Exception, log: Path) -> TrialOutcome:
+    """The outcome of a trial that raised what nobody expected."""
+    reason = f"{type(error).__name__}: {error}; see {log}"
+    return TrialOutcome(state="FAIL", attributes={"hpo:outcome": "failed", "hpo:reason": reason})
+
+
+def latest_checkpoint(folder: Path) -> Path | None:
+    """The newest checkpoint of a trial: the one of the latest lease."""
+    found = sorted(folder.glob("checkpoint-*.pt"), key=lambda path: int(path.stem.rpartition("-")[2]))
+    return found[-1] if found else None
+
+
+def tidy(folder: Path, outcome: TrialOutcome) -> None:
+    """Keep the last checkpoint of a complete trial; nothing of the others."""
+    if outcome.state != "COMPLETE":
+        shutil.rmtree(folder, ignore_errors=True)
+        return
+    last = latest_checkpoint(folder)
+    for path in folder.glob("checkpoint-*.pt"):
+        if path != last:
+            path.unlink(missing_ok=True)
+
+
+def _report_missing(trial: optuna.Trial, history: tuple[Evaluation, ...]) -> None:
+    """Report what a checkpoint holds and Optuna was never told: a crash came between the two."""
+    known = trial.storage.get_trial(trial._trial_id).intermediate_values
+    for evaluation in history:
+        if evaluation.milestone not in known:
+            trial.report(evaluation.val_loss, evaluation.milestone)
+
+
+def _outcome(result: TrainingResult, attributes: dict[str, Any]) -> TrialOutcome:
+    attributes |= {
+        "hpo:outcome": result.outcome,
+        "hpo:reason": result.reason,
+        "hpo:suspicious": result.suspicious,
+        "hpo:history": [_finite(dataclasses.asdict(evaluation)) for evaluation in result.history],
+    }
+    if result.outcome == "complete":
+        return TrialOutcome(state="COMPLETE", values=(result.history[-1].val_loss,), attributes=attributes)
+    violations = (result.outcome,) if result.outcome in ("diverged", "out_of_memory") else ()
+    return TrialOutcome(state="PRUNED", violations=violations, attributes=attributes)
+
+
+def _machine(setting: TrialSetting, resume_from: Path | None) -> dict[str, Any]:
+    return {
+        "hpo:machine": {"device": setting.device, "threads": torch.get_num_threads()},
+        "hpo:continued": 0 if resume_from is None else setting.epoch - 1,
+    }
+
+
+def _finite(values: dict[str, Any]) -> dict[str, Any]:
+    """JSON knows neither infinity nor NaN: such a value is missing."""
+    return {name: None if isinstance(v, float) and not math.isfinite(v) else v for name, v in values.items()}

@@ -1,0 +1,69 @@
+"""From a study's specification to Optuna: distributions, sampler, pruner."""
+
+from __future__ import annotations
+
+import warnings
+
+import numpy as np
+import optuna
+
+from hpo.study_file import PLANNED, Dimension, StudySpec
+from model.config import Scalar, parameter_type
+
+
+def suggest(spec: StudySpec, trial: optuna.Trial) -> dict[str, Scalar]:
+    """Ask the sampler for every searched value; a trial that has values already keeps them."""
+    return {name: _suggest(trial, name, dimension) for name, dimension in spec.search.items()}
+
+
+def _suggest(trial: optuna.Trial, name: str, dimension: Dimension) -> Scalar:
+    if dimension.choices is not None:
+        chosen = trial.suggest_categorical(name, dimension.choices)
+        assert chosen is not None
+        return chosen
+    assert dimension.low is not None
+    assert dimension.high is not None
+    if parameter_type(name) is int:
+        low, high, step = int(dimension.low), int(dimension.high), int(dimension.step or 1)
+        return trial.suggest_int(name, low, high, log=dimension.log, step=step)
+    return trial.suggest_float(name, dimension.low, dimension.high, log=dimension.log, step=dimension.step)
+
+
+def make_sampler(spec: StudySpec, slot: int) -> optuna.samplers.BaseSampler:
+    """The sampler of one slot's trial.
+
+    Its seed comes from the study's seed and the slot: workers never draw the same random numbers, and a study that was
+    interrupted does not draw the first ones again.
+    """
+    seed = int(np.random.SeedSequence((spec.sampler.seed, slot)).generate_state(1)[0])
+    if spec.sampler.kind == "tpe":
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+            return optuna.samplers.TPESampler(seed=seed, n_startup_trials=spec.sampler.startup_trials)
+    return optuna.samplers.RandomSampler(seed=seed)
+
+
+def make_pruner(spec: StudySpec) -> optuna.pruners.BasePruner:
+    """The pruner, on a scale of evaluation milestones."""
+    pruner = spec.pruner
+    if pruner.kind == "successive_halving":
+        return optuna.pruners.SuccessiveHalvingPruner(
+            min_resource=pruner.first_milestone, reduction_factor=pruner.reduction
+        )
+    if pruner.kind == "median":
+        return optuna.pruners.MedianPruner(n_startup_trials=0, n_warmup_steps=pruner.first_milestone - 1)
+    return optuna.pruners.NopPruner()
+
+
+def is_behind(spec: StudySpec, trial: optuna.Trial, milestone: int) -> bool:
+    """Whether to prune the trial, which has just reported at this milestone.
+
+    The pruner is asked in any case, because asking is how successive halving takes note of a trial. Its answer counts
+    only with enough peers, and never against the baseline and other planned trials: verdicts need them whole.
+    """
+    behind = trial.should_prune()
+    if not behind or trial.user_attrs.get("hpo:role") in PLANNED:
+        return False
+    others = trial.study.get_trials(deepcopy=False)
+    peers = sum(milestone in other.intermediate_values for other in others if other.number != trial.number)
+    return peers >= spec.pruner.peers

@@ -1,0 +1,262 @@
+"""The sweep's slots and leases: what makes totals exact and lets a trial survive its worker.
+
+A study that is to end with N trials has N rows here, in its own database. A worker claims a slot by a lease: owner,
+epoch, expiry. It renews the lease on a timer; a lease that expired is claimed by the next worker under epoch + 1, which
+continues the same Optuna trial. Every later write of a worker compares owner and epoch first, so that one which lost
+its lease changes nothing.
+
+    open ──claim──▶ leased ──finishing──▶ finishing ──(tell Optuna)──▶ done
+      ◀──release───   │  ▲                    │  ▲
+                      └──┘ claim when expired └──┘ claim when expired: tell again, with the stored outcome
+
+Times are the database's, so that machines need not agree on the clock.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import sqlalchemy as sa
+from sqlalchemy.dialects import postgresql, sqlite
+
+LEASE_S = 30.0  # an unrenewed lease is another worker's after this
+RENEWALS = 3  # per lease
+
+_CLOCKS = {
+    "sqlite": "(julianday('now') - 2440587.5) * 86400.0",
+    "postgresql": "extract(epoch from clock_timestamp())",
+}
+_metadata = sa.MetaData()
+_slots = sa.Table(
+    "hpo_slots",
+    _metadata,
+    sa.Column("study_id", sa.Integer, primary_key=True),
+    sa.Column("number", sa.Integer, primary_key=True),
+    sa.Column("state", sa.String(16), nullable=False, default="open"),
+    sa.Column("owner", sa.String(200)),
+    sa.Column("epoch", sa.Integer, nullable=False, default=0),
+    sa.Column("expires_at", sa.Double),  # seconds since 1970 on the database's clock
+    sa.Column("trial_number", sa.Integer),
+    sa.Column("outcome", sa.Text),  # JSON, from `finishing` on
+)
+_studies = sa.Table(
+    "hpo_studies",
+    _metadata,
+    sa.Column("study_id", sa.Integer, primary_key=True),
+    sa.Column("record", sa.Text, nullable=False),  # JSON: what the study was made from; the first writer's stands
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrialOutcome:
+    """How a trial ended, in the form in which it waits in its slot until Optuna has been told."""
+
+    state: Literal["COMPLETE", "PRUNED", "FAIL"]
+    values: tuple[float, ...] = ()  # final validation loss, nats per token; of complete trials alone
+    violations: tuple[str, ...] = ()  # constraints that the trial breaks, so that the sampler avoids its region
+    attributes: dict[str, Any] = field(default_factory=dict)  # Optuna user attributes
+
+    def to_json(self) -> str:
+        """The text that is stored."""
+        return json.dumps(dataclasses.asdict(self))
+
+    @classmethod
+    def from_json(cls, text: str) -> TrialOutcome:
+        """The outcome that `to_json` gave."""
+        content = json.loads(text)
+        return cls(**{**content, "values": tuple(content["values"]), "violations": tuple(content["violations"])})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lease:
+    """A worker's right to one slot, until it expires or another worker's epoch begins."""
+
+    slot: int
+    owner: str
+    epoch: int
+    trial_number: int | None  # of the trial to continue; None: not begun
+    outcome: TrialOutcome | None  # set where only telling Optuna is left
+
+
+@dataclass(frozen=True, kw_only=True)
+class SlotCounts:
+    """How many of the first N slots are in which state."""
+
+    done: int = 0
+    leased: int = 0  # finishing ones included; their workers may be dead until the lease has expired
+    open: int = 0
+
+
+class Slots:
+    """The slots of one study.
+
+    Args:
+        engine: of the database that holds the study.
+        study_id: Optuna's id of the study there.
+        lease_s: seconds after which an unrenewed lease may be taken over.
+    """
+
+    def __init__(self, engine: sa.Engine, study_id: int, lease_s: float = LEASE_S) -> None:
+        self.engine = engine
+        self.study_id = study_id
+        self.lease_s = lease_s
+        self._now: sa.ColumnElement[float] = sa.literal_column(_CLOCKS[engine.dialect.name], sa.Double)
+
+    def create(self, record: dict[str, Any]) -> dict[str, Any]:
+        """Make the tables and store what the study is made from, unless that was done before.
+
+        Returns:
+            The record that stands: this one, or the one of whoever was first.
+        """
+        _metadata.create_all(self.engine)
+        with self.engine.begin() as connection:
+            connection.execute(
+                self._insert_if_absent(_studies), [{"study_id": self.study_id, "record": json.dumps(record)}]
+            )
+        found = self.record()
+        assert found is not None
+        return found
+
+    def record(self) -> dict[str, Any] | None:
+        """What the study was made from; None for a study that another program made."""
+        if not sa.inspect(self.engine).has_table("hpo_studies"):
+            return None
+        with self.engine.connect() as connection:
+            text = connection.scalar(sa.select(_studies.c.record).where(_studies.c.study_id == self.study_id))
+        return None if text is None else json.loads(text)
+
+    def ensure(self, total: int) -> None:
+        """Add the slots that are missing up to `total`; none is ever removed."""
+        with self.engine.begin() as connection:
+            mine = _slots.c.study_id == self.study_id
+            present = set(connection.scalars(sa.select(_slots.c.number).where(mine)))
+            rows = [{"study_id": self.study_id, "number": number} for number in range(total) if number not in present]
+            if rows:
+                connection.execute(self._insert_if_absent(_slots), rows)
+
+    def claim(self, owner: str, total: int) -> Lease | None:
+        """Lease one of the first `total` slots: an interrupted one before a new one; None where none is free.
+
+        One statement, so that no two workers get the same slot.
+        """
+        expired = _slots.c.state.in_(("leased", "finishing")) & (_slots.c.expires_at < self._now)
+        free = (_slots.c.study_id == self.study_id) & (_slots.c.number < total)
+        begun_first = sa.case((_slots.c.state == "finishing", 0), (_slots.c.trial_number.is_not(None), 1), else_=2)
+        chosen = (
+            sa.select(_slots.c.number)
+            .where(free & ((_slots.c.state == "open") | expired))
+            .order_by(begun_first, _slots.c.number)
+            .limit(1)
+            .with_for_update(skip_locked=True)
+            .scalar_subquery()
+        )
+        take = (
+            _slots.update()
+            .where((_slots.c.study_id == self.study_id) & (_slots.c.number == chosen))
+            .values(
+                state=sa.case((_slots.c.state == "finishing", "finishing"), else_="leased"),
+                owner=owner,
+                epoch=_slots.c.epoch + 1,
+                expires_at=self._now + self.lease_s,
+            )
+            .returning(_slots.c.number, _slots.c.epoch, _slots.c.trial_number, _slots.c.outcome)
+        )
+        with self.engine.begin() as connection:
+            row = connection.execute(take).one_or_none()
+        if row is None:
+            return None
+        outcome = None if row.outcome is None else TrialOutcome.from_json(row.outcome)
+        return Lease(slot=row.number, owner=owner, epoch=row.epoch, trial_number=row.trial_number, outcome=outcome)
+
+    def bind(self, lease: Lease, trial_number: int) -> bool:
+        """Note which Optuna trial fills the slot. False: the lease is lost."""
+        return self._write(lease, trial_number=trial_number)
+
+    def renew(self, lease: Lease) -> bool:
+        """Push the expiry on, also of an expired lease that nobody took. False: the lease is lost."""
+        return self._write(lease, expires_at=self._now + self.lease_s)
+
+    def finish(self, lease: Lease, outcome: TrialOutcome) -> bool:
+        """Fix how the trial ended; from here on it only remains to tell Optuna. False: the lease is lost."""
+        return self._write(lease, state="finishing", outcome=outcome.to_json(), expires_at=self._now + self.lease_s)
+
+    def done(self, lease: Lease) -> bool:
+        """Note that Optuna knows. False: the lease is lost."""
+        return self._write(lease, state="done", owner=None, expires_at=None)
+
+    def release(self, lease: Lease) -> bool:
+        """Give the slot back, its trial to be continued by anyone. False: the lease is lost."""
+        return self._write(lease, state="open", owner=None, expires_at=None)
+
+    def release_owner(self, owner: str) -> None:
+        """Let a dead worker's leases expire now."""
+        held = (_slots.c.study_id == self.study_id) & (_slots.c.owner == owner)
+        with self.engine.begin() as connection:
+            connection.execute(_slots.update().where(held).values(expires_at=self._now - 1))
+
+    def counts(self, total: int) -> SlotCounts:
+        """States of the first `total` slots."""
+        group = sa.case((_slots.c.state == "finishing", "leased"), else_=_slots.c.state)
+        mine = (_slots.c.study_id == self.study_id) & (_slots.c.number < total)
+        with self.engine.connect() as connection:
+            rows = connection.execute(sa.select(group, sa.func.count()).where(mine).group_by(group))
+            return SlotCounts(**dict(rows.tuples().all()))
+
+    def total(self) -> int:
+        """How many slots there are: the largest total that was ever asked for."""
+        mine = _slots.c.study_id == self.study_id
+        with self.engine.connect() as connection:
+            return connection.scalar(sa.select(sa.func.count()).select_from(_slots).where(mine)) or 0
+
+    def owners(self) -> dict[int, str]:
+        """Owner of each live lease, by trial number."""
+        live = _slots.c.state.in_(("leased", "finishing")) & (_slots.c.expires_at >= self._now)
+        mine = (_slots.c.study_id == self.study_id) & _slots.c.trial_number.is_not(None)
+        with self.engine.connect() as connection:
+            return dict(
+                connection.execute(sa.select(_slots.c.trial_number, _slots.c.owner).where(mine & live)).tuples()
+            )
+
+    def _write(self, lease: Lease, **values: Any) -> bool:
+        held = (
+            (_slots.c.study_id == self.study_id)
+            & (_slots.c.number == lease.slot)
+            & (_slots.c.owner == lease.owner)
+            & (_slots.c.epoch == lease.epoch)
+        )
+        with self.engine.begin() as connection:
+            return connection.execute(_slots.update().where(held).values(**values)).rowcount == 1
+
+    def _insert_if_absent(self, table: sa.Table) -> sa.Insert:
+        dialect = sqlite if self.engine.dialect.name == "sqlite" else postgresql
+        statement: sa.Insert = dialect.insert(table).on_conflict_do_nothing()
+        return statement
+
+
+@contextlib.contextmanager
+def renewed(slots: Slots, lease: Lease) -> Iterator[None]:
+    """Renew a lease on a timer. That it was lost shows at the holder's next write, which compares owner and epoch.
+
+    A database that cannot be reached for a while is no loss: the next renewal may succeed.
+    """
+    ended = threading.Event()
+
+    def keep() -> None:
+        while not ended.wait(slots.lease_s / RENEWALS):
+            with contextlib.suppress(sa.exc.SQLAlchemyError):
+                if not slots.renew(lease):
+                    return
+
+    keeper = threading.Thread(target=keep, name="lease", daemon=True)
+    keeper.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        keeper.join()

@@ -1,0 +1,322 @@
+"""Study files: TOML in, a frozen and validated `StudySpec` out.
+
+A study file is one complete named configuration. `[run]` holds the values that every trial shares, `[search]` those
+that are searched; both use the names of `model.config`. `[profile.cpu]` and `[profile.cuda]` override any section.
+The grammar is documented in docs/study-files.md.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.resources
+import itertools
+import json
+import tomllib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from hpo.errors import StudyFileError
+from model.config import RunConfig, Scalar, build_run, parameter_type
+from model.errors import ConfigError
+from model.tokenizer import TokenizerChoice, TokenizerKind
+
+Profile = Literal["cpu", "cuda"]
+Role = Literal["baseline", "known", "grid", "search"]
+PLANNED: tuple[Role, ...] = ("baseline", "known", "grid")  # roles of trials whose values the study file gives
+SHARED = ("budget_tokens", "evaluations", "evaluation_tokens", "seed")  # never searched
+Positive = Annotated[int, Field(gt=0)]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+
+class Dimension(_Section):
+    """One searched value: an interval (`low`, `high`, `log`, `step`) or a list (`choices`)."""
+
+    low: float | None = Field(default=None, allow_inf_nan=False)
+    high: float | None = Field(default=None, allow_inf_nan=False)
+    log: bool = False
+    step: float | None = Field(default=None, gt=0, allow_inf_nan=False)
+    choices: tuple[Scalar, ...] | None = Field(default=None, strict=False)
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Dimension:
+        if self.choices is not None:
+            if (self.low, self.high, self.step, self.log) != (None, None, None, False):
+                raise ValueError("choices stand alone, without low, high, log or step")
+            if len(set(self.choices)) != len(self.choices) or not self.choices:
+                raise ValueError(f"choices must be different values, at least one, got {list(self.choices)}")
+            return self
+        if self.low is None or self.high is None:
+            raise ValueError("needs low and high, or choices")
+        if self.low > self.high:
+            raise ValueError(f"low {self.low:g} is above high {self.high:g}")
+        if self.log and self.low <= 0:
+            raise ValueError(f"a logarithmic scale must start above 0, got low {self.low:g}")
+        if self.log and self.step is not None:
+            raise ValueError("log and step exclude each other")
+        return self
+
+    @property
+    def corners(self) -> tuple[Scalar, ...]:
+        """The values between which, or out of which, a trial's value comes."""
+        if self.choices is not None:
+            return self.choices
+        assert self.low is not None
+        assert self.high is not None
+        return self.low, self.high
+
+    def holds(self, value: Scalar) -> bool:
+        """Whether a trial may have this value."""
+        if self.choices is not None:
+            return value in self.choices
+        assert self.low is not None
+        assert self.high is not None
+        return isinstance(value, int | float) and self.low <= value <= self.high
+
+
+class TextSection(_Section):
+    """What is read, and in which tokens."""
+
+    corpus: str = "auto"
+    tokenizer: TokenizerKind = "bpe"
+    vocabulary: int = Field(default=0, ge=0)
+
+    @property
+    def choice(self) -> TokenizerChoice:
+        """The tokenizer to train."""
+        return TokenizerChoice(kind=self.tokenizer, vocabulary=self.vocabulary)
+
+
+class SamplerSection(_Section):
+    """How new configurations are proposed."""
+
+    kind: Literal["tpe", "random", "grid"] = "tpe"
+    startup_trials: int = Field(default=8, ge=1)  # random ones before TPE models anything; it counts the planned ones
+    seed: int = Field(default=1, ge=0)
+
+
+class PrunerSection(_Section):
+    """How trials that fall behind are ended early, at evaluation milestones; planned ones never are."""
+
+    kind: Literal["successive_halving", "median", "none"] = "successive_halving"
+    first_milestone: Positive = 2  # earliest evaluation after which a trial may be pruned
+    reduction: int = Field(default=3, ge=2)  # successive halving: one in so many goes on
+    peers: Positive = 3  # other trials needed at a milestone before one is pruned there
+
+
+class StoppingSection(_Section):
+    """When the whole study ends before its total."""
+
+    trials_without_improvement: Positive | None = None
+
+
+class StudySpec(_Section):
+    """A complete, validated study, with the profile's overrides applied."""
+
+    name: str = Field(min_length=1, max_length=200)
+    description: str = ""
+    trials: Positive = 40
+    profile: Profile
+    text: TextSection = TextSection()
+    run: dict[str, Scalar]
+    search: dict[str, Dimension] = Field(min_length=1)
+    baseline: dict[str, Scalar] = {}
+    known: tuple[dict[str, Scalar], ...] = Field(default=(), strict=False)
+    sampler: SamplerSection = SamplerSection()
+    pruner: PrunerSection = PrunerSection()
+    stopping: StoppingSection = StoppingSection()
+
+    @field_validator("name")
+    @classmethod
+    def _printable(cls, name: str) -> str:
+        if not name.isprintable() or name != name.strip():
+            raise ValueError(f"must be printable text without blanks at its ends, got {name!r}")
+        return name
+
+    @model_validator(mode="after")
+    def _runs_can_be_built(self) -> StudySpec:
+        """Every value a trial could get is one that a run accepts; so are the configurations that are run first."""
+        for name in self.run:
+            _named("run", name, lambda name=name: parameter_type(name))
+        _named("run", "", lambda: build_run(self.run))
+        _named("text", "", lambda: self.text.choice)
+        for name, dimension in self.search.items():
+            _check_dimension(name, dimension)
+            for value in dimension.corners:
+                _named("search", name, lambda name=name, value=value: self.run_with({name: _typed(name, value)}))
+        for place, given in enumerate((self.baseline, *self.known)):
+            section = f"known[{place - 1}]" if place else "baseline"
+            for name, value in given.items():
+                if name not in self.search:
+                    raise ValueError(f"{section}.{name}: not a searched value; put what all trials share under [run]")
+                if not self.search[name].holds(value):
+                    raise ValueError(f"{section}.{name}: {value!r} is outside search.{name}")
+            _named(section, "", lambda given=given: self.run_with(given))
+        if self.sampler.kind == "grid" and any(dimension.choices is None for dimension in self.search.values()):
+            raise ValueError("sampler.kind: a grid needs choices for every searched value")
+        return self
+
+    def run_with(self, parameters: Mapping[str, Scalar]) -> RunConfig:
+        """The run of a trial with these searched values.
+
+        Raises:
+            ConfigError: a value that a run does not accept.
+        """
+        return build_run({**self.run, **parameters})
+
+    def planned(self) -> tuple[tuple[Role, dict[str, Scalar]], ...]:
+        """What is run first, in order: the baseline, known configurations, and a grid's remaining points."""
+        baseline = self._complete(self.baseline)
+        plan: list[tuple[Role, dict[str, Scalar]]] = [("baseline", baseline)]
+        plan += [("known", self._complete(given)) for given in self.known]
+        if self.sampler.kind == "grid":
+            done = [parameters for _, parameters in plan]
+            plan += [("grid", point) for point in self._grid() if point not in done]
+        return tuple(plan)
+
+    def most_trials(self) -> int | None:
+        """How many different trials there are: a grid's size, or None for no limit."""
+        return len(self.planned()) if self.sampler.kind == "grid" else None
+
+    def identity(self) -> dict[str, Any]:
+        """What must be equal for two sessions to work on one study; totals and texts for people are not in it.
+
+        The corpus is absent because its content counts, not the name under which it was found.
+        """
+        content = self.model_dump(mode="json", exclude={"description", "trials", "stopping", "profile"})
+        del content["text"]["corpus"]
+        return content
+
+    def digest(self) -> str:
+        """Sixteen hexadecimal digits of the identity."""
+        return hashlib.sha256(json.dumps(self.identity(), sort_keys=True).encode()).hexdigest()[:16]
+
+    def _complete(self, given: Mapping[str, Scalar]) -> dict[str, Scalar]:
+        """Values for all searched names: the given ones, else what a run has anyway."""
+        whole = {**self.run, **self.run_with(given).parameters(), **given}
+        return {name: _typed(name, whole[name]) for name in self.search}
+
+    def _grid(self) -> Iterator[dict[str, Scalar]]:
+        choices = [[_typed(name, value) for value in dimension.corners] for name, dimension in self.search.items()]
+        for point in itertools.product(*choices):
+            yield dict(zip(self.search, point, strict=True))
+
+
+def load_study_file(study: str, profile: Profile) -> StudySpec:
+    """Load a study by the name of a shipped file, or from a path.
+
+    Args:
+        study: a name such as `lambda_phi`, or a path that ends in `.toml`.
+        profile: whose overrides to apply.
+
+    Raises:
+        StudyFileError: unknown, unreadable or inconsistent; the message names the key or the line.
+    """
+    if study.endswith(".toml"):
+        origin, text = study, _read(Path(study))
+    elif study in shipped_studies():
+        origin = f"studies/{study}.toml"
+        text = importlib.resources.files("studies").joinpath(f"{study}.toml").read_text(encoding="utf-8")
+    else:
+        names = ", ".join(shipped_studies())
+        raise StudyFileError(f"unknown study {study!r}: shipped are {names}; a file of your own ends in .toml")
+    return parse_study(text, origin, profile)
+
+
+def shipped_studies() -> dict[str, str]:
+    """Name and description of every study file that comes with the program."""
+    files = importlib.resources.files("studies").iterdir()
+    texts = {file.name.removesuffix(".toml"): file.read_text("utf-8") for file in files if file.name.endswith(".toml")}
+    return {name: tomllib.loads(text).get("description", "") for name, text in sorted(texts.items())}
+
+
+def parse_study(text: str, origin: str, profile: Profile) -> StudySpec:
+    """Parse and validate a study file's text; `origin` is its name in messages.
+
+    Raises:
+        StudyFileError: as `load_study_file`.
+    """
+    try:
+        content = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise StudyFileError(f"{origin}: not valid TOML: {error}") from error
+    profiles = content.pop("profile", {})
+    if not isinstance(profiles, dict) or not set(profiles) <= {"cpu", "cuda"}:
+        raise StudyFileError(f"{origin}: profile: only [profile.cpu] and [profile.cuda] are known")
+    if "profile" in profiles.get(profile, {}):
+        raise StudyFileError(f"{origin}: profile.{profile}.profile: unknown key")
+    specs = [_validated(origin, _merged(content, profiles.get(each, {})), each) for each in _ordered(profile)]
+    return specs[0]
+
+
+def _ordered(profile: Profile) -> tuple[Profile, ...]:
+    """The wanted profile first; the other is validated too, so that a file that works here works there."""
+    return ("cpu", "cuda") if profile == "cpu" else ("cuda", "cpu")
+
+
+def _validated(origin: str, content: dict[str, Any], profile: Profile) -> StudySpec:
+    try:
+        return StudySpec.model_validate({**content, "profile": profile})
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        key = ".".join(str(part) for part in first["loc"])
+        rule = first["msg"].removeprefix("Value error, ")
+        if first["type"] == "extra_forbidden":
+            rule = "unknown key"
+        elif first["type"] not in ("value_error", "missing"):
+            rule = f"{rule}, got {first['input']!r}"
+        raise StudyFileError(f"{origin}: {key}: {rule}" if key else f"{origin}: {rule}") from error
+
+
+def _merged(base: Mapping[str, Any], override: Mapping[str, Any]) -> dict[str, Any]:
+    """Sections are merged key by key; a searched value is replaced whole."""
+    merged = dict(base)
+    for section, content in override.items():
+        old = base.get(section)
+        merged[section] = {**old, **content} if isinstance(old, dict) and isinstance(content, dict) else content
+    return merged
+
+
+def _check_dimension(name: str, dimension: Dimension) -> None:
+    if name in SHARED:
+        raise ValueError(f"search.{name}: all trials share it, or they could not be compared; put it under [run]")
+    expected = _named("search", name, lambda: parameter_type(name))
+    if dimension.choices is None:
+        if expected not in (int, float):
+            raise ValueError(f"search.{name}: is {expected.__name__}, so it needs choices")
+        whole = (dimension.low, dimension.high, dimension.step or 1)
+        if expected is int and any(value != int(value) for value in whole if value is not None):
+            raise ValueError(f"search.{name}: is a whole number, so low, high and step are too")
+
+
+def _typed(name: str, value: Scalar) -> Scalar:
+    """A value from a file as the type that a run has it in: 1 becomes 1.0, 2.0 becomes 2."""
+    expected = parameter_type(name)
+    if expected is float and type(value) is int:
+        return float(value)
+    if expected is int and type(value) is float and value.is_integer():
+        return int(value)
+    return value
+
+
+def _named(section: str, name: str, build: Any) -> Any:
+    """Call `build`; a configuration error is told with the key it belongs to."""
+    try:
+        return build()
+    except ConfigError as error:
+        rule = str(error).removeprefix(f"{name}: ")
+        raise ValueError(f"{section}.{name}: {rule}" if name else f"{section}: {rule}") from error
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise StudyFileError(f"{path}: cannot be read ({error.strerror})") from error
+    except UnicodeDecodeError as error:
+        raise StudyFileError(f"{path}: not UTF-8 at byte {error.start}") from error

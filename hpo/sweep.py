@@ -1,0 +1,179 @@
+"""A sweep: an Optuna study together with its slots, and how the two are kept in step."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import optuna
+from optuna.storages import BaseStorage
+from optuna.trial import FrozenTrial, TrialState
+
+from hpo.errors import StudyError
+from hpo.search_space import make_pruner, make_sampler
+from hpo.slots import LEASE_S, Lease, Slots, TrialOutcome
+from hpo.storage import Database
+from hpo.study_file import StudySpec
+
+STUDY_ATTRIBUTE = "hpo:study"
+LAST_RUN_ATTRIBUTE = "hpo:last_run"
+METRIC = "validation loss (nats per token)"
+
+
+@dataclass
+class Sweep:
+    """One study, its slots, and the record of what it was made from.
+
+    The record is plain data: uid, created_at, profile, spec, corpus, tokenizer, hardware, versions.
+    """
+
+    storage: BaseStorage
+    study: optuna.Study
+    slots: Slots
+    record: dict[str, Any]
+
+    def __post_init__(self) -> None:
+        self.spec = StudySpec.model_validate(self.record["spec"])
+        self.study.pruner = make_pruner(self.spec)
+        self.plan = self.spec.planned()
+
+    @property
+    def uid(self) -> str:
+        """Eight hexadecimal digits that tell studies of one name apart."""
+        return str(self.record["uid"])
+
+    def begin(self, lease: Lease) -> optuna.Trial:
+        """The trial of a slot: the one bound to it, one that a crash left unbound, or a new one.
+
+        The trial is created in one transaction with the slot's number on it, so that a crash cannot orphan it.
+        """
+        self.study.sampler = make_sampler(self.spec, lease.slot)
+        number = lease.trial_number
+        if number is None and lease.epoch > 1:
+            number = self._unbound_trial(lease.slot)
+        if number is not None:
+            return optuna.Trial(self.study, self._trial_id(number))
+        role, parameters = self.plan[lease.slot] if lease.slot < len(self.plan) else ("search", {})
+        template = optuna.trial.create_trial(
+            state=TrialState.RUNNING,
+            system_attrs={"fixed_params": parameters},  # as Study.enqueue_trial stores them
+            user_attrs={"hpo:slot": lease.slot, "hpo:role": role},
+        )
+        return optuna.Trial(self.study, self.storage.create_new_trial(self.study._study_id, template))
+
+    def settle(self, lease: Lease, number: int, outcome: TrialOutcome) -> None:
+        """Tell Optuna how a trial ended, then mark its slot. A second call changes nothing."""
+        trial_id = self._trial_id(number)
+        frozen = self.storage.get_trial(trial_id)
+        if not frozen.state.is_finished():
+            for key, value in outcome.attributes.items():
+                self.storage.set_trial_user_attr(trial_id, key, value)
+            for name in outcome.violations:
+                if name not in frozen.constraints:
+                    optuna.Trial(self.study, trial_id).set_constraint(name, 1.0)
+            values = list(outcome.values) or None
+            self.study.tell(number, values, TrialState[outcome.state], skip_if_finished=True)
+        self.slots.done(lease)
+
+    def stopped_improving(self) -> bool:
+        """Whether the last `stopping.trials_without_improvement` trials to finish brought no better one."""
+        patience = self.spec.stopping.trials_without_improvement
+        if patience is None:
+            return False
+        finished = [trial for trial in self.study.get_trials(deepcopy=False) if trial.state.is_finished()]
+        finished.sort(key=lambda trial: (trial.datetime_complete, trial.number))
+        losses = [trial.value if is_feasible(trial) else None for trial in finished]
+        best = min((loss for loss in losses if loss is not None), default=None)
+        return best is not None and len(losses) - 1 - losses.index(best) >= patience
+
+    def best(self) -> FrozenTrial | None:
+        """The complete, feasible trial of lowest validation loss."""
+        complete = [trial for trial in self.study.get_trials(deepcopy=False) if is_feasible(trial)]
+        return min(complete, key=lambda trial: (trial.value, trial.number), default=None)
+
+    def _unbound_trial(self, slot: int) -> int | None:
+        running = self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
+        return next((trial.number for trial in running if trial.user_attrs.get("hpo:slot") == slot), None)
+
+    def _trial_id(self, number: int) -> int:
+        return self.storage.get_trial_id_from_study_id_trial_number(self.study._study_id, number)
+
+
+def is_feasible(trial: FrozenTrial) -> bool:
+    """Whether a trial is complete and breaks no constraint."""
+    return trial.state is TrialState.COMPLETE and all(value <= 0 for value in trial.constraints.values())
+
+
+def find_sweep(database: Database, name: str, lease_s: float = LEASE_S) -> Sweep | None:
+    """The sweep of this name, or None where the database has no study of this name.
+
+    Raises:
+        StudyError: the study was made by another program.
+    """
+    if name not in study_names(database):
+        return None
+    study = load_study(database, name)
+    slots = Slots(database.engine, study._study_id, lease_s)
+    record = slots.record()
+    if record is None:
+        raise StudyError(f"study {name!r} was made by another program, which alone can run it; name another")
+    return Sweep(database.storage, study, slots, record)
+
+
+def open_sweep(database: Database, name: str, lease_s: float = LEASE_S) -> Sweep:
+    """The sweep of this name.
+
+    Raises:
+        StudyError: unknown, or made by another program.
+    """
+    load_study(database, name)
+    sweep = find_sweep(database, name, lease_s)
+    assert sweep is not None
+    return sweep
+
+
+def create_sweep(database: Database, name: str, record: dict[str, Any], lease_s: float = LEASE_S) -> Sweep:
+    """Make a study and register what it is made from; where two do this at once, the first one's record stands."""
+    study = optuna.create_study(study_name=name, storage=database.storage, direction="minimize", load_if_exists=True)
+    slots = Slots(database.engine, study._study_id, lease_s)
+    standing = slots.create(record)
+    database.storage.set_study_system_attr(study._study_id, "study:metric_names", [METRIC])
+    study.set_user_attr(STUDY_ATTRIBUTE, standing)
+    return Sweep(database.storage, study, slots, standing)
+
+
+def load_study(database: Database, name: str) -> optuna.Study:
+    """A study of this name, whoever made it.
+
+    Raises:
+        StudyError: unknown.
+    """
+    names = study_names(database)
+    if name not in names:
+        held = f"there are {', '.join(names[:8])}" if names else "there is none yet; `hpo run` makes the first"
+        raise StudyError(f"unknown study {name!r}: {held}")
+    return optuna.load_study(study_name=name, storage=database.storage)
+
+
+def study_names(database: Database) -> list[str]:
+    """All studies of a database, in the order in which they were made."""
+    return [study.study_name for study in database.storage.get_all_studies()]
+
+
+def describe_studies(database: Database) -> list[str]:
+    """A line for each study of a database."""
+    lines = []
+    for summary in optuna.get_all_study_summaries(database.storage, include_best_trial=False):
+        record = summary.user_attrs.get(STUDY_ATTRIBUTE)
+        origin = f"{record['corpus']['name']}, profile {record['profile']}" if record else "made by another program"
+        lines.append(f"{summary.study_name:<18} {summary.n_trials} trials · {origin}")
+    return lines or ["none yet; `hpo run` makes the first"]
+
+
+def last_run(database: Database) -> str | None:
+    """The study that was run last, or None."""
+    stamped = [
+        (study.user_attrs.get(LAST_RUN_ATTRIBUTE, 0.0), study.study_name)
+        for study in optuna.get_all_study_summaries(database.storage, include_best_trial=False)
+    ]
+    return max(stamped)[1] if stamped else None

@@ -1,0 +1,193 @@
+"""What `hpo run` shows while it runs: a live table on a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+
+from optuna.trial import FrozenTrial
+from rich.console import Console, Group
+from rich.live import Live
+from rich.markup import escape
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from hpo.slots import SlotCounts
+from hpo.sweep import Sweep
+from hpo.worker import Event
+from model.config import Scalar
+
+
+@dataclass
+class Board:
+    """What is known about a running sweep."""
+
+    sweep: Sweep
+    total: int
+    started_at: float = field(default_factory=time.monotonic)
+    counts: SlotCounts = field(default_factory=SlotCounts)
+    done_before: int = 0
+    best: FrozenTrial | None = None
+    workers: dict[str, Event] = field(default_factory=dict)  # the last event of each
+
+    def __post_init__(self) -> None:
+        self.evaluations = self.sweep.spec.run_with({}).training.evaluations  # per trial
+        self.refresh()
+        self.done_before = self.counts.done
+
+    def refresh(self) -> None:
+        """Read counts and best trial from the database."""
+        self.counts = self.sweep.slots.counts(self.total)
+        self.best = self.sweep.best()
+
+    def hear(self, event: Event) -> None:
+        """Take in a worker's event."""
+        self.workers[event.worker] = event
+        if event.kind == "finished":
+            self.refresh()
+
+    def search_is_over(self) -> bool:
+        """Whether there is nothing left to run."""
+        return self.counts.done >= self.total or self.sweep.stopped_improving()
+
+    def ending(self) -> str:
+        """How far the search has come, and its best trial."""
+        parts = [f"{self.counts.done} of {self.total} trials finished"]
+        if self.counts.done < self.total and self.sweep.stopped_improving():
+            parts.append(f"ended after {self.sweep.spec.stopping.trials_without_improvement} without improvement")
+        if self.best is not None:
+            parts.append(f"best {describe_best(self.best)}")
+        return " · ".join(parts)
+
+    def seconds_left(self) -> float | None:
+        """At the pace so far, or None before the first trial has ended."""
+        finished = self.counts.done - self.done_before
+        if finished <= 0:
+            return None
+        return (time.monotonic() - self.started_at) / finished * (self.total - self.counts.done)
+
+    def tokens_per_s(self) -> float:
+        """Training tokens per second, all workers together."""
+        return sum(event.evaluation.tokens_per_s for event in self.workers.values() if event.evaluation)
+
+    def summary(self) -> str:
+        """Totals in one line."""
+        parts = [f"{self.counts.done}/{self.total} trials"]
+        if self.best is not None:
+            parts.append(f"best {describe_best(self.best)}")
+        if self.tokens_per_s():
+            parts.append(f"{self.tokens_per_s():,.0f} tokens/s")
+        left = self.seconds_left()
+        if left is not None and self.counts.done < self.total:
+            parts.append(f"{clock(left)} left")
+        return " · ".join(parts)
+
+
+class Lines:
+    """Plain lines, one per event that matters: for logs and pipes."""
+
+    def __init__(self, board: Board, console: Console) -> None:
+        self.board, self.console = board, console
+
+    def __enter__(self) -> Lines:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        return None
+
+    def hear(self, event: Event) -> None:
+        """Show an event."""
+        self.board.hear(event)
+        if event.kind == "finished":
+            self.say(f"{sentence(event)}  [{self.board.summary()}]")
+        elif event.kind == "restarted":
+            self.say(event.message)
+
+    def say(self, line: str) -> None:
+        """Show a line."""
+        self.console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+    def pulse(self) -> None:
+        """Nothing moves between lines."""
+
+
+class LiveTable(Lines):
+    """A table of workers that is redrawn in place; finished trials scroll past above it."""
+
+    def __init__(self, board: Board, console: Console) -> None:
+        super().__init__(board, console)
+        self.live = Live(self.draw(), console=console, refresh_per_second=4, transient=True)
+
+    def __enter__(self) -> LiveTable:
+        self.live.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.live.stop()
+
+    def pulse(self) -> None:
+        """Redraw."""
+        self.live.update(self.draw())
+
+    def draw(self) -> Group:
+        """The table and the totals below it."""
+        table = Table(box=None, pad_edge=False, header_style="dim")
+        for title in ("worker", "trial", "parameters", "progress", "", "val ppl", "tokens/s"):
+            table.add_column(title, justify="right" if title in ("val ppl", "tokens/s") else "left", no_wrap=True)
+        for name, event in sorted(self.board.workers.items()):
+            table.add_row(*self._row(name, event))
+        elapsed = clock(time.monotonic() - self.board.started_at)
+        bar = ProgressBar(total=self.board.total, completed=self.board.counts.done, width=40)
+        return Group(table, bar, Text(f"{self.board.summary()} · {elapsed} so far"))
+
+    def _row(self, name: str, event: Event) -> tuple[str | ProgressBar, ...]:
+        if event.kind == "waiting" or event.trial is None:
+            return name, "", "waiting for other workers' trials", "", "", "", ""
+        milestone = event.evaluation.milestone if event.evaluation else 0
+        if event.kind == "finished":
+            milestone = self.board.evaluations
+        val_ppl = f"{event.evaluation.val_ppl:.2f}" if event.evaluation else ""
+        speed = f"{event.evaluation.tokens_per_s:,.0f}" if event.evaluation else ""
+        bar = ProgressBar(total=self.board.evaluations, completed=milestone, width=20)
+        parameters = escape(describe_parameters(event.parameters))
+        return name, str(event.trial), parameters, bar, f"{milestone}/{self.board.evaluations}", val_ppl, speed
+
+
+def open_view(board: Board, console: Console) -> Lines:
+    """The view that suits the console."""
+    return LiveTable(board, console) if console.is_terminal else Lines(board, console)
+
+
+def sentence(event: Event) -> str:
+    """A finished trial in one line."""
+    assert event.outcome is not None
+    attributes = event.outcome.attributes
+    history = attributes.get("hpo:history") or [{}]
+    val_ppl = history[-1].get("val_ppl")
+    measured = f"val ppl {val_ppl:.2f}, " if val_ppl is not None else ""
+    outcome = attributes.get("hpo:outcome", event.outcome.state.lower())
+    reason = attributes.get("hpo:reason", "")
+    return f"trial {event.trial} {outcome}: {measured}{reason} · {describe_parameters(event.parameters)}"
+
+
+def describe_parameters(parameters: dict[str, Scalar]) -> str:
+    """`lambda_phi=0.05 dropout=0.1`."""
+    return " ".join(
+        f"{name}={value:.4g}" if isinstance(value, float) else f"{name}={value}" for name, value in parameters.items()
+    )
+
+
+def describe_best(trial: FrozenTrial) -> str:
+    """`val ppl 131.20 (trial 7)`; the loss where the perplexity is not known."""
+    history = trial.user_attrs.get("hpo:history") or [{}]
+    val_ppl = history[-1].get("val_ppl")
+    measured = f"val ppl {val_ppl:.2f}" if val_ppl is not None else f"value {trial.value:.4g}"
+    return f"{measured} (trial {trial.number})"
+
+
+def clock(seconds: float) -> str:
+    """`4:05` or `1:04:05`."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

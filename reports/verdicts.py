@@ -1,0 +1,187 @@
+"""Which complete trials may be compared, which of them is best, and how each stands to the baseline.
+
+Compared are trials under one budget of training tokens, on the scale of log-perplexity, shown as per cent of the
+baseline's perplexity. One run each is no evidence for a small difference, and no verdict says otherwise.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from statistics import NormalDist
+from typing import Literal
+
+from reports.records import StudyRecord, TrialRecord
+
+# Three WikiText-2 transformers that differed in seed alone reached 28.7, 29.4 and 30.1 (PROJECTION.md, section 6): a
+# standard deviation of 2.5 %. Two such runs differ by 7 % or more in one case of twenty (1.96 · √2 · 2.5 %).
+SEED_NOISE_PERCENT = 2.5
+INDISTINGUISHABLE_PERCENT = 7.0
+
+Standing = Literal[
+    "baseline",
+    "better",
+    "worse",
+    "not_distinguishable",
+    "not_compared",  # there is no baseline to compare with
+    "suspicious",
+    "infeasible",
+    "other_budget",
+    "not_finite",
+]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verdict:
+    """How a complete trial stands to the baseline."""
+
+    standing: Standing
+    percent: float | None = None  # of the baseline's val PPL that the trial's is above it; below: negative
+
+    @property
+    def text(self) -> str:
+        """The verdict in words, with its evidence."""
+        if self.percent is None:
+            return _WITHOUT_PERCENT[self.standing]
+        difference = "equal" if self.percent == 0 else f"{abs(self.percent):,.1f} % {_better_or_worse(self.percent)}"
+        if self.standing == "not_distinguishable":
+            return f"not distinguishable ({difference}, one run)"
+        return f"{difference} (one run, no verdict)"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """The complete trials, those that may be compared apart from those that may not."""
+
+    baseline: TrialRecord | None  # the study's, whether or not it can be compared with
+    budget_tokens: int | None  # under which trials are compared
+    ranked: tuple[TrialRecord, ...]  # best first; of equal ones the earlier first
+    unranked: tuple[TrialRecord, ...]  # complete, but not to be compared
+    verdicts: Mapping[int, Verdict]  # of complete trials, by number
+
+    @property
+    def winner(self) -> TrialRecord | None:
+        """The best of the comparable trials."""
+        return self.ranked[0] if self.ranked else None
+
+    @property
+    def tied(self) -> tuple[TrialRecord, ...]:
+        """The trials whose objective equals the winner's."""
+        return tuple(trial for trial in self.ranked[1:] if trial.values == self.ranked[0].values)
+
+    @property
+    def close(self) -> tuple[TrialRecord, ...]:
+        """The trials that one run each cannot tell from the winner."""
+        differences = ((trial, percent_above(trial, self.ranked[0])) for trial in self.ranked[1:])
+        return tuple(trial for trial, percent in differences if percent is not None and _is_small(percent))
+
+
+def compare(record: StudyRecord) -> Comparison:
+    """Rank the complete trials that may be compared, and hold them against the baseline.
+
+    Args:
+        record: a study; one with several objectives has no ranking.
+    """
+    complete = [trial for trial in record.trials if trial.outcome == "complete"]
+    baseline = _baseline(record)
+    budget = _budget(baseline, complete)
+    obstacles = {trial.number: _obstacle(trial, budget) for trial in complete}
+    if len(record.directions) == 1:
+        complete.sort(key=lambda trial: _place(trial, record.directions[0]))
+    ranked = [trial for trial in complete if len(record.directions) == 1 and obstacles[trial.number] is None]
+    reference = next((trial for trial in ranked if trial is baseline), None)
+    ranked_numbers = {trial.number for trial in ranked}
+    return Comparison(
+        baseline=baseline,
+        budget_tokens=budget,
+        ranked=tuple(ranked),
+        unranked=tuple(trial for trial in complete if trial.number not in ranked_numbers),
+        verdicts={trial.number: _verdict(trial, reference, obstacles[trial.number]) for trial in complete},
+    )
+
+
+def percent_above(trial: TrialRecord, reference: TrialRecord) -> float | None:
+    """Per cent by which a trial's val PPL is above the reference's: their difference in log-perplexity, exponentiated.
+
+    Returns:
+        Negative where the trial is better; None where either perplexity is missing.
+    """
+    ppl, reference_ppl = trial.measured.val_ppl, reference.measured.val_ppl
+    if not ppl or not reference_ppl or min(ppl, reference_ppl) < 0:
+        return None
+    return 100 * math.expm1(min(math.log(ppl) - math.log(reference_ppl), 700.0))  # e^700 still fits a float
+
+
+def expected_optimism_percent(runs: int) -> float:
+    """Per cent by which seed noise alone puts the best of equally good runs below their mean.
+
+    Source: the expected extreme of a normal sample by Blom's approximation (1958).
+    """
+    return SEED_NOISE_PERCENT * NormalDist().inv_cdf((runs - 0.375) / (runs + 0.25))
+
+
+def _place(trial: TrialRecord, direction: str) -> tuple[bool, float, int]:
+    """Sorts the best first, of equal ones the earlier, and those without a finite value last."""
+    value = trial.values[0]
+    if value is None:
+        return True, 0.0, trial.number
+    return False, -value if direction == "maximize" else value, trial.number
+
+
+def _baseline(record: StudyRecord) -> TrialRecord | None:
+    """The baseline, a complete one before any other."""
+    candidates = [trial for trial in record.trials if trial.is_baseline]
+    return min(candidates, key=lambda trial: (trial.outcome != "complete", trial.number), default=None)
+
+
+def _budget(baseline: TrialRecord | None, complete: list[TrialRecord]) -> int | None:
+    """The baseline's budget; without a baseline the commonest."""
+    if baseline is not None:
+        return baseline.budget_tokens
+    counts = Counter(trial.budget_tokens for trial in complete)
+    return counts.most_common(1)[0][0] if counts else None
+
+
+def _obstacle(trial: TrialRecord, budget: int | None) -> Standing | None:
+    """Why a complete trial may not be compared."""
+    if trial.suspicious:
+        return "suspicious"
+    if not trial.feasible:
+        return "infeasible"
+    if None in trial.values:
+        return "not_finite"
+    return "other_budget" if trial.budget_tokens != budget else None
+
+
+def _verdict(trial: TrialRecord, reference: TrialRecord | None, obstacle: Standing | None) -> Verdict:
+    if obstacle is not None:
+        return Verdict(standing=obstacle)
+    if trial is reference:
+        return Verdict(standing="baseline")
+    percent = None if reference is None else percent_above(trial, reference)
+    if percent is None:
+        return Verdict(standing="not_compared")
+    if _is_small(percent):
+        return Verdict(standing="not_distinguishable", percent=percent)
+    return Verdict(standing=_better_or_worse(percent), percent=percent)
+
+
+def _is_small(percent: float) -> bool:
+    """Whether the difference as printed is under the limit as printed."""
+    return round(abs(percent), 1) < INDISTINGUISHABLE_PERCENT
+
+
+def _better_or_worse(percent: float) -> Literal["better", "worse"]:
+    return "better" if percent < 0 else "worse"
+
+
+_WITHOUT_PERCENT: Mapping[Standing, str] = {
+    "baseline": "baseline",
+    "not_compared": "–",
+    "suspicious": "⚠ SUSPICIOUS, not compared",
+    "infeasible": "breaks a constraint, not compared",
+    "other_budget": "other budget, not compared",
+    "not_finite": "no finite value, not compared",
+}

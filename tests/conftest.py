@@ -1,0 +1,64 @@
+"""Fixtures that every suite may use: text under a tokenizer, and the real WikiText-2 where there is one.
+
+    .venv/bin/python -m pytest tests
+
+Heavy imports stay inside the fixtures, so that suites without a network start at once.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+from hypothesis import settings
+
+if TYPE_CHECKING:
+    from model.tokens import TokenizedCorpus
+
+REPOSITORY = Path(__file__).parents[1]
+WIKITEXT2_FILES = ("wiki.train.tokens", "wiki.valid.tokens", "wiki.test.tokens")
+
+# Two shared cores make wall-clock deadlines flaky; a fixed seed makes a failure in CI the failure at the desk.
+settings.register_profile("repository", deadline=None, derandomize=True, database=None)
+settings.load_profile("repository")
+
+
+@pytest.fixture(scope="session")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A cache of corpora and token files for the whole session; holds python-docs once that was asked for."""
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(scope="session")
+def python_docs(cache: Path) -> TokenizedCorpus:
+    """python-docs under a BPE of 512 tokens: about a million training tokens."""
+    from model.corpus import load_corpus
+    from model.tokenizer import TokenizerChoice
+    from model.tokens import tokenize_corpus
+
+    return tokenize_corpus(load_corpus("python-docs", cache), TokenizerChoice(vocabulary=512), cache)
+
+
+@pytest.fixture(scope="session")
+def small_corpus(cache: Path) -> TokenizedCorpus:
+    """The first pages of python-docs under a BPE of 300 tokens: some 30,000 training and 3,000 validation tokens."""
+    from model.corpus import Corpus, load_corpus
+    from model.tokenizer import TokenizerChoice
+    from model.tokens import tokenize_corpus
+
+    texts = load_corpus("python-docs", cache).texts
+    pages = {"train": texts["train"][:60_000], "valid": texts["valid"][:6_000], "test": texts["test"][:6_000]}
+    corpus = Corpus(name="small", source="small", origin="first pages of python-docs", texts=pages)
+    return tokenize_corpus(corpus, TokenizerChoice(vocabulary=300), cache)
+
+
+@pytest.fixture(scope="session")
+def wikitext2() -> Path:
+    """The folder of WikiText-2's token files: HPO_TEST_WIKITEXT2, or shared/data beside the repository."""
+    named = os.environ.get("HPO_TEST_WIKITEXT2")
+    folder = Path(named) if named else REPOSITORY.parent / "shared" / "data" / "wikitext-2"
+    if not all((folder / name).is_file() for name in WIKITEXT2_FILES):
+        pytest.skip(f"no WikiText-2 in {folder}; set HPO_TEST_WIKITEXT2 to its folder")
+    return folder

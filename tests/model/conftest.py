@@ -1,0 +1,52 @@
+"""Fixtures of the model's suite alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+
+from model.checkpoint import load_checkpoint
+from model.config import RunConfig, build_run
+from model.tokens import TokenizedCorpus
+from model.training import TrainingResult, train
+from model.transformer import Transformer
+
+
+@pytest.fixture(autouse=True, scope="session")
+def one_thread() -> Iterator[None]:
+    """One thread: the machine is shared, and exactness is promised for an equal number of threads."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@dataclass(frozen=True)
+class Trained:
+    config: RunConfig
+    result: TrainingResult
+    network: Transformer  # in evaluation mode, its memory full
+
+
+@pytest.fixture(scope="session")
+def trained(python_docs: TokenizedCorpus, tmp_path_factory: pytest.TempPathFactory) -> Trained:
+    """A small network that has learned something of python-docs."""
+    config = build_run(
+        {
+            "preset": "nano",
+            "width": 64,
+            "batch_size": 2,
+            "learning_rate": 3e-3,
+            "budget_tokens": 150_000,
+            "evaluations": 3,
+        }
+    )
+    path = tmp_path_factory.mktemp("trained") / "checkpoint.pt"
+    result = train(config, python_docs, save_to=path)
+    network = Transformer(config.architecture, python_docs.tokenizer.vocabulary)
+    network.load_state_dict(load_checkpoint(path)["network"])
+    return Trained(config, result, network.eval())

@@ -1,0 +1,251 @@
+"""Shapes: B sequences, T positions, D channels, K channels of a key, M slots."""
+
+from __future__ import annotations
+
+import copy
+import math
+from typing import get_args
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from model.config import MemoryGate
+from model.memory import CLOSED_GATE, INITIAL_THRESHOLD, PHI_SHARE, RECENCY, RECENCY_WRITES, PhiMemory
+
+WIDTH, KEY_WIDTH, SLOTS, LENGTH = 8, 4, 6, 12
+both_gates = pytest.mark.parametrize("gate", get_args(MemoryGate))
+
+
+def memory(gate: MemoryGate = "static", slots: int = SLOTS) -> PhiMemory:
+    torch.manual_seed(0)
+    return PhiMemory(WIDTH, KEY_WIDTH, slots, gate)
+
+
+def received(batch: int) -> Tensor:
+    return torch.randn(batch, LENGTH).softmax(-1)
+
+
+def write(into: PhiMemory, *phis: float, seed: int = 0) -> Tensor:
+    """Offer one random sequence per Φ; returns their states."""
+    torch.manual_seed(seed)
+    hidden_BTD = torch.randn(len(phis), LENGTH, WIDTH)
+    into.write(hidden_BTD, torch.tensor(phis), received(len(phis)))
+    return hidden_BTD
+
+
+def snapshot(of: PhiMemory) -> dict[str, Tensor]:
+    return copy.deepcopy(of.state_dict())
+
+
+def assert_same(left: dict[str, Tensor], right: dict[str, Tensor]) -> None:
+    assert left.keys() == right.keys()
+    assert all(torch.equal(left[name], right[name]) for name in left)
+
+
+# ---------------------------------------------------------------------------------------------- reading
+
+
+@both_gates
+def test_an_empty_memory_adds_exactly_zero(gate: MemoryGate) -> None:
+    assert torch.count_nonzero(memory(gate)(torch.randn(2, LENGTH, WIDTH))) == 0
+
+
+@both_gates
+def test_a_memory_that_refused_every_candidate_adds_exactly_zero(gate: MemoryGate) -> None:
+    refusing = memory(gate)
+    write(refusing, 0.1, 0.2, 0.3)
+    assert int(refusing.used()) == 0
+    assert torch.count_nonzero(refusing(torch.randn(2, LENGTH, WIDTH))) == 0
+
+
+@both_gates
+def test_a_filled_memory_adds_what_the_written_out_reading_says(gate: MemoryGate) -> None:
+    filled = memory(gate)
+    write(filled, 0.9, 0.7, 0.55, 0.95)
+    hidden_BTD = torch.randn(2, LENGTH, WIDTH)
+    added_BTD = filled(hidden_BTD)
+    slots = [slot for slot in range(SLOTS) if filled.written_M[slot] > -math.inf]
+    assert len(slots) == 4
+    for sequence in range(2):
+        for t in range(LENGTH):
+            normed = filled.norm(hidden_BTD[sequence, t])
+            query = filled.query.weight @ normed
+            scores = torch.stack([query @ filled.key_MK[slot] / math.sqrt(KEY_WIDTH) for slot in slots]).softmax(0)
+            read = torch.zeros(WIDTH)
+            for share, slot in zip(scores, slots, strict=True):
+                trust = torch.sigmoid((filled.phi_M[slot] - filled.threshold) / 0.1)
+                read = read + share * trust * (filled.value.weight @ filled.value_MD[slot])
+            weight = 0.0 if filled.gate_weight is None else filled.gate_weight.weight[0] @ normed
+            expected = torch.sigmoid(weight + filled.gate_bias) * read
+            torch.testing.assert_close(added_BTD[sequence, t], expected)
+
+
+@both_gates
+def test_the_gate_starts_closed(gate: MemoryGate) -> None:
+    fresh = memory(gate)
+    assert float(torch.sigmoid(fresh.gate_bias.detach())) == pytest.approx(0.0067, abs=1e-4)
+    at_zero = fresh.gate(torch.zeros(1, 1, WIDTH))
+    assert torch.allclose(at_zero, torch.sigmoid(torch.tensor(CLOSED_GATE)))
+
+
+def test_a_dynamic_gate_differs_between_positions_and_a_static_one_does_not() -> None:
+    states_BTD = torch.randn(1, 4, WIDTH)
+    assert memory("dynamic").gate(states_BTD).unique().numel() == 4
+    assert memory("static").gate(states_BTD).numel() == 1
+
+
+@both_gates
+def test_every_parameter_learns_from_reading_the_threshold_included(gate: MemoryGate) -> None:
+    filled = memory(gate)
+    write(filled, 0.9, 0.7, 0.55)
+    filled(torch.randn(2, LENGTH, WIDTH)).square().sum().backward()
+    for name, parameter in filled.named_parameters():
+        assert parameter.grad is not None, name
+        assert parameter.grad.abs().max() > 0, name
+
+
+def test_the_gradient_of_the_threshold_is_that_of_finite_differences() -> None:
+    filled = memory().double()
+    filled.write(torch.randn(3, LENGTH, WIDTH).double(), torch.tensor([0.9, 0.7, 0.55]).double(), received(3).double())
+    hidden_BTD = torch.randn(2, LENGTH, WIDTH).double()
+
+    def loss(threshold: Tensor) -> Tensor:
+        return torch.func.functional_call(filled, {"threshold": threshold}, hidden_BTD).square().sum()
+
+    assert torch.autograd.gradcheck(loss, torch.tensor(0.6, dtype=torch.float64, requires_grad=True))
+
+
+def test_a_slot_counts_less_the_further_its_phi_is_below_the_threshold() -> None:
+    filled = memory(slots=1)
+    write(filled, 0.8)
+    states_BTD = torch.randn(1, LENGTH, WIDTH)
+    sizes = []
+    for threshold in (0.2, 0.8, 1.4):
+        filled.threshold.data.fill_(threshold)
+        sizes.append(float(filled(states_BTD).detach().norm()))
+    assert sizes[0] > 1.9 * sizes[1] > 1.9 * 100 * sizes[2]
+
+
+def test_no_slot_carries_gradient_into_the_update_that_wrote_it() -> None:
+    filled = memory()
+    hidden_BTD = torch.randn(2, LENGTH, WIDTH, requires_grad=True)
+    filled.write(hidden_BTD, torch.tensor([0.9, 0.8]), received(2))
+    filled(torch.randn(1, LENGTH, WIDTH)).sum().backward()
+    assert hidden_BTD.grad is None
+
+
+# ---------------------------------------------------------------------------------------------- writing
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_reading_never_writes(training: bool) -> None:
+    filled = memory().train(training)
+    write(filled, 0.9, 0.7)
+    before = snapshot(filled)
+    filled(torch.randn(2, LENGTH, WIDTH))
+    assert_same(before, snapshot(filled))
+
+
+def test_a_candidate_below_the_threshold_is_not_written() -> None:
+    fresh = memory()
+    write(fresh, INITIAL_THRESHOLD - 0.01, INITIAL_THRESHOLD + 0.01, INITIAL_THRESHOLD)
+    kept = fresh.phi_M[fresh.written_M > -math.inf]
+    assert sorted(kept.tolist()) == pytest.approx([INITIAL_THRESHOLD, INITIAL_THRESHOLD + 0.01])
+    fresh.threshold.data.fill_(0.9)
+    write(fresh, 0.89)
+    assert int(fresh.used()) == 2
+
+
+def test_a_candidate_whose_phi_is_not_a_number_is_not_written() -> None:
+    fresh = memory()
+    write(fresh, math.nan, 0.8)
+    assert fresh.phi_M[fresh.written_M > -math.inf].tolist() == pytest.approx([0.8])
+
+
+def test_written_is_the_best_attended_state_of_the_second_half() -> None:
+    fresh = memory(slots=1)
+    hidden_BTD = torch.randn(1, LENGTH, WIDTH)
+    received_BT = torch.full((1, LENGTH), 0.01)
+    received_BT[0, 1] = 0.8  # first half: only the measure of the others
+    received_BT[0, 8] = 0.2
+    fresh.write(hidden_BTD, torch.tensor([0.9]), received_BT)
+    torch.testing.assert_close(fresh.value_MD[0], fresh.norm(hidden_BTD[0, 8]).detach())
+    torch.testing.assert_close(fresh.key_MK[0], fresh.query(fresh.norm(hidden_BTD[0, 8])).detach())
+    assert float(fresh.attention_M[0]) == pytest.approx(0.25)
+
+
+class ReferenceMemory:
+    """The M candidates of highest priority, in a plain list of (Φ, attention, written)."""
+
+    def __init__(self, slots: int) -> None:
+        self.slots = slots
+        self.kept: list[tuple[float, float, int]] = []
+        self.writes = 0
+
+    def write(self, phis: list[float], attentions: list[float]) -> None:
+        self.writes += 1
+        offered = [(phi, share, self.writes) for phi, share in zip(phis, attentions, strict=True)]
+        self.kept += [candidate for candidate in offered if candidate[0] >= INITIAL_THRESHOLD]
+        self.kept.sort(key=self.priority, reverse=True)
+        del self.kept[self.slots :]
+
+    def priority(self, candidate: tuple[float, float, int]) -> float:
+        phi, attention, written = candidate
+        recency = RECENCY * math.exp((written - self.writes) / RECENCY_WRITES)
+        return PHI_SHARE * phi + (1 - PHI_SHARE) * attention + recency
+
+
+@given(
+    writes=st.lists(
+        st.lists(st.tuples(st.integers(0, 1000), st.integers(1, 1000)), min_size=1, max_size=5), min_size=1, max_size=8
+    )
+)
+def test_the_memory_keeps_the_candidates_of_highest_priority(writes: list[list[tuple[int, int]]]) -> None:
+    kept, reference = memory(), ReferenceMemory(SLOTS)
+    distinct = 0
+    for offered in writes:
+        phis, attentions = [], []
+        for thousandths, attention in offered:
+            distinct += 1
+            phis.append(thousandths / 1000 + distinct * 1e-5)  # no ties
+            attentions.append(attention / 1000)
+        received_BT = torch.zeros(len(offered), LENGTH)
+        received_BT[:, 0] = 1.0
+        received_BT[:, LENGTH - 1] = torch.tensor(attentions)
+        kept.write(torch.randn(len(offered), LENGTH, WIDTH), torch.tensor(phis), received_BT)
+        reference.write(phis, attentions)
+    filled = kept.written_M > -math.inf
+    found = sorted(zip(kept.phi_M[filled].tolist(), kept.attention_M[filled].tolist(), strict=True))
+    expected = sorted((phi, attention) for phi, attention, _ in reference.kept)
+    assert [phi for phi, _ in found] == pytest.approx([phi for phi, _ in expected])
+    assert [attention for _, attention in found] == pytest.approx([attention for _, attention in expected])
+
+
+def test_of_equals_the_one_written_last_stays() -> None:
+    full = memory(slots=2)
+    received_BT = torch.full((1, LENGTH), 1 / LENGTH)
+    states = [torch.randn(1, LENGTH, WIDTH) for _ in range(3)]
+    for hidden_BTD in states:
+        full.write(hidden_BTD, torch.tensor([0.8]), received_BT)
+    assert sorted(full.written_M.tolist()) == [2.0, 3.0]
+
+
+def test_a_good_old_slot_outlives_poor_new_ones() -> None:
+    full = memory(slots=1)
+    write(full, 0.99)
+    first = full.value_MD.clone()
+    for seed in range(1, 50):
+        write(full, 0.6, 0.55, seed=seed)
+    assert torch.equal(full.value_MD, first)
+
+
+def test_the_state_dict_carries_the_whole_memory() -> None:
+    filled, other = memory(), memory()
+    write(filled, 0.9, 0.8, 0.4)
+    other.load_state_dict(filled.state_dict())
+    write(filled, 0.7, 0.95, seed=1)
+    write(other, 0.7, 0.95, seed=1)
+    assert_same(snapshot(filled), snapshot(other))
