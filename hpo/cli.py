@@ -158,6 +158,27 @@ def report(
 
 
 @app.command()
+def train(
+    study: Annotated[str, typer.Option("--from", metavar="STUDY", help="A study that `hpo run` made.")],
+    epochs: Annotated[int, typer.Option(help="Passes over the training text.")],
+    trial: Annotated[
+        int | None, typer.Option(help="Number of the trial whose configuration to use; default: the best.")
+    ] = None,
+    storage: StorageOption = None,
+) -> None:
+    """Train a trial's configuration for longer; run it again to go on after an interruption."""
+    from hpo.home import Home
+    from hpo.long_run import prepare_long_run, run_long
+    from hpo.storage import storage_url
+
+    home = Home.from_environment()
+    run = prepare_long_run(storage_url(storage, home), home, study, trial, epochs, typer.echo)
+    typer.echo(f"trial {run.trial} of {study} for {epochs} epochs, {run.config.training.budget_tokens:,} tokens")
+    result = run_long(run, typer.echo)
+    typer.echo(f"{result.outcome}: {result.reason} · {run.checkpoint}")
+
+
+@app.command()
 def dashboard(
     port: Annotated[int, typer.Option(min=1, max=65535, help="Port on this machine.")] = 8080,
     storage: StorageOption = None,

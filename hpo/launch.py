@@ -82,7 +82,7 @@ def prepare(request: Request, url: str, home: Home, announce: Callable[[str], No
         if sweep is None:
             sweep = create_sweep(database, spec.name, _record(spec, corpus, device))
             _check_same_file(sweep, spec)  # another process may have made it meanwhile
-        _check_same_text(sweep, corpus)
+        check_same_text(sweep, corpus)
         sweep.slots.ensure(total)
         sweep.study.set_user_attr(LAST_RUN_ATTRIBUTE, time.time())
     orders = _orders(request.workers, total, device, sweep, url, home, corpus)
@@ -144,7 +144,12 @@ def _differences(old: dict[str, Any], new: dict[str, Any], path: str = "") -> An
             yield f"{path}{key} was {before!r}, is {after!r}"
 
 
-def _check_same_text(sweep: Sweep, corpus: TokenizedCorpus) -> None:
+def check_same_text(sweep: Sweep, corpus: TokenizedCorpus) -> None:
+    """Refuse a corpus or tokenizer other than the study's.
+
+    Raises:
+        StudyError: naming both digests.
+    """
     for what, old, new in (
         ("corpus", sweep.record["corpus"]["digest"], corpus.corpus_digest),
         ("tokenizer", sweep.record["tokenizer"]["digest"], corpus.tokenizer.digest),

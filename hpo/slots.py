@@ -206,7 +206,7 @@ class Slots:
         mine = (_slots.c.study_id == self.study_id) & (_slots.c.number < total)
         with self.engine.connect() as connection:
             rows = connection.execute(sa.select(group, sa.func.count()).where(mine).group_by(group))
-            return SlotCounts(**dict(rows.tuples().all()))
+            return SlotCounts(**{row[0]: row[1] for row in rows})
 
     def total(self) -> int:
         """How many slots there are: the largest total that was ever asked for."""
@@ -219,9 +219,8 @@ class Slots:
         live = _slots.c.state.in_(("leased", "finishing")) & (_slots.c.expires_at >= self._now)
         mine = (_slots.c.study_id == self.study_id) & _slots.c.trial_number.is_not(None)
         with self.engine.connect() as connection:
-            return dict(
-                connection.execute(sa.select(_slots.c.trial_number, _slots.c.owner).where(mine & live)).tuples()
-            )
+            rows = connection.execute(sa.select(_slots.c.trial_number, _slots.c.owner).where(mine & live))
+            return {row.trial_number: row.owner for row in rows}
 
     def _write(self, lease: Lease, **values: Any) -> bool:
         held = (

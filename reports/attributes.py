@@ -26,7 +26,7 @@ def entries(content: Mapping[str, object], key: str) -> list[Mapping[str, object
 def text(content: Mapping[str, object], key: str) -> str | None:
     """The text under a key, with what UTF-8 cannot write replaced."""
     value = content.get(key)
-    return _writable(value) if isinstance(value, str) else None
+    return writable(value) if isinstance(value, str) else None
 
 
 def number(content: Mapping[str, object], key: str) -> float | None:
@@ -56,14 +56,14 @@ def scalar(value: object) -> Scalar:
         return value
     if isinstance(value, int | float):
         return finite(value)
-    return _writable(value if isinstance(value, str) else str(value))
+    return writable(value if isinstance(value, str) else str(value))
 
 
 def scalars(content: Mapping[str, object]) -> dict[str, Scalar]:
     """A flat set of named values."""
-    return {_writable(str(name)): scalar(value) for name, value in content.items()}
+    return {writable(str(name)): scalar(value) for name, value in content.items()}
 
 
-def _writable(value: str) -> str:
+def writable(value: str) -> str:
     """The text with lone surrogates replaced: undecodable file names contain them, UTF-8 cannot."""
     return value.encode("utf-8", "replace").decode("utf-8")

@@ -77,7 +77,7 @@ def moment(epoch_s: float | None) -> str:
 
 
 def sparkline(values: Sequence[float | None], low: float, high: float) -> str:
-    """A bar per value, its height between `low` and `high`."""
+    """A bar per value, its height between `low` and `high`; a dot where a value is missing."""
     span = (high / 2 - low / 2) or 1.0  # of halves, so that no difference overflows
-    heights = (None if value is None else (value / 2 - low / 2) / span for value in values)
+    heights = (None if value is None else (min(max(value, low), high) / 2 - low / 2) / span for value in values)
     return "".join("·" if height is None else BARS[round(height * (len(BARS) - 1))] for height in heights) or MISSING

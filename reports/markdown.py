@@ -11,7 +11,7 @@ from reports.tables import PARAMETER, Table, Value
 LONGEST_CELL = 300  # characters of a text in a table; a log's path still fits
 
 _ENTITIES = str.maketrans({"&": "&amp;", "<": "&lt;", ">": "&gt;"})
-_SPECIAL = re.compile(r"[\\`*\[\]|~$#]|(?<![^\W_])_|_(?![^\W_])")  # an underscore inside a word is a letter
+_SPECIAL = re.compile(r"[\\`*\[|~$#]|(?<![^\W_])_|_(?![^\W_])")  # an underscore inside a word is a letter
 _LEADING = re.compile(r"^([+\-=]|\d{1,9}[.)](?=\s|$))")
 
 
@@ -46,15 +46,18 @@ def plain(value: Value) -> str:
     return str(value) if isinstance(value, int) else number(value)
 
 
-def markdown_table(table: Table, labels: Mapping[str, str], bold: int | None = None) -> Markdown:
+def markdown_table(
+    table: Table, labels: Mapping[str, str], bold: int | None = None, scale: tuple[float, float] = (0.0, 0.0)
+) -> Markdown:
     """A GitHub table, its columns aligned for those who read the source.
 
     Args:
         table: what to show.
         labels: heading by column name; a parameter without one is headed by its own name.
         bold: number of the trial whose number is set in bold.
+        scale: lowest and highest value of the curves; one scale, so that rows compare.
     """
-    formats = {**_FORMATS, "curve": _curve_format(table)}
+    formats = {**_FORMATS, "curve": lambda curve: sparkline(curve, *scale)}
     columns = [
         [_text(formats.get(name, plain), value) for value in values]
         for name, values in zip(table.columns, _transposed(table), strict=True)
@@ -98,15 +101,6 @@ def _text(format_value: Callable[..., str], value: Value) -> str:
     if isinstance(value, str) and len(value) > LONGEST_CELL:
         value = value[: LONGEST_CELL - 1] + "…"
     return format_value(value)
-
-
-def _curve_format(table: Table) -> Callable[[Sequence[float | None]], str]:
-    """Sparklines on one scale for the whole column, so that rows compare."""
-    place = table.columns.index("curve") if "curve" in table.columns else None
-    curves = [row[place] for row in table.rows] if place is not None else []
-    seen = [value for curve in curves if isinstance(curve, tuple) for value in curve if value is not None]
-    low, high = (min(seen), max(seen)) if seen else (0.0, 0.0)
-    return lambda curve: sparkline(curve, low, high)
 
 
 _FORMATS: Mapping[str, Callable[..., str]] = {

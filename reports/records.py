@@ -15,7 +15,7 @@ from typing import Literal, get_args
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
-from reports.attributes import Scalar, entries, finite, number, scalar, scalars, section, text, whole
+from reports.attributes import Scalar, entries, finite, number, scalar, scalars, section, text, whole, writable
 
 Outcome = Literal["complete", "pruned", "diverged", "out_of_memory", "failed", "running", "waiting"]
 OUTCOMES: tuple[Outcome, ...] = get_args(Outcome)
@@ -151,7 +151,7 @@ def read_study(study: optuna.Study) -> StudyRecord:
     spec = section(facts, "spec")
     fixed = scalars(section(spec, "run"))
     return StudyRecord(
-        name=str(scalar(study.study_name)),
+        name=writable(study.study_name),
         directions=tuple("maximize" if d.name == "MAXIMIZE" else "minimize" for d in study.directions),
         trials=tuple(_trial(trial, fixed) for trial in study.get_trials(deepcopy=False)),
         uid=text(facts, "uid"),
@@ -162,7 +162,7 @@ def read_study(study: optuna.Study) -> StudyRecord:
         profile=text(facts, "profile"),
         sampler=scalars(section(spec, "sampler")),
         pruner=scalars(section(spec, "pruner")),
-        search=tuple(_search(str(name), section(section(spec, "search"), name)) for name in section(spec, "search")),
+        search=tuple(_search(name, section(section(spec, "search"), name)) for name in section(spec, "search")),
         corpus=_corpus(section(facts, "corpus")),
         tokenizer=_tokenizer(section(facts, "tokenizer")),
         hardware=text(facts, "hardware"),
@@ -222,7 +222,7 @@ def _perplexity(nats: float | None) -> float | None:
 def _search(name: str, content: Mapping[str, object]) -> SearchRecord:
     choices = content.get("choices")
     return SearchRecord(
-        name=name,
+        name=writable(name),
         low=number(content, "low"),
         high=number(content, "high"),
         step=number(content, "step"),

@@ -44,10 +44,9 @@ def comparison_table(record: StudyRecord, comparison: Comparison) -> Table:
         cells |= _measured(names)
     else:
         cells |= _objectives(record)
-    cells |= {
-        "curve": lambda trial: trial.curve,
-        "verdict": lambda trial: comparison.verdicts[trial.number].text,
-    }
+    cells["curve"] = lambda trial: trial.curve
+    if record.is_ours or any(verdict.standing != "not_compared" for verdict in comparison.verdicts.values()):
+        cells["verdict"] = lambda trial: comparison.verdicts[trial.number].text
     return _table(cells, (*comparison.ranked, *comparison.unranked))
 
 

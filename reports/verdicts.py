@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from statistics import NormalDist
 from typing import Literal
 
+from reports import formats
 from reports.records import StudyRecord, TrialRecord
 
 # Three WikiText-2 transformers that differed in seed alone reached 28.7, 29.4 and 30.1 (PROJECTION.md, section 6): a
@@ -45,7 +46,9 @@ class Verdict:
         """The verdict in words, with its evidence."""
         if self.percent is None:
             return _WITHOUT_PERCENT[self.standing]
-        difference = "equal" if self.percent == 0 else f"{abs(self.percent):,.1f} % {_better_or_worse(self.percent)}"
+        difference = (
+            "equal" if self.percent == 0 else f"{formats.percent(abs(self.percent))} % {_better_or_worse(self.percent)}"
+        )
         if self.standing == "not_distinguishable":
             return f"not distinguishable ({difference}, one run)"
         return f"{difference} (one run, no verdict)"

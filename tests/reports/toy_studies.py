@@ -41,6 +41,29 @@ FACTS: dict[str, Any] = {
     "hardware": "Intel Xeon, 2 cores",
     "versions": {"python": "3.11.2", "torch": "2.13.0+cpu", "optuna": "5.0.0", "hpo": "0.1.0"},
 }
+HOSTILE = [  # what a user may type, to the grief of Markdown
+    "a|b",
+    "`rm -rf`",
+    "line\nbreak\r\nand\u2028more",
+    "<script>alert(1)</script>",
+    "&lt;b&gt;",
+    "**bold** _it_ ~~no~~",
+    "[link](http://x.y) ![image](z)",
+    "# heading",
+    "heading #",
+    "- item",
+    "+ item",
+    "12. item",
+    "===",
+    "> quote",
+    "    code",
+    "\\|",
+    "ends in \\",
+    "$x$",
+    "```",
+    "__init__",
+    "snake_case_name",
+]
 
 
 def study_of(*trials: FrozenTrial, facts: dict[str, Any] | None = FACTS, **options: Any) -> optuna.Study:

@@ -1,0 +1,112 @@
+"""The long run with a trial's configuration: the same loop as the search's trials, over more text.
+
+hpo train --from lambda_phi --trial 7 --epochs 20
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from hpo.errors import StudyError, UsageError
+from hpo.home import Home
+from hpo.launch import check_same_text, load_text
+from hpo.storage import open_database, storage_errors
+from hpo.sweep import Sweep, open_sweep
+from hpo.view import clock
+from model.config import RunConfig, build_run
+from model.hardware import cpu_cores, default_device
+from model.tokens import TokenizedCorpus
+from model.training import Decision, Evaluation, TrainingResult, load_history, train
+
+LEAST_EVALUATIONS = 10
+
+
+@dataclass(frozen=True, kw_only=True)
+class LongRun:
+    """A configuration of the search, stretched to whole epochs."""
+
+    config: RunConfig
+    corpus: TokenizedCorpus
+    checkpoint: Path  # written at each evaluation; the run continues from it if it is there
+    trial: int
+
+
+def prepare_long_run(
+    url: str, home: Home, study: str, trial: int | None, epochs: int, announce: Callable[[str], None]
+) -> LongRun:
+    """Find the trial, load its study's text, stretch its budget.
+
+    Args:
+        url: database of the study.
+        home: where text and checkpoints lie.
+        study: name of a study made by `hpo run`.
+        trial: number of a trial; None: the best one.
+        epochs: passes over the training split.
+        announce: told what text is read.
+
+    Raises:
+        HpoError, ModelError: what is wrong, in one line.
+    """
+    if epochs < 1:
+        raise UsageError(f"--epochs must be at least 1, got {epochs}")
+    with storage_errors(url):
+        sweep = open_sweep(open_database(url, create=False), study)
+        number, parameters = _parameters(sweep, trial)
+    corpus = load_text(sweep.spec, None, sweep, home, announce)
+    check_same_text(sweep, corpus)
+    evaluations = epochs * -(-LEAST_EVALUATIONS // epochs)  # a whole number of them per epoch
+    budget = {"budget_tokens": epochs * corpus.tokens("train"), "evaluations": evaluations}
+    config = build_run({**sweep.spec.run_with(parameters).parameters(), **budget})
+    folder = home.study(study, sweep.uid) / "long-runs"
+    checkpoint = folder / f"trial-{number:05d}-epochs-{epochs}.pt"
+    return LongRun(config=config, corpus=corpus, checkpoint=checkpoint, trial=number)
+
+
+def run_long(run: LongRun, announce: Callable[[str], None]) -> TrainingResult:
+    """Train to the end of the budget, from the run's checkpoint where there is one; a line per evaluation."""
+    torch.set_num_threads(cpu_cores())
+    resume_from = run.checkpoint if run.checkpoint.is_file() else None
+    for evaluation in load_history(resume_from) if resume_from else ():
+        announce(f"{_line(run, evaluation)} (before)")
+
+    def tell(evaluation: Evaluation) -> Decision:
+        announce(_line(run, evaluation))
+        return Decision.CONTINUE
+
+    return train(
+        run.config,
+        run.corpus,
+        device=default_device(),
+        save_to=run.checkpoint,
+        resume_from=resume_from,
+        on_evaluation=tell,
+    )
+
+
+def _parameters(sweep: Sweep, trial: int | None) -> tuple[int, dict[str, bool | int | float | str]]:
+    best = sweep.best()
+    if trial is None and best is None:
+        raise StudyError(
+            f"study {sweep.spec.name!r} has no complete trial yet; `hpo run --study {sweep.spec.name}` goes on"
+        )
+    trials = sweep.study.get_trials(deepcopy=False)
+    number = trial if trial is not None or best is None else best.number
+    found = next((each for each in trials if each.number == number), None)
+    if number is None or found is None or set(found.params) != set(sweep.spec.search):
+        raise StudyError(
+            f"study {sweep.spec.name!r} has no trial {trial} with parameters; it has 0 to {len(trials) - 1}"
+        )
+    return number, found.params
+
+
+def _line(run: LongRun, evaluation: Evaluation) -> str:
+    left = evaluation.seconds / evaluation.milestone * (run.config.training.evaluations - evaluation.milestone)
+    return (
+        f"epoch {evaluation.epoch:5.2f} · val ppl {evaluation.val_ppl:8.2f} · word ppl {evaluation.val_word_ppl:9.2f}"
+        f" · train ppl {evaluation.train_ppl:8.2f} · Φ {evaluation.phi:.3f}"
+        f" · {evaluation.tokens_per_s:,.0f} tokens/s · {clock(left)} left"
+    )

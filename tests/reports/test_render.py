@@ -1,0 +1,355 @@
+import csv
+import io
+import json
+import math
+import re
+import shlex
+import subprocess
+import tomllib
+
+import optuna
+import pytest
+from markdown_it import MarkdownIt
+from optuna.distributions import CategoricalDistribution
+from optuna.trial import TrialState, create_trial
+from toy_studies import FACTS, HOSTILE, pruned, running, study_of, trial
+
+from reports.commands import shell_quoted, toml_lines
+from reports.errors import EmptyStudyError, ReportError
+from reports.records import read_study
+from reports.render import render
+
+
+def markdown(*trials, **options) -> str:
+    return render(read_study(study_of(*trials, **options)), "markdown")
+
+
+def tables(document: str) -> list[list[list[str]]]:
+    """The cells of every table, as a Markdown parser sees them."""
+    found: list[list[list[str]]] = []
+    tokens = MarkdownIt("gfm-like", {"linkify": False}).parse(document)
+    for place, token in enumerate(tokens):
+        if token.type == "table_open":
+            found.append([])
+        elif token.type == "tr_open":
+            found[-1].append([])
+        elif token.type in ("th_open", "td_open"):
+            found[-1][-1].append(tokens[place + 1].content)
+    return found
+
+
+def token_types(document: str) -> set[str]:
+    tokens = MarkdownIt("gfm-like", {"linkify": False, "html": True}).parse(document)
+    return {part.type for token in tokens for part in (token, *(token.children or ()))}
+
+
+def block(document: str, language: str) -> str:
+    found = re.search(rf"^```{language}\n(.*?)^```$", document, re.DOTALL | re.MULTILINE)
+    assert found is not None
+    return found[1]
+
+
+# ---------------------------------------------------------------------------------------------- markdown
+
+
+def test_the_head_tells_where_the_numbers_come_from():
+    document = markdown(trial(slot=0))
+    for fact in (
+        "# Experiments: lambda_phi\n",
+        "2025-11-17 20:00 UTC, last run 2025-11-17 20:15 UTC",
+        "Which weight of the Φ term gives the lowest loss?",
+        "TPE, after 8 random or given trials",
+        "successive halving from evaluation 2 on; one in 3 goes on",
+        "40 trials; 300,000 training tokens each, 10 evaluations each",
+        "lambda_phi from 0.001 to 0.3, logarithmic",
+        "1 for all trials; none was repeated under another\n",
+        "python-docs, from documentation and docstrings of Python 3.11.2; 512,345 training",
+        "digest a1b2c3d4e5f60718",
+        "bpe, vocabulary 2,048; digest 0f1e2d3c4b5a6978",
+        "Intel Xeon, 2 cores; profile cpu",
+        "python 3.11.2, torch 2.13.0+cpu, optuna 5.0.0, hpo 0.1.0",
+    ):
+        assert fact in document
+
+
+def test_every_item_of_the_head_has_its_own_line():
+    head = markdown(trial(slot=0)).split("## Comparison")[0]
+    assert head.count("**: ") == len(re.findall(r"^- \*\*[A-Z]\w+\*\*: \S", head, re.MULTILINE))
+
+
+def test_the_comparison_reads_like_the_log():
+    document = markdown(trial(5.0, slot=0), trial(4.8, learning_rate=0.004))
+    heading, best, baseline = tables(document)[0]
+    assert heading == [
+        *("Exp", "LR", "Batch", "λ_phi", "Dropout", "Val PPL", "Word PPL", "Bits/byte"),
+        *("Train PPL", "Train Φ", "ΔΦ loss", "Time", "Curve", "Verdict"),
+    ]
+    assert best[:6] == ["**1**", "0.004", "8", "0.05", "0.1", "121.51"]
+    assert best[-1] == "18.1 % better (one run, no verdict)"
+    assert baseline[5:12] == ["148.41", "2,980.96", "2.100", "141.17", "0.7212", "0.4567", "28 s"]
+    assert baseline[-1] == "baseline"
+
+
+def test_train_perplexity_is_explained():
+    sentence = "Train PPL is measured without dropout on a fixed sample of the training text"
+    assert sentence in markdown(trial(slot=0))
+
+
+def test_differing_batch_sizes_are_noted():
+    small = trial(slot=1, batch_size=4, measured={"step": 586})
+    assert "Batch sizes differ (4, 8). Tokens are equal, updates are not: from 293 to 586." in markdown(
+        trial(slot=0), small
+    )
+    assert "Batch sizes differ" not in markdown(trial(slot=0), trial())
+
+
+def test_pruned_and_failed_trials_have_their_own_table():
+    failed = create_trial(
+        state=TrialState.FAIL, user_attrs={"hpo:slot": 5, "hpo:outcome": "failed", "hpo:reason": "OSError: disk | full"}
+    )
+    out_of_memory = trial(
+        state=TrialState.PRUNED, outcome="out_of_memory", milestones=0, constraints={"out_of_memory": 1.0}
+    )
+    document = markdown(trial(5.0, slot=0), pruned(6.0), failed, running(), out_of_memory)
+    complete, incomplete = tables(document)
+    assert [row[0] for row in complete[1:]] == ["**0**"]
+    assert [row[:2] for row in incomplete[1:]] == [
+        ["1", "pruned"],
+        ["4", "out of memory"],
+        ["2", "failed"],
+        ["3", "running"],
+    ]
+    assert incomplete[1][-3:] == ["60,000", "1,998.20", "behind its peers at 60,000 tokens"]
+    assert incomplete[3][-1] == "OSError: disk | full"
+    assert "They are not compared with complete ones." in document
+
+
+def test_the_winner_is_named_with_its_evidence():
+    document = markdown(trial(5.0, slot=0), trial(4.8, dropout=0.3), trial(4.85), pruned())
+    assert "**Trial 1** has the lowest validation loss of 3 comparable complete runs: 4.8 nats per token." in document
+    assert "- dropout: 0.3\n" in document
+    assert "(trial 0, val PPL 148.41): 18.1 % better (one run, no verdict)." in document
+    assert "Not distinguishable from it by one run each: trial 2\n" in document
+    assert "one run, seed 1. The lowest of 3 flatters" in document
+    assert "expect another seed to be worse" in document
+
+
+def test_a_winning_baseline_is_called_the_baseline():
+    document = markdown(trial(4.0, slot=0), trial(5.0))
+    assert "It is the baseline: no other compared trial has a lower loss." in document
+
+
+def test_a_lead_within_the_noise_is_called_that():
+    document = markdown(trial(5.0, slot=0), trial(4.99))
+    assert "Its lead over the baseline is within what the seed alone can do" in document
+
+
+def test_a_tie_is_told():
+    assert "The same value, later: trials 2, 3\n" in markdown(trial(5.0, slot=0), *(trial(4.0) for _ in range(3)))
+
+
+def test_many_close_trials_are_counted_not_listed():
+    assert "trials 1, 2, 3, 4, 5, 6, 7, 8, 9, 10 and 20 more\n" in markdown(*(trial(5.0, slot=s) for s in range(31)))
+
+
+def test_a_suspicious_trial_is_flagged_loudly_and_does_not_win():
+    document = markdown(trial(5.0, slot=0), trial(0.5, attributes={"hpo:suspicious": True}))
+    assert document.index("> **⚠ SUSPICIOUS: trial 1.**") < document.index("## Comparison")
+    assert "## Winner: trial 0" in document
+    assert tables(document)[0][2][-1] == "⚠ SUSPICIOUS, not compared"
+
+
+def test_the_decision_is_a_command_and_a_configuration_to_paste():
+    document = markdown(trial(5.0, slot=0), trial(4.0, dropout=0.25), study_name="it's mine")
+    command = shlex.split(block(document, "bash"))
+    assert command == ["hpo", "train", "--from", "it's mine", "--trial", "1", "--epochs", "20"]
+    configuration = tomllib.loads(block(document, "toml"))
+    assert configuration["dropout"] == 0.25
+    assert configuration["preset"] == "nano"
+    assert configuration["iit"] is True
+
+
+def test_the_totals_are_told():
+    document = markdown(trial(slot=0, attributes={"hpo:continued": 1}), pruned(milestones=2), trial())
+    assert "3 (2 complete, 1 pruned)" in document
+    assert "**Tokens spent**: 660,000\n" in document
+    assert "**Tokens saved by pruning**: 240,000, 26.7 % of what all would have read" in document
+    assert "**Training time**: 0.02 h" in document
+    assert "1 of 3 trials, 1 times in all" in document
+
+
+def test_other_budgets_are_not_compared():
+    document = markdown(trial(5.0, slot=0), trial(4.0, budget_tokens=600_000))
+    assert tables(document)[0][2][-1] == "other budget, not compared"
+    assert "300,000 or 600,000 training tokens each" in document
+    assert "## Winner: trial 0" in document
+
+
+@pytest.mark.parametrize(
+    ("trials", "sentence"),
+    [
+        ([trial(slot=1)], "The study has no baseline, so no verdict."),
+        ([pruned(slot=0), trial()], "The baseline (trial 0) is not complete but pruned, so no verdict."),
+        (
+            [trial(slot=0, attributes={"hpo:suspicious": True}), trial()],
+            "The baseline (trial 0) cannot be compared with",
+        ),
+    ],
+)
+def test_a_missing_verdict_is_explained(trials, sentence):
+    assert sentence in markdown(*trials)
+
+
+def test_without_complete_trials_nothing_wins():
+    document = markdown(pruned(slot=0), running(), pruned(milestones=0))
+    assert "No trial is complete." in document
+    assert "None: no complete trial can be compared." in document
+    assert "hpo train" not in document
+    assert len(tables(document)) == 1
+
+
+def test_numbers_that_are_not_finite_are_dashes():
+    broken = {"val_word_ppl": math.nan, "val_bits_per_byte": None, "train_ppl": math.inf, "seconds": None}
+    document = markdown(trial(slot=0, measured=broken), pruned(measured={"val_ppl": math.nan}))
+    assert not re.search(r"\b(nan|inf|None)\b", document)
+    assert tables(document)[0][1].count("–") == 4
+
+
+def test_a_study_of_plain_optuna_renders():
+    def objective(trial: optuna.Trial) -> float:
+        x = trial.suggest_float("x", -1, 1)
+        trial.report(x, 0)
+        if x > 0.5:
+            raise optuna.TrialPruned
+        return x
+
+    study = optuna.create_study(direction="maximize", sampler=optuna.samplers.RandomSampler(seed=1))
+    study.optimize(objective, n_trials=20)
+    document = render(read_study(study), "markdown")
+    complete, incomplete = tables(document)
+    assert complete[0] == ["Exp", "x", "Objective", "Curve"]
+    assert incomplete[0] == ["Exp", "Outcome", "x", "Last value", "Reason"]
+    assert f"**Trial {study.best_trial.number}** has the highest objective value" in document
+    assert "hold no run of ours" in document
+    assert "hpo train" not in document
+    assert "PPL" not in document
+    assert "- **Date**: –\n" in document
+
+
+def test_several_objectives_make_a_limited_report():
+    study = study_of(create_trial(values=[1.0, 2.0]), facts=None, directions=["minimize", "maximize"])
+    document = render(read_study(study), "markdown")
+    assert tables(document) == [[["Exp", "objective_0", "objective_1", "Curve"], ["0", "1", "2", "–"]]]
+    assert "This study has 2 objectives, which no single ranking orders" in document
+    assert "None: with 2 objectives there is no single best trial." in document
+
+
+def test_our_runs_under_several_objectives_are_shown_without_ranking():
+    ours = create_trial(values=[5.0, 0.7], user_attrs=trial(slot=0).user_attrs)
+    document = markdown(ours, directions=["minimize", "maximize"])
+    assert "no single ranking orders" in document
+    assert "Val PPL" in document
+
+
+@pytest.mark.parametrize("text", HOSTILE)
+def test_hostile_texts_break_neither_tables_nor_sections(text):
+    facts = {
+        **FACTS,
+        "hardware": text,
+        "corpus": {**FACTS["corpus"], "origin": text, "name": text},
+        "versions": {text: text},
+        "spec": {**FACTS["spec"], "description": text, "search": {text: {"choices": [text]}}},
+    }
+    hostile = create_trial(
+        value=4.0,
+        params={text: text},
+        distributions={text: CategoricalDistribution([text])},
+        user_attrs={**trial().user_attrs, "hpo:role": text},
+    )
+    trials = [trial(slot=0), hostile, pruned(attributes={"hpo:reason": text})]
+    document = markdown(*trials, facts=facts, study_name=text)
+    calm = markdown(trial(slot=0), trial(), pruned())
+    assert re.findall(r"^## \w+", document, re.MULTILINE) == re.findall(r"^## \w+", calm, re.MULTILINE)
+    assert not {"html_inline", "html_block", "link_open", "image"} & token_types(document)
+    for table in tables(document):
+        assert len({len(row) for row in table}) == 1
+    assert tables(document)[0][1][5].replace("\\", "") != ""
+    assert shlex.split(block(document, "bash").strip())[:2] == ["hpo", "train"]
+    tomllib.loads(block(document, "toml"))
+
+
+# ------------------------------------------------------------------------------------------ json and csv
+
+
+def test_json_holds_head_rows_winner_and_totals():
+    study = study_of(trial(5.0, slot=0), trial(4.0, dropout=0.3), pruned(), running())
+    content = json.loads(render(read_study(study), "json"))
+    assert list(content) == ["header", "rows", "winner", "totals"]
+    assert content["header"]["corpus"]["digest"] == "a1b2c3d4e5f60718"
+    assert [row["outcome"] for row in content["rows"]] == ["complete", "complete", "pruned", "running"]
+    assert (content["winner"]["number"], content["winner"]["parameters"]["dropout"]) == (1, 0.3)
+    assert content["winner"]["verdict"]["standing"] == "better"
+    assert content["winner"]["command"] == "hpo train --from lambda_phi --trial 1 --epochs 20"
+    assert content["totals"]["outcomes"] == {"complete": 2, "pruned": 1, "running": 1}
+
+
+def test_json_is_valid_whatever_the_numbers():
+    broken = trial(slot=0, measured={"val_ppl": math.nan, "seconds": math.inf})
+    infinite = create_trial(value=math.inf, user_attrs={"hpo:slot": 2})
+    text = render(read_study(study_of(broken, infinite, study_name="Φ")), "json")
+    content = json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
+    assert content["rows"][0]["val_ppl"] is None
+    assert '"name": "Φ"' in text
+
+
+def test_json_without_a_winner_says_null():
+    content = json.loads(render(read_study(study_of(pruned())), "json"))
+    assert content["winner"] is None
+
+
+def test_csv_has_a_row_per_trial_with_raw_numbers():
+    study = study_of(trial(5.0, slot=0), pruned(attributes={"hpo:reason": 'comma, "quote"\nline'}), running())
+    rows = list(csv.DictReader(io.StringIO(render(read_study(study), "csv"))))
+    assert [row["number"] for row in rows] == ["0", "1", "2"]
+    assert float(rows[0]["val_ppl"]) == math.exp(5.0)
+    assert rows[1]["reason"] == 'comma, "quote"\nline'
+    assert rows[2]["tokens"] == ""
+
+
+@pytest.mark.parametrize("format", ["markdown", "json", "csv"])
+def test_documents_end_in_one_line_end(format):
+    text = render(read_study(study_of(trial(slot=0))), format)
+    assert text.endswith("\n")
+    assert not text.endswith("\n\n")
+
+
+@pytest.mark.parametrize("format", ["markdown", "json", "csv"])
+def test_an_empty_study_is_refused_with_the_next_step(format):
+    record = read_study(study_of(study_name="my study"))
+    with pytest.raises(EmptyStudyError, match=r"has none; next: hpo run --study 'my study'$") as caught:
+        render(record, format)
+    assert "\n" not in str(caught.value)
+
+
+def test_an_unknown_format_is_refused():
+    with pytest.raises(ReportError, match="format must be one of markdown, json, csv, got 'pdf'"):
+        render(read_study(study_of(trial())), "pdf")
+
+
+# ---------------------------------------------------------------------------------------------- commands
+
+
+@pytest.mark.parametrize(
+    "name", ["plain", "two words", "it's", "$(reboot)", "a\nb", "tab\t'q' \\", "\x1b[31m", "ñ\u2028Φ"]
+)
+def test_a_shell_reads_a_quoted_name_as_it_was(name):
+    quoted = shell_quoted(name)
+    assert quoted.isprintable()
+    result = subprocess.run(["bash", "-c", f"printf %s {quoted}"], capture_output=True, check=True)
+    assert result.stdout.decode() == name
+
+
+def test_toml_reads_parameters_as_they_were():
+    parameters = {"a": 1e-05, "b": True, "c": 'x"\\\n\x7f\u202eΦ😀', "d e": "", "none": None, "n": 10**12, "": 0.1}
+    expected = {name: value for name, value in parameters.items() if value is not None}
+    assert tomllib.loads("\n".join(toml_lines(parameters))) == expected
