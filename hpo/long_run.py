@@ -18,9 +18,10 @@ from hpo.storage import open_database, storage_errors
 from hpo.sweep import Sweep, open_sweep
 from hpo.view import clock
 from model.config import RunConfig, build_run
+from model.evaluation import Evaluation
 from model.hardware import cpu_cores, default_device
 from model.tokens import TokenizedCorpus
-from model.training import Decision, Evaluation, TrainingResult, load_history, train
+from model.training import Decision, TrainingResult, load_history, train
 
 LEAST_EVALUATIONS = 10
 

@@ -18,8 +18,9 @@ from hpo.slots import TrialOutcome
 from hpo.study_file import StudySpec
 from model.config import Scalar
 from model.errors import ConfigError
+from model.evaluation import Evaluation
 from model.tokens import TokenizedCorpus
-from model.training import Decision, Evaluation, TrainingResult, load_history, train
+from model.training import Decision, TrainingResult, load_history, train
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -114,7 +114,9 @@ class Slots:
         Returns:
             The record that stands: this one, or the one of whoever was first.
         """
-        _metadata.create_all(self.engine)
+        with self.engine.begin() as connection:
+            for table in _metadata.sorted_tables:
+                connection.execute(sa.schema.CreateTable(table, if_not_exists=True))
         with self.engine.begin() as connection:
             connection.execute(
                 self._insert_if_absent(_studies), [{"study_id": self.study_id, "record": json.dumps(record)}]

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import sqlite3
-import warnings
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +24,7 @@ from hpo.errors import StorageError
 from hpo.home import Home
 
 SQLITE_PATIENCE_S = 20.0  # how long a writer waits for another
+TABLE_ATTEMPTS = 5
 OPTUNA_TABLES = {"studies", "trials", "version_info"}
 
 
@@ -66,9 +67,7 @@ def open_database(url: str, *, create: bool) -> Database:
             _check_sqlite_file(parsed, create)
         options = _engine_options(parsed)
         _check_tables(url, options, create)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-            storage = RDBStorage(url, engine_kwargs=options)
+        storage = _optuna_storage(url, options)
         if parsed.get_backend_name() == "sqlite":
             sa.event.listen(storage.engine, "connect", _tune_sqlite)
             storage.engine.dispose()  # connections made before are not tuned
@@ -130,9 +129,6 @@ def _check_tables(url: str, options: dict[str, Any], create: bool) -> None:
     engine = sa.create_engine(url, **options)
     try:
         tables = set(sa.inspect(engine).get_table_names())
-        if engine.dialect.name == "sqlite" and create:
-            with engine.connect() as connection:
-                connection.exec_driver_sql("PRAGMA journal_mode=WAL")
     finally:
         engine.dispose()
     if tables and not tables >= OPTUNA_TABLES:
@@ -143,6 +139,20 @@ def _check_tables(url: str, options: dict[str, Any], create: bool) -> None:
         raise StorageError(f"{masked(url)}: holds no studies; `hpo run` makes the first")
 
 
+def _optuna_storage(url: str, options: dict[str, Any]) -> RDBStorage:
+    """Optuna's storage, its tables made; two processes that make them at once get in each other's way, so try again."""
+    for attempt in range(1, TABLE_ATTEMPTS + 1):
+        try:
+            return RDBStorage(url, engine_kwargs=options)
+        except (sa.exc.IntegrityError, sa.exc.OperationalError, sa.exc.ProgrammingError) as error:
+            in_each_others_way = isinstance(error, sa.exc.IntegrityError) or "already exists" in str(error)
+            if not in_each_others_way or attempt == TABLE_ATTEMPTS:
+                raise
+            time.sleep(0.2 * attempt)
+    raise AssertionError("the last attempt returns or raises")
+
+
 def _tune_sqlite(connection: sqlite3.Connection, record: object) -> None:
     del record
+    connection.execute("PRAGMA journal_mode=WAL")
     connection.execute("PRAGMA synchronous=NORMAL")

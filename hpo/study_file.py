@@ -104,7 +104,7 @@ class PrunerSection(_Section):
     """How trials that fall behind are ended early, at evaluation milestones; planned ones never are."""
 
     kind: Literal["successive_halving", "median", "none"] = "successive_halving"
-    first_milestone: Positive = 2  # earliest evaluation after which a trial may be pruned
+    first_milestone: Positive = 3  # earliest evaluation after which a trial may be pruned
     reduction: int = Field(default=3, ge=2)  # successive halving: one in so many goes on
     peers: Positive = 3  # other trials needed at a milestone before one is pruned there
 

@@ -48,6 +48,7 @@ class Sweep:
         The trial is created in one transaction with the slot's number on it, so that a crash cannot orphan it.
         """
         self.study.sampler = make_sampler(self.spec, lease.slot)
+        self.study.get_trials(deepcopy=False)  # Optuna's cache cannot write to trials that it has never read
         number = lease.trial_number
         if number is None and lease.epoch > 1:
             number = self._unbound_trial(lease.slot)

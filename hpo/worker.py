@@ -26,8 +26,8 @@ from hpo.storage import open_database, storage_errors
 from hpo.sweep import open_sweep
 from model.config import Scalar
 from model.errors import ModelError
+from model.evaluation import Evaluation
 from model.tokens import open_tokens
-from model.training import Evaluation
 
 WAIT_S = 0.5  # between looks for a free slot while other workers hold the rest
 FAILURES_IN_A_ROW = 3  # after which a worker takes the fault to be the machine's or the program's

@@ -26,7 +26,7 @@ from model import phi
 from model.checkpoint import load_checkpoint, save_checkpoint
 from model.config import RunConfig
 from model.errors import CheckpointError
-from model.evaluation import score
+from model.evaluation import Evaluation, score
 from model.hardware import peak_memory_bytes
 from model.schedules import adapt_lambda, learning_rate_at, set_lambda
 from model.tokens import TokenizedCorpus
@@ -45,39 +45,6 @@ class Decision(enum.Enum):
     CONTINUE = "continue"
     PRUNE = "prune"
     INTERRUPT = "interrupt"  # leave now, to be continued from the checkpoint
-
-
-@dataclass(frozen=True, kw_only=True)
-class Evaluation:
-    """The state of a run at one of its milestones. `None` is a value that this run does not have."""
-
-    milestone: int  # 1 to `Training.evaluations`
-    tokens: int  # training tokens read so far
-    step: int  # updates made so far
-    epoch: float  # passes over the training split so far
-    whole_split: bool  # measured on the whole validation split, not on a fixed sample of it
-    val_loss: float  # nats per token
-    val_ppl: float  # per token; not comparable across tokenizers
-    val_word_ppl: float  # per word and end of line, as the literature reports
-    val_bits_per_byte: float | None
-    train_loss: float  # nats per token on a fixed slice of the training text, without dropout or noise
-    train_ppl: float
-    phi: float  # on the validation text, under the learned weights (the control arm: the initial ones)
-    temporal_coherence: float  # the components of Φ on the validation text
-    integration: float
-    complexity: float
-    attention_diversity: float
-    train_phi: float | None  # mean Φ of the training batches since the last evaluation
-    delta_phi_loss: float | None  # mean λ_phi · ΔΦ of the training batches since the last evaluation
-    lambda_phi: float | None  # in force now
-    threshold: float | None  # of the memory's writes, θ
-    gate: float | None  # how far the memory is let in, at a state of zero
-    memory_used: int | None  # filled slots
-    learning_rate: float
-    gradient_norm: float  # before clipping, at the last update
-    tokens_per_s: float  # of training alone, since the last evaluation
-    seconds: float  # spent on training and evaluations so far, over all processes that worked on the run
-    peak_memory_bytes: int
 
 
 @dataclass(frozen=True, kw_only=True)

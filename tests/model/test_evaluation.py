@@ -1,0 +1,177 @@
+"""Shapes: T positions, V vocabulary."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+import model.evaluation
+from model import phi
+from model.config import build_run
+from model.evaluation import Scores, score
+from model.tokens import Span, TokenizedCorpus
+from model.transformer import States, Transformer
+
+CPU = torch.device("cpu")
+LENGTH = 16
+
+
+def network(vocabulary: int, **values: bool | int | float | str) -> Transformer:
+    """Untrained, but far from uniform, with slots in its memory and regularisation that evaluation must ignore."""
+    torch.manual_seed(0)
+    architecture = build_run({"width": 32, "heads": 2, "sequence_length": LENGTH, **values}).architecture
+    built = Transformer(architecture, vocabulary)
+    built.set_regularisation(dropout=0.5, noise=0.5)
+    with torch.no_grad():
+        for parameter in built.parameters():
+            if parameter.ndim == 2:
+                parameter.mul_(8)
+        if built.memory is not None:
+            built.memory.write(torch.randn(9, LENGTH, 32), torch.full((9,), 0.9), torch.rand(9, LENGTH).softmax(-1))
+            built.memory.gate_bias.fill_(0.0)
+    return built
+
+
+def shortened(span: Span, tokens: int) -> Span:
+    return Span(span.ids[: tokens + 1], span.words, span.bytes)
+
+
+def naive_nats(built: Transformer, span: Span) -> list[float]:
+    """−log p of each token, given those of its own sequence of T tokens before it."""
+    ids = span.ids.astype("int64").tolist()
+    nats = []
+    with torch.no_grad():
+        for place in range(span.tokens):
+            start = place - place % LENGTH
+            logits_V = built.logits(built(torch.tensor([ids[start : place + 1]])).hidden_BTD)[0, -1]
+            nats.append(-float(logits_V.log_softmax(-1)[ids[place + 1]]))
+    return nats
+
+
+@pytest.mark.parametrize("tokens", [5, LENGTH, 3 * LENGTH, 3 * LENGTH + 1, 100])
+def test_loss_equals_a_naive_loop_over_tokens(small_corpus: TokenizedCorpus, tokens: int) -> None:
+    built = network(small_corpus.tokenizer.vocabulary).eval()
+    span = shortened(small_corpus.span("valid"), tokens)
+    expected = naive_nats(built, span)
+    measured = score(built, span, CPU)
+    assert len(expected) == tokens
+    assert measured.nats == pytest.approx(math.fsum(expected), rel=1e-5)
+    assert measured.loss == pytest.approx(math.fsum(expected) / tokens, rel=1e-5)
+    assert measured.perplexity == pytest.approx(math.exp(math.fsum(expected) / tokens), rel=1e-4)
+    assert abs(measured.loss - math.log(built.token_embedding.num_embeddings)) > 0.05  # no uniform guess
+
+
+class SeesItsInput(Transformer):
+    """Notes every row it reads and gives every next token the same probability."""
+
+    rows: list[list[int]]
+
+    def forward(self, tokens_BT: Tensor) -> States:
+        self.rows += tokens_BT.tolist()
+        return super().forward(tokens_BT)
+
+    def logits(self, hidden_BTD: Tensor) -> Tensor:
+        return torch.zeros(*hidden_BTD.shape[:2], self.token_embedding.num_embeddings)
+
+
+@pytest.mark.parametrize("logits_at_once", [1, 2 * LENGTH * 101, 2**24])
+@pytest.mark.parametrize("tokens", [LENGTH - 1, 4 * LENGTH, 5 * LENGTH + 3])
+def test_every_token_is_predicted_once_and_padding_does_not_count(
+    tokens: int, logits_at_once: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(model.evaluation, "LOGITS_AT_ONCE", logits_at_once)
+    architecture = build_run({"width": 32, "heads": 2, "sequence_length": LENGTH}).architecture
+    uniform = SeesItsInput(architecture, 101)
+    uniform.rows = []
+    ids = np.arange(tokens + 1, dtype=np.uint16)
+    measured = score(uniform, Span(ids, words=tokens, bytes=2 * tokens), CPU)
+    assert measured.nats == pytest.approx(tokens * math.log(101), rel=1e-6)
+    read = [token for row in uniform.rows for token in row]
+    assert read[:tokens] == list(range(tokens))
+    assert len(read) == -(-tokens // LENGTH) * LENGTH
+
+
+def test_the_size_of_the_pieces_does_not_change_the_scores(
+    small_corpus: TokenizedCorpus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    built = network(small_corpus.tokenizer.vocabulary)
+    span = shortened(small_corpus.span("valid"), 500)
+    whole = score(built, span, CPU)
+    monkeypatch.setattr(model.evaluation, "LOGITS_AT_ONCE", 1)
+    single = score(built, span, CPU)
+    assert single.loss == pytest.approx(whole.loss, rel=1e-6)
+    assert single.components == pytest.approx(whole.components, rel=1e-5)
+
+
+@pytest.mark.parametrize("iit", [True, False])
+def test_phi_is_the_mean_over_full_sequences(small_corpus: TokenizedCorpus, iit: bool) -> None:
+    built = network(small_corpus.tokenizer.vocabulary, iit=iit).eval()
+    with torch.no_grad():
+        built.phi_weight_logits.copy_(torch.tensor([1.0, 0.0, -1.0, 0.5]))
+    span = shortened(small_corpus.span("valid"), 3 * LENGTH + 7)
+    rows = torch.from_numpy(span.ids[: 3 * LENGTH].astype("int64")).view(3, LENGTH)
+    sums = torch.zeros(4)
+    with torch.no_grad():
+        for row_T in rows:
+            states = built(row_T[None])
+            received_BT = phi.attention_received(states.attention, built.architecture.phi_probes)
+            sums += phi.components(states.hidden_BTD, received_BT)[0]
+    measured = score(built, span, CPU)
+    assert measured.components == pytest.approx((sums / 3).tolist(), abs=1e-5)
+    assert measured.phi == pytest.approx(float(sums / 3 @ torch.tensor([1.0, 0.0, -1.0, 0.5]).softmax(0)), abs=1e-5)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_scoring_changes_nothing_and_draws_nothing(small_corpus: TokenizedCorpus, training: bool) -> None:
+    built = network(small_corpus.tokenizer.vocabulary).train(training)
+    before, random = {name: value.clone() for name, value in built.state_dict().items()}, torch.get_rng_state()
+    span = shortened(small_corpus.span("valid"), 100)
+    first, again = score(built, span, CPU), score(built, span, CPU)
+    assert first == again
+    assert built.training is training
+    assert torch.equal(random, torch.get_rng_state())
+    assert all(torch.equal(before[name], value) for name, value in built.state_dict().items())
+    assert all(parameter.grad is None for parameter in built.parameters())
+
+
+def scores(nats: float, tokens: int, words: int, size: int | None) -> Scores:
+    span = Span(np.zeros(tokens + 1, np.uint16), words, size)
+    return Scores(loss=nats / tokens, nats=nats, span=span, phi=0.9, components=(0.9, 0.9, 0.9, 0.9))
+
+
+def test_the_three_perplexities_are_one_likelihood_in_three_units() -> None:
+    measured = scores(nats=600.0, tokens=300, words=100, size=700)
+    assert measured.perplexity == pytest.approx(math.exp(2))
+    assert measured.word_perplexity == pytest.approx(math.exp(6))
+    assert measured.word_perplexity == pytest.approx(measured.perplexity ** (300 / 100))
+    assert measured.bits_per_byte == pytest.approx(600 / 700 / math.log(2))
+    assert 2 ** (measured.bits_per_byte * 7) == pytest.approx(measured.word_perplexity)
+
+
+def test_one_token_per_word_makes_both_perplexities_equal() -> None:
+    measured = scores(nats=600.0, tokens=100, words=100, size=700)
+    assert measured.perplexity == measured.word_perplexity
+
+
+def test_bits_per_byte_stay_missing_where_the_tokenizer_lost_words() -> None:
+    assert scores(nats=600.0, tokens=300, words=100, size=None).bits_per_byte is None
+
+
+def test_a_perplexity_too_large_for_a_number_is_infinite() -> None:
+    measured = scores(nats=1e6, tokens=10, words=5, size=50)
+    assert measured.perplexity == measured.word_perplexity == math.inf
+    assert measured.bits_per_byte == pytest.approx(1e6 / 50 / math.log(2))
+
+
+def test_the_span_s_own_counts_reach_the_scores(small_corpus: TokenizedCorpus) -> None:
+    built = network(small_corpus.tokenizer.vocabulary)
+    span = small_corpus.span("test")
+    measured = score(built, span, CPU)
+    assert span.bytes is not None
+    assert measured.loss == pytest.approx(measured.nats / span.tokens)
+    assert measured.bits_per_byte == pytest.approx(measured.nats / span.bytes / math.log(2))
+    assert measured.word_perplexity == pytest.approx(math.exp(measured.nats / span.words))
