@@ -138,8 +138,10 @@ class LiveTable(Lines):
         for name, event in sorted(self.board.workers.items()):
             table.add_row(*self._row(name, event))
         elapsed = clock(time.monotonic() - self.board.started_at)
+        totals = Table.grid(padding=(0, 1))
         bar = ProgressBar(total=self.board.total, completed=self.board.counts.done, width=40)
-        return Group(table, bar, Text(f"{self.board.summary()} · {elapsed} so far"))
+        totals.add_row(bar, Text(f"{self.board.summary()} · {elapsed} so far"))
+        return Group(table, totals)
 
     def _row(self, name: str, event: Event) -> tuple[str | ProgressBar, ...]:
         if event.kind == "waiting" or event.trial is None:

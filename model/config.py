@@ -94,7 +94,7 @@ class Training:
     noise: float = 0.01  # standard deviation of the exploration noise on the last hidden states
     clip_norm: float = 1.0  # largest gradient norm
     evaluations: int = 10  # evenly spaced over the budget; the last one reads the whole validation split
-    evaluation_tokens: int = 8192  # validation and training tokens read at each interim evaluation
+    evaluation_tokens: int = 65_536  # validation and training tokens read at each interim evaluation
     seed: int = 1  # of initialisation, data order, dropout and noise
 
     def __post_init__(self) -> None:
@@ -143,7 +143,15 @@ class RunConfig:
 # Width, layers and heads are those of the logs this project systematises; micro and small differ in training only.
 PRESETS: Mapping[str, Mapping[str, Scalar]] = types.MappingProxyType(
     {
-        "nano": dict(width=128, layers=2, heads=4, sequence_length=128, batch_size=8, learning_rate=2e-3),
+        "nano": dict(
+            width=128,
+            layers=2,
+            heads=4,
+            sequence_length=128,
+            batch_size=8,
+            learning_rate=2e-3,
+            evaluation_tokens=8192,
+        ),
         "tiny_iit": dict(width=256, layers=2, heads=4, batch_size=16, learning_rate=1e-3),
         "micro_iit": dict(width=384, layers=3, heads=6, batch_size=16, learning_rate=6e-4, dropout=0.1),
         "small_iit": dict(width=384, layers=3, heads=6, batch_size=32, learning_rate=1e-3, dropout=0.2),

@@ -71,19 +71,22 @@ class TestClaim:
     def test_a_finishing_slot_comes_first_then_a_begun_one_then_a_new_one(
         self, make: Callable[[int], SlotSetting]
     ) -> None:
-        setting = make(4)
-        setting.bound(setting.claim("dead"), 0)
-        stopped = setting.bound(setting.claim("stopped"), 1)
-        ended = setting.bound(setting.claim("dead"), 2)
+        setting = make(5)
+        not_begun = setting.claim("stopped")
+        begun = setting.bound(setting.claim("stopped"), 10)
+        setting.bound(setting.claim("dead"), 11)
+        ended = setting.bound(setting.claim("dead"), 12)
         assert setting.slots.finish(ended, COMPLETE)
-        assert setting.slots.release(stopped)
+        assert setting.slots.release(not_begun)
+        assert setting.slots.release(begun)
         setting.slots.release_owner("dead")
-        claimed = [setting.claim("next") for _ in range(4)]
+        claimed = [setting.claim("next") for _ in range(5)]
         assert [(lease.slot, lease.trial_number, lease.outcome) for lease in claimed] == [
-            (2, 2, COMPLETE),
-            (0, 0, None),
-            (1, 1, None),
-            (3, None, None),
+            (3, 12, COMPLETE),
+            (1, 10, None),
+            (2, 11, None),
+            (0, None, None),
+            (4, None, None),
         ]
 
     def test_a_live_lease_is_nobody_else_s(self, make: Callable[[int], SlotSetting]) -> None:
@@ -118,8 +121,10 @@ class TestClaim:
         one.claim("a")
         assert one.slots.claim("b", 1) is None
         assert two.slots.counts(1) == SlotCounts(open=1)
+        assert two.claim("a").epoch == 1
         one.slots.release_owner("a")
-        assert two.claim("b").epoch == 1
+        assert one.claim("b").epoch == 2
+        assert two.slots.claim("b", 1) is None
 
     def test_eight_threads_claim_each_slot_once(self, make: Callable[[int], SlotSetting]) -> None:
         setting = make(40)

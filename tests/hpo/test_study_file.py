@@ -315,6 +315,11 @@ def test_a_planned_configuration_is_completed_with_the_run_s_own_values() -> Non
     assert make_spec(search=search, baseline={}).planned() == (("baseline", {"dropout": 0.1, "learning_rate": 2e-3}),)
 
 
+def test_a_searched_preset_is_the_run_s_own_in_the_baseline() -> None:
+    spec = make_spec(run={"preset": "tiny_iit"}, search={"preset": {"choices": ["nano", "tiny_iit"]}}, baseline={})
+    assert spec.planned() == (("baseline", {"preset": "tiny_iit"}),)
+
+
 def test_a_grid_s_points_follow_without_those_already_planned() -> None:
     spec = make_spec(
         search={"dropout": {"choices": [0.0, 0.1]}, "layers": {"choices": [1, 2]}},

@@ -91,10 +91,12 @@ def test_planned_slots_get_the_plan_and_the_others_are_searched(database: Databa
     assert all(trial.datetime_start is not None for trial in found)
 
 
-def test_each_slot_s_trial_draws_numbers_of_its_own(database: Database) -> None:
+def test_each_slot_s_trial_draws_numbers_of_its_own_and_always_the_same(database: Database) -> None:
     sweep = make_sweep(database, sampler={"kind": "random"})
-    values = {suggest(sweep.spec, sweep.begin(claim(sweep)))["dropout"] for _ in range(10)}
-    assert len(values) == 10
+    values = [suggest(sweep.spec, sweep.begin(claim(sweep)))["dropout"] for _ in range(10)]
+    assert len(set(values)) == 10
+    again = make_sweep(database, sampler={"kind": "random"})  # as if it were the first sweep's
+    assert [suggest(again.spec, again.begin(claim(again)))["dropout"] for _ in range(10)] == values
 
 
 def test_a_grid_s_slots_are_its_points(database: Database) -> None:
@@ -106,10 +108,11 @@ def test_a_grid_s_slots_are_its_points(database: Database) -> None:
 
 def test_a_crash_between_create_and_bind_loses_no_trial(database: Database) -> None:
     sweep = make_sweep(database)
+    other = sweep.begin(claim(sweep, "other"))  # of slot 0, and not bound either
     first = sweep.begin(claim(sweep))
-    other = sweep.begin(claim(sweep, "other"))  # of slot 1, and not bound either
     again = sweep.begin(take_over(sweep))
     assert again.number == first.number != other.number
+    assert again.user_attrs["hpo:slot"] == 1
     assert len(trials(sweep)) == 2
 
 
@@ -314,6 +317,19 @@ def test_a_study_ends_after_so_many_trials_without_a_better_one(database: Databa
         run_slot(sweep, outcome)
         stopped.append(sweep.stopped_improving())
     assert stopped == [False] * 9 + [True]  # before the first complete trial there is nothing to improve
+
+
+def test_neither_a_pruned_nor_an_infeasible_trial_is_an_improvement(database: Database) -> None:
+    sweep = make_sweep(database, stopping={"trials_without_improvement": 2})
+    run_slot(sweep, complete(5.0))
+    lease = claim(sweep)
+    pruned = sweep.begin(lease)
+    pruned.report(0.5, 1)  # Optuna takes it for the pruned trial's value
+    assert sweep.slots.bind(lease, pruned.number)
+    sweep.settle(lease, pruned.number, PRUNED)
+    assert not sweep.stopped_improving()
+    run_slot(sweep, TrialOutcome(state="COMPLETE", values=(0.5,), violations=("too_slow",)))
+    assert sweep.stopped_improving()
 
 
 def test_trials_count_in_the_order_in_which_they_end(database: Database) -> None:

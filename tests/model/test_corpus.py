@@ -83,6 +83,16 @@ def test_the_command_at_the_head_of_the_file_works(tmp_path: Path) -> None:
     subprocess.run([sys.executable, "-c", program], cwd=tmp_path, env=environment, check=True, capture_output=True)
 
 
+def test_python_docs_does_not_depend_on_the_order_of_the_file_system(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = Path.rglob
+    monkeypatch.setattr(model.corpus, "_docstrings", lambda path: ["its text"])  # the order is in the titles
+    one = load_corpus("python-docs", tmp_path / "one")
+    monkeypatch.setattr(Path, "rglob", lambda self, pattern: reversed(list(real(self, pattern))))
+    assert load_corpus("python-docs", tmp_path / "other") == one
+
+
 def test_python_docs_needs_no_second_making(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = load_corpus("python-docs", cache)
     monkeypatch.setattr(model.corpus, "_python_docs", lambda: pytest.fail("made twice"))
