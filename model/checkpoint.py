@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from pathlib import Path
 from typing import Any
@@ -32,9 +33,11 @@ def save_checkpoint(path: Path, content: dict[str, Any]) -> None:
             os.fsync(file.fileno())
         os.replace(draft, path)
     except (OSError, RuntimeError) as error:  # torch reports a short write as RuntimeError
-        draft.unlink(missing_ok=True)
         reason = error.strerror if isinstance(error, OSError) else _disk_state(path.parent)
         raise CheckpointError(f"{path}: checkpoint cannot be written ({reason}); free space and run again") from error
+    finally:
+        with contextlib.suppress(OSError):
+            draft.unlink(missing_ok=True)
 
 
 def _disk_state(folder: Path) -> str:

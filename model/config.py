@@ -115,6 +115,17 @@ class RunConfig:
     phi: PhiTerm
     training: Training
 
+    def __post_init__(self) -> None:
+        evaluations, length = self.training.evaluations, self.architecture.sequence_length
+        _require(
+            evaluations <= self.steps,
+            f"evaluations must be at most the {self.steps} updates of budget_tokens, got {evaluations}",
+        )
+        _require(
+            self.training.evaluation_tokens >= length,
+            f"evaluation_tokens must be at least one sequence of {length}, got {self.training.evaluation_tokens}",
+        )
+
     @property
     def tokens_per_step(self) -> int:
         """Training tokens read by one update."""

@@ -1,14 +1,13 @@
-"""Text to learn from: named corpora, folders of the user's own, and one that needs no network.
-
-python -c "from model.corpus import load_corpus; print(load_corpus('python-docs', 'runs/cache'))"
-"""
+"""Text to learn from: named corpora, folders of the user's own, and one that needs no network."""
 
 from __future__ import annotations
 
 import ast
+import codecs
 import hashlib
 import os
 import pydoc_data.topics
+import re
 import shutil
 import sys
 import sysconfig
@@ -31,6 +30,7 @@ WIKITEXT = {
     "wikitext-103-raw": "wikitext-103-raw-v1",
 }
 NAMES = ("auto", "python-docs", *WIKITEXT)
+LONG_LINE = 40  # characters
 _SPLIT_WORDS = {"train": ("train",), "valid": ("valid", "validation", "val", "dev"), "test": ("test",)}
 _TEXT_SUFFIXES = (".txt", ".tokens", ".raw")
 _TABLE_SUFFIXES = {".parquet": "parquet", ".jsonl": "json", ".json": "json", ".csv": "csv"}
@@ -109,7 +109,8 @@ def _hub_answers() -> bool:
 
     def ask() -> None:
         try:
-            with urllib.request.urlopen(urllib.request.Request(HUB, method="HEAD"), timeout=HUB_PATIENCE_S):
+            hub = os.environ.get("HF_ENDPOINT", HUB)
+            with urllib.request.urlopen(urllib.request.Request(hub, method="HEAD"), timeout=HUB_PATIENCE_S):
                 answered.set()
         except OSError:
             return
@@ -153,7 +154,8 @@ def _keep(texts: dict[str, str], folder: Path) -> None:
 
 
 def _fetch_wikitext(name: str) -> dict[str, str]:
-    os.environ.setdefault("HF_HUB_DOWNLOAD_TIMEOUT", "10")
+    if not _hub_answers():
+        os.environ["HF_HUB_OFFLINE"] = "1"  # else the client tries again for 23 s before it gives up
     import datasets
 
     datasets.disable_progress_bars()
@@ -181,10 +183,26 @@ _HELD_OUT = {7: "valid", 17: "test"}  # every twentieth document, by its place i
 
 
 def _python_docs() -> dict[str, str]:
-    texts: dict[str, list[str]] = {split: [] for split in SPLITS}
+    documents: dict[str, list[str]] = {split: [] for split in SPLITS}
     for place, document in enumerate(_documents()):
-        texts[_HELD_OUT.get(place % 20, "train")].append(document)
-    return {split: "".join(documents) for split, documents in texts.items()}
+        documents[_HELD_OUT.get(place % 20, "train")].append(document)
+    texts: dict[str, str] = {}
+    held_out: set[str] = set()
+    for split in ("test", "valid", "train"):  # docstrings repeat each other: nothing held out may stand in train
+        texts[split] = _without(held_out, "".join(documents[split]))
+        held_out |= _long_lines(texts[split])
+    return {split: texts[split] for split in SPLITS}
+
+
+def _without(lines: set[str], text: str) -> str:
+    """The text without the paragraphs that hold one of the lines."""
+    paragraphs = text.split("\n\n")
+    return "\n\n".join(paragraph for paragraph in paragraphs if lines.isdisjoint(_long_lines(paragraph)))
+
+
+def _long_lines(text: str) -> set[str]:
+    """Lines that two documents do not share by chance."""
+    return {line.strip() for line in text.split("\n") if len(line.strip()) > LONG_LINE}
 
 
 def _documents() -> Iterator[str]:
@@ -233,7 +251,8 @@ def _split_file(folder: Path, split: str) -> Path | None:
     found = [
         path
         for path in sorted(folder.iterdir())
-        if path.suffix in suffixes and any(word in path.stem.lower().split(".") for word in _SPLIT_WORDS[split])
+        if path.suffix in suffixes
+        and any(word in re.split(r"[.\-_]", path.stem.lower()) for word in _SPLIT_WORDS[split])
     ]
     if len(found) > 1:
         raise CorpusError(f"{folder}: several {split} files, {', '.join(path.name for path in found)}; keep one")
@@ -246,7 +265,8 @@ def _read(path: Path) -> str:
     try:
         text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
-        raise CorpusError(f"{path}: not UTF-8 at byte {error.start}; convert it, for example with iconv") from error
+        start = error.start + (len(codecs.BOM_UTF8) if path.read_bytes().startswith(codecs.BOM_UTF8) else 0)
+        raise CorpusError(f"{path}: not UTF-8 at byte {start}; convert it, for example with iconv") from error
     except OSError as error:
         raise CorpusError(f"{path}: cannot be read ({error.strerror})") from error
     if not text.strip():
@@ -276,12 +296,15 @@ def _load_saved_dataset(folder: Path) -> dict[str, str]:
 
     try:
         loaded = datasets.load_from_disk(str(folder))
+        found = {
+            split: next((loaded[word] for word in words if word in loaded), None)
+            for split, words in _SPLIT_WORDS.items()
+        }
+        return {split: _text_column(folder, rows) for split, rows in found.items() if rows is not None}
+    except CorpusError:
+        raise
     except Exception as error:  # as above
         raise CorpusError(f"{folder}: not readable as a saved dataset ({type(error).__name__})") from error
-    found = {
-        split: next((loaded[word] for word in words if word in loaded), None) for split, words in _SPLIT_WORDS.items()
-    }
-    return {split: _text_column(folder, rows) for split, rows in found.items() if rows is not None}
 
 
 def _text_column(path: Path, rows: object) -> str:

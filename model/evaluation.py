@@ -35,12 +35,12 @@ class Evaluation:
     val_bits_per_byte: float | None
     train_loss: float  # nats per token on a fixed slice of the training text, without dropout or noise
     train_ppl: float
-    phi: float  # on the validation text, under the learned weights (the control arm: the initial ones)
+    phi: float  # on the validation text, under the initial weights, so that it compares between runs
     temporal_coherence: float  # the components of Φ on the validation text
     integration: float
     complexity: float
     attention_diversity: float
-    train_phi: float | None  # mean Φ of the training batches since the last evaluation
+    train_phi: float | None  # mean Φ of the training batches since the last evaluation, under the learned weights
     delta_phi_loss: float | None  # mean λ_phi · ΔΦ of the training batches since the last evaluation
     lambda_phi: float | None  # in force now
     threshold: float | None  # of the memory's writes, θ
@@ -108,7 +108,7 @@ def score(network: Transformer, span: Span, device: torch.device) -> Scores:
     network.train(training)
 
     means_C = component_sums / full if full else torch.full_like(component_sums, float("nan"))
-    weights_C = network.phi_weight_logits.softmax(-1).double().cpu()
+    weights_C = torch.tensor(phi.INITIAL_WEIGHTS, dtype=torch.float64)
     return Scores(
         loss=nats / span.tokens,
         nats=nats,

@@ -74,12 +74,11 @@ class Tokenizer:
             lines = [f"{line} {END_OF_LINE}" for line in lines]
         return [encoding.ids for encoding in self.backend.encode_batch_fast(list(lines), add_special_tokens=False)]
 
-    def unknown_words(self, lines: Sequence[str]) -> int:
-        """How many words the tokenizer does not know; BPE knows all."""
+    def unknown_words(self, line: str, ids: Sequence[int]) -> int:
+        """How many of a line's words became `<unk>` that were not `<unk>` in the text; BPE knows all."""
         if self.kind == "bpe":
             return 0
-        known = self.backend.get_vocab()
-        return sum(word not in known for line in lines for word in line.split())
+        return ids.count(self.backend.token_to_id(UNKNOWN)) - line.split().count(UNKNOWN)
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of the ids; words come back separated by one space."""

@@ -11,7 +11,6 @@ import dataclasses
 import io
 import json
 import os
-import shutil
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -77,8 +76,11 @@ class TokenizedCorpus:
         ids = self._ids(split)
         parts = [ids[:1]]
         words = size = 0
+        last = -1
         for stretch in range(STRETCHES):
-            first = len(counts) * stretch // STRETCHES
+            first = max(len(counts) * stretch // STRETCHES, last + 1)
+            if first == len(counts):
+                break
             room = starts[first, _TOKENS] + tokens // STRETCHES
             last = max(first, int(np.searchsorted(counts[:, _TOKENS], room, side="right")) - 1)
             parts.append(ids[1 + starts[first, _TOKENS] : 1 + counts[last, _TOKENS]])
@@ -140,10 +142,13 @@ def _write(corpus: Corpus, digest: str, choice: TokenizerChoice, folder: Path) -
     folder.parent.mkdir(parents=True, exist_ok=True)
     lines = {split: list(io.StringIO(text)) for split, text in corpus.texts.items()}  # at "\n" alone
     tokenizer = train_tokenizer(choice, lines["train"])
-    draft = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}-"))
+    unfinished = tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-", ignore_cleanup_errors=True)
+    draft = Path(unfinished.name) / "tokens"  # with the user's usual permissions, unlike a temporary folder
+    draft.mkdir()
     try:
+        unknown_words = {}
         for split, split_lines in lines.items():
-            _write_split(split_lines, tokenizer, draft / split)
+            unknown_words[split] = _write_split(split_lines, tokenizer, draft / split)
         (draft / "tokenizer.json").write_text(tokenizer.backend.to_str(), encoding="utf-8")
         about = {
             "kind": choice.kind,
@@ -151,7 +156,7 @@ def _write(corpus: Corpus, digest: str, choice: TokenizerChoice, folder: Path) -
             "corpus_source": corpus.source,
             "corpus_origin": corpus.origin,
             "corpus_digest": digest,
-            "unknown_words": {split: tokenizer.unknown_words(split_lines) for split, split_lines in lines.items()},
+            "unknown_words": unknown_words,
         }
         (draft / "about.json").write_text(json.dumps(about, indent=1), encoding="utf-8")
         os.replace(draft, folder)
@@ -159,18 +164,22 @@ def _write(corpus: Corpus, digest: str, choice: TokenizerChoice, folder: Path) -
         if not (folder / "about.json").is_file():  # else another process was first with the same content
             raise CorpusError(f"{folder}: token files cannot be written ({error.strerror})") from error
     finally:
-        shutil.rmtree(draft, ignore_errors=True)
+        unfinished.cleanup()
 
 
-def _write_split(lines: list[str], tokenizer: Tokenizer, target: Path) -> None:
+def _write_split(lines: list[str], tokenizer: Tokenizer, target: Path) -> int:
+    """Write a split's stream and counts; returns how many of its words the tokenizer does not know."""
     dtype = np.uint16 if tokenizer.vocabulary <= np.iinfo(np.uint16).max + 1 else np.uint32
     parts = [np.array([tokenizer.start_id], dtype)]
     counts = np.empty((len(lines), 3), np.int64)
+    unknown_words = 0
     for first in range(0, len(lines), LINES_AT_ONCE):
         batch = lines[first : first + LINES_AT_ONCE]
         encoded = tokenizer.encode_lines(batch)
         parts.extend(np.array(ids, dtype) for ids in encoded)
         for place, (line, ids) in enumerate(zip(batch, encoded, strict=True), start=first):
             counts[place] = len(ids), len(line.split()) + 1, len(line.encode())
+            unknown_words += tokenizer.unknown_words(line, ids)
     np.save(target.with_suffix(".npy"), np.concatenate(parts))
     np.save(target.with_suffix(".lines.npy"), counts.cumsum(axis=0))
+    return unknown_words

@@ -9,11 +9,12 @@ one that never was, on the same machine with the same number of threads.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import enum
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -34,7 +35,14 @@ from model.transformer import States, Transformer, check_causality
 
 ADAM_BETAS = (0.9, 0.95)
 EXPLODED_NATS = 1.0  # validation loss this far above that of a uniform guess: the run has diverged
-PLAUSIBLE_BITS_PER_BYTE = 0.6  # below Shannon's 1951 lower estimate for English: suspect a leak, not a genius
+# 0.6 bits a character (Shannon's lower estimate for English, 1951) at 5.2 characters a word: below it, suspect a leak
+PLAUSIBLE_WORD_PERPLEXITY = 8.0
+_MEMORY_SIGNS = (
+    "can't allocate memory",
+    "not enough memory",
+    "CUDA error: out of memory",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+)
 
 Outcome = Literal["complete", "pruned", "diverged", "out_of_memory", "interrupted"]
 
@@ -54,7 +62,7 @@ class TrainingResult:
     outcome: Outcome
     reason: str
     history: tuple[Evaluation, ...]
-    suspicious: bool = False  # too good to be true: fewer bits per byte than text holds
+    suspicious: bool = False  # too good to be true: fewer bits per word than text holds
 
 
 Observer = Callable[[Evaluation], Decision]
@@ -86,23 +94,39 @@ def train(
     """
     corpus.check_length(config.architecture.sequence_length)
     micro_batch = config.training.batch_size
+    history = load_history(resume_from) if resume_from else ()
     while True:
+        run = None
         try:
-            return _Run(config, corpus, torch.device(device), save_to, resume_from, micro_batch).train(on_evaluation)
-        except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
-            if not _is_out_of_memory(error):
-                raise
+            with _memory_errors():
+                run = _Run(config, corpus, torch.device(device), save_to, resume_from, micro_batch)
+            return run.train(on_evaluation, announced=len(history))
+        except _OutOfMemory:
+            if run is not None:
+                history = max(history, tuple(run.history), key=len)
+                resume_from = save_to if run.saved else resume_from
+            if micro_batch == 1:
+                reason = "one sequence at a time does not fit"
+                return TrainingResult(outcome="out_of_memory", reason=reason, history=history)
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
-        if save_to is not None and save_to.is_file():
-            resume_from = save_to
-        if micro_batch == 1:
-            return TrainingResult(
-                outcome="out_of_memory",
-                reason="one sequence at a time does not fit",
-                history=load_history(resume_from) if resume_from else (),
-            )
         micro_batch = -(-micro_batch // 2)  # the same batch in smaller pieces; gradients add up
+
+
+class _OutOfMemory(Exception):
+    """The device or the machine has no memory left for an update."""
+
+
+@contextlib.contextmanager
+def _memory_errors() -> Iterator[None]:
+    try:
+        yield
+    except (torch.OutOfMemoryError, MemoryError) as error:
+        raise _OutOfMemory from error
+    except RuntimeError as error:  # the allocators of CPU and cuBLAS have no class of their own
+        if not any(sign in str(error) for sign in _MEMORY_SIGNS):
+            raise
+        raise _OutOfMemory from error
 
 
 class Losses(NamedTuple):
@@ -143,23 +167,30 @@ class _Run:
         self.step = 0
         self.seconds = 0.0
         self.history: list[Evaluation] = []
+        self.saved = False
         if resume_from is None:
             check_causality(self.network)
         else:
             self.load(resume_from)
 
-    def train(self, on_evaluation: Observer) -> TrainingResult:
-        """Run from where the state stands to the end, an evaluation at each milestone."""
+    def train(self, on_evaluation: Observer, announced: int) -> TrainingResult:
+        """Run from where the state stands to the end; tell of each evaluation after the first `announced`."""
         evaluations = self.config.training.evaluations
         for milestone in range(len(self.history) + 1, evaluations + 1):
-            evaluation = self.advance(milestone)
+            with _memory_errors():
+                evaluation = self.advance(milestone)
             self.history.append(evaluation)
             at = f"at {evaluation.tokens:,} tokens"
             if self.diverged(evaluation):
                 return self.result("diverged", f"validation loss {evaluation.val_loss:.4g} {at}")
             if self.save_to is not None:
                 self.save(self.save_to)
+                self.saved = True
+            if milestone <= announced:
+                continue
+            random = self.random_state()
             decision = on_evaluation(evaluation)
+            self.set_random_state(random)  # an observer that draws numbers does not change the run
             if decision is Decision.PRUNE:
                 return self.result("pruned", f"behind its peers {at}")
             if decision is Decision.INTERRUPT and milestone < evaluations:
@@ -231,12 +262,12 @@ class _Run:
     @torch.no_grad()
     def after_update(self, pieces: list[Losses], sums: Tensor) -> None:
         """Let the memory keep what was best integrated, let λ adapt, and count."""
-        for piece in pieces:
-            if self.network.memory is not None:
-                self.network.memory.write(piece.states.stream_BTD, piece.phi_B, piece.received_BT)
-        sizes = [len(piece.phi_B) / self.config.training.batch_size for piece in pieces]
-        delta_phi = sum(size * piece.delta_phi for size, piece in zip(sizes, pieces, strict=True))
-        mean_phi = torch.cat([piece.phi_B for piece in pieces]).mean()
+        phi_B = torch.cat([piece.phi_B for piece in pieces])
+        if self.network.memory is not None:
+            stream_BTD = torch.cat([piece.states.stream_BTD for piece in pieces])
+            self.network.memory.write(stream_BTD, phi_B, torch.cat([piece.received_BT for piece in pieces]))
+        delta_phi = torch.stack([len(piece.phi_B) * piece.delta_phi for piece in pieces]).sum() / len(phi_B)
+        mean_phi = phi_B.mean()
         sums += torch.stack((mean_phi, self.lambda_phi * delta_phi))
         adapt_lambda(self.config, self.lambda_phi, mean_phi)
 
@@ -280,8 +311,7 @@ class _Run:
         return not math.isfinite(evaluation.val_loss) or evaluation.val_loss > uniform + EXPLODED_NATS
 
     def result(self, outcome: Outcome, reason: str) -> TrainingResult:
-        bits = self.history[-1].val_bits_per_byte
-        suspicious = bits is not None and bits < PLAUSIBLE_BITS_PER_BYTE
+        suspicious = self.history[-1].val_word_ppl < PLAUSIBLE_WORD_PERPLEXITY
         return TrainingResult(outcome=outcome, reason=reason, history=tuple(self.history), suspicious=suspicious)
 
     # ------------------------------------------------------------------------------------------ checkpoints
@@ -305,31 +335,40 @@ class _Run:
             "network": self.network.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "lambda_phi": self.lambda_phi,
-            "random": torch.get_rng_state(),
+            "random": self.random_state(),
         }
-        if self.device.type == "cuda":
-            content["random_cuda"] = torch.cuda.get_rng_state(self.device)
         save_checkpoint(path, content)
 
     def load(self, path: Path) -> None:
         """Take over the state that `save` wrote."""
         content = load_checkpoint(path, self.device)
         for what, digest in self.identity().items():
-            if content["identity"][what] != digest:
+            if content.get("identity", {}).get(what) != digest:
                 raise CheckpointError(f"{path}: written by a run with another {what}; it cannot be continued here")
         self.network.load_state_dict(content["network"])
         self.optimizer.load_state_dict(content["optimizer"])
         self.lambda_phi.copy_(content["lambda_phi"])
         self.step, self.seconds = content["step"], content["seconds"]
         self.history = [Evaluation(**evaluation) for evaluation in content["history"]]
-        torch.set_rng_state(content["random"].cpu())
+        self.set_random_state(content["random"])
+
+    def random_state(self) -> list[Tensor]:
+        """Of the CPU's generator, and of the device's if it has one."""
+        states = [torch.get_rng_state()]
+        return [*states, torch.cuda.get_rng_state(self.device)] if self.device.type == "cuda" else states
+
+    def set_random_state(self, states: list[Tensor]) -> None:
+        """Take over what `random_state` returned."""
+        torch.set_rng_state(states[0].cpu())
         if self.device.type == "cuda":
-            torch.cuda.set_rng_state(content["random_cuda"].cpu(), self.device)
+            torch.cuda.set_rng_state(states[1].cpu(), self.device)
 
 
 def load_history(path: Path) -> tuple[Evaluation, ...]:
     """The evaluations that a checkpoint of this module holds."""
     content: dict[str, Any] = load_checkpoint(path)
+    if "history" not in content:
+        raise CheckpointError(f"{path}: holds no run")
     return tuple(Evaluation(**evaluation) for evaluation in content["history"])
 
 
@@ -380,9 +419,3 @@ def make_optimizer(network: Transformer, weight_decay: float) -> torch.optim.Ada
         {"params": [parameter for parameter in parameters if parameter.ndim < 2], "weight_decay": 0.0},
     ]
     return torch.optim.AdamW(groups, betas=ADAM_BETAS, fused=True)
-
-
-def _is_out_of_memory(error: BaseException) -> bool:
-    if isinstance(error, torch.OutOfMemoryError | MemoryError):
-        return True
-    return "can't allocate memory" in str(error) or "not enough memory" in str(error)

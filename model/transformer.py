@@ -67,13 +67,18 @@ class Transformer(nn.Module):
         self._initialise()
 
     def _initialise(self) -> None:
-        """GPT-2's: normal with standard deviation 0.02, layers that write into the stream scaled by depth."""
-        for name, parameter in self.named_parameters():
-            if parameter.ndim < 2 or name.endswith("taps"):
+        """GPT-2's: normal with standard deviation 0.02, layers that write into the stream scaled by depth.
+
+        Drawn from a generator of its own, the memory last: with equal seeds the control arm starts from equal weights.
+        """
+        generator = torch.Generator().manual_seed(torch.initial_seed())
+        for name, parameter in sorted(self.named_parameters(), key=lambda named: named[0].startswith("memory")):
+            if parameter.ndim < 2:
                 continue
             into_stream = name.endswith(("project.weight", "contract.weight"))
             scale = 1 / math.sqrt(2 * len(self.blocks)) if into_stream else 1.0
-            nn.init.normal_(parameter, std=0.02 * scale)
+            deviation = 1 / math.sqrt(CONVOLUTION_TAPS) if name.endswith("taps") else 0.02 * scale
+            nn.init.normal_(parameter, std=deviation, generator=generator)
 
     def set_regularisation(self, *, dropout: float, noise: float) -> None:
         """Set the training-time probabilities; the control arm takes no noise."""
@@ -148,7 +153,7 @@ class GatedConvolution(nn.Module):
     def __init__(self, width: int) -> None:
         super().__init__()
         self.expand = nn.Linear(width, 2 * width, bias=False)
-        self.taps = nn.Parameter(torch.randn(CONVOLUTION_TAPS, width) / math.sqrt(CONVOLUTION_TAPS))
+        self.taps = nn.Parameter(torch.zeros(CONVOLUTION_TAPS, width))
         self.project = nn.Linear(width, width, bias=False)
 
     def forward(self, x_BTD: Tensor) -> tuple[Tensor, None]:
@@ -178,7 +183,7 @@ class Dropout(nn.Module):
 
 @torch.no_grad()
 def check_causality(network: Transformer) -> None:
-    """Refuse a network in which changing the last token moves an earlier logit.
+    """Refuse a network in which changing a token moves an earlier logit, in training or in evaluation.
 
     Raises:
         CausalityError: some position sees its own future.
@@ -187,15 +192,26 @@ def check_causality(network: Transformer) -> None:
     device = network.token_embedding.weight.device
     vocabulary = network.token_embedding.num_embeddings
     tokens_BT = torch.arange(length, device=device)[None] % vocabulary
-    changed_BT = tokens_BT.clone()
-    changed_BT[0, -1] = (changed_BT[0, -1] + 1) % vocabulary
-    training = network.training
-    network.eval()
-    before, after = (network.logits(network(tokens).hidden_BTD)[0, :-1] for tokens in (tokens_BT, changed_BT))
-    network.train(training)
-    if not torch.equal(before, after):
-        largest = (before - after).abs().max().item()
-        raise CausalityError(
-            f"the network is not causal: changing the last token moved earlier logits by up to {largest:.2g}; "
-            "its perplexity would be meaningless"
-        )
+    was_training = network.training
+    for training in (False, True):
+        network.train(training)
+        before_TV = _logits_under_fixed_noise(network, tokens_BT)
+        for place in (length // 4, length // 2, length - 1):
+            changed_BT = tokens_BT.clone()
+            changed_BT[0, place] = (changed_BT[0, place] + 1) % vocabulary
+            after_TV = _logits_under_fixed_noise(network, changed_BT)
+            if not torch.equal(before_TV[:place], after_TV[:place]):
+                moved = (before_TV[:place] - after_TV[:place]).abs().max().item()
+                raise CausalityError(
+                    f"the network is not causal: changing token {place} moved earlier logits by up to {moved:.2g}; "
+                    "its perplexity would be meaningless"
+                )
+    network.train(was_training)
+
+
+def _logits_under_fixed_noise(network: Transformer, tokens_BT: Tensor) -> Tensor:
+    """Logits (T, V) of one sequence; dropout and noise are equal at each call, and the caller's are left alone."""
+    device = tokens_BT.device
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        torch.manual_seed(0)
+        return network.logits(network(tokens_BT).hidden_BTD)[0]

@@ -33,6 +33,7 @@ LABELS: Mapping[str, str] = {
     "val_word_ppl": "Word PPL",
     "val_bits_per_byte": "Bits/byte",
     "train_ppl": "Train PPL",
+    "phi": "Val Φ",
     "train_phi": "Train Φ",
     "delta_phi_loss": "ΔΦ loss",
     "seconds": "Time",

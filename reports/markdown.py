@@ -109,6 +109,7 @@ _FORMATS: Mapping[str, Callable[..., str]] = {
     "val_word_ppl": perplexity,
     "train_ppl": perplexity,
     "val_bits_per_byte": bits_per_byte,
+    "phi": phi,
     "train_phi": phi,
     "delta_phi_loss": phi,
     "seconds": duration,

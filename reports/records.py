@@ -41,7 +41,8 @@ class Measurement:
     val_word_ppl: float | None = None
     val_bits_per_byte: float | None = None
     train_ppl: float | None = None  # on a fixed sample of the training text, without dropout
-    train_phi: float | None = None
+    phi: float | None = None  # Φ on the validation text, under the initial weights: compares between runs
+    train_phi: float | None = None  # on training batches, under the weights that the run has learned
     delta_phi_loss: float | None = None
     seconds: float | None = None  # of training and evaluations, over all processes that worked on the run
     tokens_per_s: float | None = None

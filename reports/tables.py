@@ -17,6 +17,16 @@ Row = tuple[Value, ...]
 Cell = Callable[[TrialRecord], Value]
 
 PARAMETER = "params_"
+MEASURED = (
+    "val_ppl",
+    "val_word_ppl",
+    "val_bits_per_byte",
+    "train_ppl",
+    "phi",
+    "train_phi",
+    "delta_phi_loss",
+    "seconds",
+)
 LOG_PARAMETERS = ("learning_rate", "batch_size", "lambda_phi", "dropout")  # of every run's row, searched or not
 
 
@@ -40,8 +50,7 @@ def comparison_table(record: StudyRecord, comparison: Comparison) -> Table:
     """
     cells: dict[str, Cell] = {"number": lambda trial: trial.number, **_parameters(_shown(record))}
     if record.is_ours:
-        names = ("val_ppl", "val_word_ppl", "val_bits_per_byte", "train_ppl", "train_phi", "delta_phi_loss", "seconds")
-        cells |= _measured(names)
+        cells |= _measured(MEASURED)
     else:
         cells |= _objectives(record)
     cells["curve"] = lambda trial: trial.curve
@@ -70,7 +79,7 @@ def trial_table(record: StudyRecord, comparison: Comparison) -> Table:
     """Every trial in order, with all that is known of it as raw numbers."""
     names = dict.fromkeys(name for trial in record.trials for name in trial.parameters)
     measured = (
-        "milestone, tokens, step, epoch, val_ppl, val_word_ppl, val_bits_per_byte, train_ppl, train_phi, "
+        "milestone, tokens, step, epoch, val_ppl, val_word_ppl, val_bits_per_byte, train_ppl, phi, train_phi, "
         "delta_phi_loss, seconds, tokens_per_s, peak_memory_bytes"
     )
     cells: dict[str, Cell] = {

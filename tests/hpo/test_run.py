@@ -13,7 +13,6 @@ import sqlite3
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import optuna
@@ -131,9 +130,9 @@ def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def place(tmp_path: Path, text: Path) -> Iterator[Place]:
+def place(tmp_path: Path, text: Path) -> Place:
     (tmp_path / "text").symlink_to(text)
-    yield Place(tmp_path)
+    return Place(tmp_path)
 
 
 def assert_one_line(result: subprocess.CompletedProcess[str], *words: str) -> None:
@@ -202,8 +201,10 @@ def test_a_study_runs_to_its_total_resumes_beyond_it_and_has_nothing_to_do_after
     assert json.loads(out.read_text(encoding="utf-8"))
 
     listing = subprocess.run(
-        [Path(sys.executable).with_name("optuna"), "trials", "--study-name", "small"]
-        + ["--storage", f"sqlite:///{place.home.database}", "--format", "json"],
+        [
+            *(Path(sys.executable).with_name("optuna"), "trials", "--study-name", "small"),
+            *("--storage", f"sqlite:///{place.home.database}", "--format", "json"),
+        ],
         capture_output=True,
         text=True,
         check=True,

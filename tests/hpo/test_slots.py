@@ -273,10 +273,16 @@ class TestRenewed:
     def test_its_thread_ends_with_the_work(self, make: Callable[[int], SlotSetting]) -> None:
         setting = make(1)
         lease = setting.claim("a")
-        assert not renewers()
-        with pytest.raises(RuntimeError, match="in the trial"), renewed(setting.slots, lease):
-            assert len(renewers()) == 1
-            raise RuntimeError("in the trial")
+        alive = []
+
+        def work() -> None:
+            with renewed(setting.slots, lease):
+                alive.extend(renewers())
+                raise RuntimeError("in the trial")
+
+        with pytest.raises(RuntimeError, match="in the trial"):
+            work()
+        assert len(alive) == 1
         assert not renewers()
 
     def test_its_thread_ends_when_the_lease_is_lost(self, make: Callable[[int], SlotSetting]) -> None:

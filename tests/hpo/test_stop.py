@@ -74,7 +74,14 @@ def test_ctrl_c_after_the_time_limit_leaves_now() -> None:
 def test_signals_mean_what_they_did_before_once_the_run_is_over() -> None:
     numbers = (signal.SIGINT, signal.SIGTERM)
     before = [signal.getsignal(number) for number in numbers]
-    with pytest.raises(RuntimeError, match="in the run"), Stop().on_signals(lambda line: None):
-        assert [signal.getsignal(number) for number in numbers] != before
-        raise RuntimeError("in the run")
+    during = []
+
+    def run() -> None:
+        with Stop().on_signals(lambda line: None):
+            during.extend(signal.getsignal(number) for number in numbers)
+            raise RuntimeError("in the run")
+
+    with pytest.raises(RuntimeError, match="in the run"):
+        run()
+    assert not set(during) & set(before)
     assert [signal.getsignal(number) for number in numbers] == before

@@ -515,6 +515,6 @@ def test_a_whole_number_stands_for_a_float() -> None:
     assert make_spec(**whole).digest() == make_spec(**real).digest()
 
 
-@pytest.mark.xfail(strict=True, raises=NOT_REFUSED, reason="the sampler then proposes batch sizes of 30 digits")
-def test_a_whole_number_beyond_the_database_s_is_refused() -> None:
-    assert refusal(searching("{ batch_size = { low = 8, high = 1e30 } }")).startswith("search.batch_size")
+@pytest.mark.xfail(strict=True, raises=NOT_REFUSED, reason="the sampler then proposes numbers of 30 digits")
+def test_a_whole_number_beyond_any_machine_s_is_refused() -> None:
+    assert refusal(searching("{ memory_slots = { low = 8, high = 1e30 } }")).startswith("search.memory_slots")

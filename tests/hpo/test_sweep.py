@@ -258,7 +258,7 @@ def test_who_lost_the_lease_while_telling_leaves_the_slot_alone(database: Databa
     assert [trial.value for trial in trials(sweep)] == [4.0]
 
 
-# ---------------------------------------------------------------------------------------------- best, end of improvement
+# ---------------------------------------------------------------------------------------------- best, no better
 
 
 def test_the_best_trial_is_complete_and_feasible(database: Database) -> None:
@@ -400,7 +400,7 @@ def test_an_unknown_study_is_answered_with_the_known_ones(own: Database) -> None
         load_study(own, "toy")
     for place in range(10):
         make_sweep(own, name=f"study-{place}")
-    with pytest.raises(StudyError, match="unknown study 'toy': there are study-0, study-1, .*, study-7$"):
+    with pytest.raises(StudyError, match=r"unknown study 'toy': there are study-0, study-1, .*, study-7$"):
         open_sweep(own, "toy")
 
 

@@ -136,7 +136,7 @@ def test_the_table_shows_each_worker_s_trial(board: Board) -> None:
     assert first.split()[1:3] == ["3", "dropout=0.1"]
     assert first.split()[-3:] == ["3/10", "123.46", "45,679"]
     assert second.split()[-1] == "0/10"
-    assert lines[-1] == "0/10 trials · 45,679 tokens/s · 0:00 so far"
+    assert lines[-1].strip() == "0/10 trials · 45,679 tokens/s · 0:00 so far"
 
 
 def test_a_worker_without_a_trial_waits(board: Board) -> None:

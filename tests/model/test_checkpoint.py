@@ -98,7 +98,6 @@ def test_a_failure_in_the_last_moment_leaves_the_old_checkpoint(
     assert list(path.parent.iterdir()) == [path]
 
 
-@pytest.mark.xfail(strict=True, reason="model/checkpoint.py: only OSError and RuntimeError remove the draft")
 def test_a_second_ctrl_c_while_saving_leaves_no_draft(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupt(descriptor: int) -> None:
         raise KeyboardInterrupt
@@ -110,7 +109,6 @@ def test_a_second_ctrl_c_while_saving_leaves_no_draft(path: Path, monkeypatch: p
     assert list(path.parent.iterdir()) == [path]
 
 
-@pytest.mark.xfail(strict=True, reason="model/checkpoint.py: removing the draft fails too, and that error escapes")
 def test_a_folder_that_cannot_be_made_is_a_checkpoint_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(CheckpointError, match="cannot be written"):

@@ -53,8 +53,9 @@ OTHER_VALUES = {
     "width": 64, "layers": 3, "heads": 2, "sequence_length": 64, "blocks": "attention+convolution",
     "tie_embeddings": False, "iit": False, "phi_probes": 8, "memory_slots": 0, "memory_gate": "static",
     "lambda_phi": 0.1, "phi_objective": "bounded", "phi_target": 0.9, "lambda_schedule": "linear", "phi_floor": 0.6,
-    "budget_tokens": 1000, "batch_size": 4, "learning_rate": 1e-4, "learning_rate_schedule": "constant", "warmup": 0.2,
-    "weight_decay": 0.0, "dropout": 0.3, "noise": 0.1, "clip_norm": 0.5, "evaluations": 5, "evaluation_tokens": 100,
+    "budget_tokens": 100_000, "batch_size": 4, "learning_rate": 1e-4, "learning_rate_schedule": "constant",
+    "warmup": 0.2, "weight_decay": 0.0, "dropout": 0.3, "noise": 0.1, "clip_norm": 0.5,
+    "evaluations": 5, "evaluation_tokens": 500,
     "seed": 2,
 }  # fmt: skip
 
@@ -93,6 +94,8 @@ def test_the_digest_does_not_depend_on_how_the_run_was_named() -> None:
         ({"weight_decay": -0.1}, "weight_decay must be 0 or more, got -0.1"),
         ({"budget_tokens": 0}, "budget_tokens must be above 0, got 0"),
         ({"evaluations": 0}, "evaluations must be above 0, got 0"),
+        ({"budget_tokens": 9 * 8 * 128}, "evaluations must be at most the 9 updates of budget_tokens, got 10"),
+        ({"evaluation_tokens": 127}, "evaluation_tokens must be at least one sequence of 128, got 127"),
         ({"seed": -1}, "seed must be 0 or more, got -1"),
         ({"learning_rate": float("nan")}, "learning_rate must be .*got nan"),
         ({"noise": float("inf")}, "noise must be .*got inf"),
@@ -130,6 +133,8 @@ def test_the_control_arm_has_no_memory() -> None:
     budget=st.integers(1, 200_000), batch_size=st.integers(1, 64), evaluations=st.integers(1, 20), length=st.just(64)
 )
 def test_milestones_rise_to_the_whole_budget(budget: int, batch_size: int, evaluations: int, length: int) -> None:
+    updates = -(-budget // (batch_size * length))
+    evaluations = min(evaluations, updates)
     run = build_run(
         {"budget_tokens": budget, "batch_size": batch_size, "evaluations": evaluations, "sequence_length": length}
     )

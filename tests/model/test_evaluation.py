@@ -62,7 +62,7 @@ def test_loss_equals_a_naive_loop_over_tokens(small_corpus: TokenizedCorpus, tok
     assert measured.nats == pytest.approx(math.fsum(expected), rel=1e-5)
     assert measured.loss == pytest.approx(math.fsum(expected) / tokens, rel=1e-5)
     assert measured.perplexity == pytest.approx(math.exp(math.fsum(expected) / tokens), rel=1e-4)
-    assert abs(measured.loss - math.log(built.token_embedding.num_embeddings)) > 0.05  # no uniform guess
+    assert abs(measured.loss - math.log(built.token_embedding.num_embeddings)) > 0.02  # no uniform guess
 
 
 class SeesItsInput(Transformer):
@@ -122,7 +122,8 @@ def test_phi_is_the_mean_over_full_sequences(small_corpus: TokenizedCorpus, iit:
             sums += phi.components(states.hidden_BTD, received_BT)[0]
     measured = score(built, span, CPU)
     assert measured.components == pytest.approx((sums / 3).tolist(), abs=1e-5)
-    assert measured.phi == pytest.approx(float(sums / 3 @ torch.tensor([1.0, 0.0, -1.0, 0.5]).softmax(0)), abs=1e-5)
+    initial_weights = torch.tensor([0.3, 0.3, 0.2, 0.2])  # not the learned ones, under which runs would not compare
+    assert measured.phi == pytest.approx(float(sums / 3 @ initial_weights), abs=1e-5)
 
 
 @pytest.mark.parametrize("training", [True, False])

@@ -139,9 +139,6 @@ def test_a_sample_of_everything_is_the_whole_split(lines_200: TokenizedCorpus, m
     assert (sample.words, sample.bytes) == (whole.words, whole.bytes)
 
 
-@pytest.mark.xfail(
-    strict=True, reason="model/tokens.py sample: a split of few lines is sampled as each line many times"
-)
 @pytest.mark.parametrize("lines", [1, 5])
 def test_a_sample_is_never_longer_than_its_split(lines: int, tmp_path: Path) -> None:
     text = "".join(" ".join(f"w{line}x{place}" for place in range(60)) + "\n" for line in range(lines))
@@ -150,7 +147,6 @@ def test_a_sample_is_never_longer_than_its_split(lines: int, tmp_path: Path) -> 
     assert tokenized.sample("train", whole.tokens // 2).tokens <= whole.tokens
 
 
-@pytest.mark.xfail(strict=True, reason="model/tokens.py sample: stretches of short lines run into the next stretch")
 def test_a_sample_reads_no_line_twice(tmp_path: Path) -> None:
     short = "".join(f"w{line}\n" for line in range(100))
     text = short + "".join("long " * 40 + f"w{line}\n" for line in range(100, 200))
@@ -240,7 +236,6 @@ def test_two_processes_tokenizing_at_once_both_succeed(cache: Path, tmp_path: Pa
     assert [path.name for path in tmp_path.iterdir()] == [first.folder.name]
 
 
-@pytest.mark.xfail(strict=True, reason="model/tokens.py _write: mkdtemp makes the folder readable by its owner alone")
 def test_token_files_have_the_permissions_of_any_new_folder(tmp_path: Path) -> None:
     (tmp_path / "any").mkdir()
     tokenized = tokenize_corpus(corpus("a b\n"), BPE, tmp_path)

@@ -30,7 +30,8 @@ def test_the_comparison_has_the_columns_of_the_log_and_what_else_was_searched():
     )
     record = record_of(trial(slot=0), other)
     parameters = ["learning_rate", "batch_size", "lambda_phi", "dropout", "memory_slots"]
-    measured = ["val_ppl", "val_word_ppl", "val_bits_per_byte", "train_ppl", "train_phi", "delta_phi_loss", "seconds"]
+    measured = ["val_ppl", "val_word_ppl", "val_bits_per_byte", "train_ppl", "phi", "train_phi", "delta_phi_loss"]
+    measured += ["seconds"]
     names = ["number", *(f"params_{name}" for name in parameters), *measured, "curve", "verdict"]
     assert list(compared(record)[0]) == names
 
