@@ -106,7 +106,10 @@ def status(study: StudyArgument = None, storage: StorageOption = None) -> None:
         total = sweep.slots.total()
         board = Board(sweep, total)
         typer.echo(f"study {sweep.spec.name}: {board.ending()}")
-        typer.echo(f"slots: {board.counts.done} done, {board.counts.leased} leased, {board.counts.open} open")
+        counts = board.counts
+        typer.echo(
+            f"slots: {counts.done} done, {counts.leased} leased, {counts.released} interrupted, {counts.open} not begun"
+        )
         for number, owner in sorted(sweep.slots.owners().items()):
             typer.echo(f"trial {number}: {owner}")
 

@@ -9,15 +9,19 @@ from hpo.errors import UsageError
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write beside the target, then move into place.
+    """Write beside the target, then move into place; what is no file (a terminal, /dev/null) is written as it is.
 
     Raises:
         UsageError: the path cannot be written; what was there is untouched.
     """
-    draft = path.with_name(f".{path.name}.{os.getpid()}")
+    target = path.resolve()
+    draft = target.parent / f".{target.name}.{os.getpid()}"
     try:
+        if target.exists() and not target.is_file():
+            target.write_text(text, encoding="utf-8")
+            return
         draft.write_text(text, encoding="utf-8")
-        os.replace(draft, path)
+        os.replace(draft, target)
     except OSError as error:
         draft.unlink(missing_ok=True)
         raise UsageError(f"{path}: cannot be written ({error.strerror})") from error

@@ -22,9 +22,9 @@ from hpo.executors.local import run_local
 from hpo.executors.stop import Stop
 from hpo.home import Home
 from hpo.slots import SlotCounts
-from hpo.storage import masked, open_database, storage_errors
+from hpo.storage import is_missing, masked, open_database, storage_errors
 from hpo.study_file import StudySpec, load_study_file
-from hpo.sweep import LAST_RUN_ATTRIBUTE, Sweep, create_sweep, find_sweep
+from hpo.sweep import LAST_RUN_ATTRIBUTE, Sweep, create_sweep, find_sweep, publish
 from hpo.worker import Event, WorkerOrder
 from model.corpus import load_corpus
 from model.hardware import cpu_cores, default_device, describe, gpu_count
@@ -74,15 +74,17 @@ def prepare(request: Request, url: str, home: Home, announce: Callable[[str], No
     if request.workers is not None and request.workers < 1:
         raise UsageError(f"--workers must be at least 1, got {request.workers}")
     with storage_errors(url):
-        database = open_database(url, create=True)
-        sweep = find_sweep(database, spec.name)
+        database = None if is_missing(url) else open_database(url, create=True)
+        sweep = find_sweep(database, spec.name) if database is not None else None
         if sweep is not None:
             _check_same_file(sweep, spec)
         corpus = load_text(spec, request.data, sweep, home, announce)
         if sweep is None:
+            database = database or open_database(url, create=True)
             sweep = create_sweep(database, spec.name, _record(spec, corpus, device))
             _check_same_file(sweep, spec)  # another process may have made it meanwhile
         check_same_text(sweep, corpus)
+        publish(sweep)
         sweep.slots.ensure(total)
         sweep.study.set_user_attr(LAST_RUN_ATTRIBUTE, time.time())
     orders = _orders(request.workers, total, device, sweep, url, home, corpus)
@@ -113,7 +115,7 @@ def load_text(
 def _total(request: Request, spec: StudySpec) -> int:
     if request.trials is not None and request.trials < 1:
         raise UsageError(f"--trials is the total that the study ends with and must be at least 1, got {request.trials}")
-    total = request.trials or spec.trials
+    total = request.trials or spec.default_total()
     most = spec.most_trials()
     if most is not None and total > most:
         raise UsageError(f"--trials {total}: the grid of {spec.name} has {most} points, baseline included")

@@ -51,7 +51,7 @@ def make_pruner(spec: StudySpec) -> optuna.pruners.BasePruner:
             min_resource=pruner.first_milestone, reduction_factor=pruner.reduction
         )
     if pruner.kind == "median":
-        return optuna.pruners.MedianPruner(n_startup_trials=0, n_warmup_steps=pruner.first_milestone - 1)
+        return optuna.pruners.MedianPruner(n_startup_trials=0, n_warmup_steps=pruner.first_milestone)
     return optuna.pruners.NopPruner()
 
 

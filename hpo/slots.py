@@ -84,13 +84,23 @@ class Lease:
     outcome: TrialOutcome | None  # set where only telling Optuna is left
 
 
+class LeaseLost(Exception):
+    """Another worker holds the slot now: write nothing more."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class SlotCounts:
     """How many of the first N slots are in which state."""
 
     done: int = 0
     leased: int = 0  # finishing ones included; their workers may be dead until the lease has expired
-    open: int = 0
+    released: int = 0  # begun, left at a checkpoint, for anyone to continue
+    open: int = 0  # not begun
+
+    @property
+    def begun(self) -> int:
+        """Slots whose trial has begun and has not ended."""
+        return self.leased + self.released
 
 
 class Slots:
@@ -114,7 +124,7 @@ class Slots:
         Returns:
             The record that stands: this one, or the one of whoever was first.
         """
-        with self.engine.begin() as connection:
+        with contextlib.suppress(sa.exc.IntegrityError), self.engine.begin() as connection:  # PostgreSQL's has a race
             for table in _metadata.sorted_tables:
                 connection.execute(sa.schema.CreateTable(table, if_not_exists=True))
         with self.engine.begin() as connection:
@@ -142,13 +152,15 @@ class Slots:
             if rows:
                 connection.execute(self._insert_if_absent(_slots), rows)
 
-    def claim(self, owner: str, total: int) -> Lease | None:
+    def claim(self, owner: str, total: int, *, begin_new: bool = True) -> Lease | None:
         """Lease one of the first `total` slots: an interrupted one before a new one; None where none is free.
 
-        One statement, so that no two workers get the same slot.
+        One statement, so that no two workers get the same slot. Without `begin_new`, only slots whose trial has begun.
         """
         expired = _slots.c.state.in_(("leased", "finishing")) & (_slots.c.expires_at < self._now)
         free = (_slots.c.study_id == self.study_id) & (_slots.c.number < total)
+        if not begin_new:
+            free &= _slots.c.trial_number.is_not(None)
         begun_first = sa.case((_slots.c.state == "finishing", 0), (_slots.c.trial_number.is_not(None), 1), else_=2)
         chosen = (
             sa.select(_slots.c.number)
@@ -204,7 +216,8 @@ class Slots:
 
     def counts(self, total: int) -> SlotCounts:
         """States of the first `total` slots."""
-        group = sa.case((_slots.c.state == "finishing", "leased"), else_=_slots.c.state)
+        left = (_slots.c.state == "open") & _slots.c.trial_number.is_not(None)
+        group = sa.case((_slots.c.state == "finishing", "leased"), (left, "released"), else_=_slots.c.state)
         mine = (_slots.c.study_id == self.study_id) & (_slots.c.number < total)
         with self.engine.connect() as connection:
             rows = connection.execute(sa.select(group, sa.func.count()).where(mine).group_by(group))

@@ -31,15 +31,25 @@ OPTUNA_TABLES = {"studies", "trials", "version_info"}
 def storage_url(flag: str | None, home: Home) -> str:
     """The database in force: `--storage`, else `HPO_STORAGE`, else `OPTUNA_STORAGE`, else SQLite at home."""
     named = flag or os.environ.get("HPO_STORAGE") or os.environ.get("OPTUNA_STORAGE")
-    return named or f"sqlite:///{home.database}"
+    if named:
+        return named
+    return sa.URL.create("sqlite", database=str(home.database)).render_as_string()
 
 
 def masked(url: str) -> str:
     """The URL without its password."""
     try:
-        return sa.engine.make_url(url).render_as_string(hide_password=True)
-    except sa.exc.ArgumentError:
+        parsed = _parse(url)
+    except StorageError:
         return "(not a database URL)"
+    secret = [name for name in parsed.query if "password" in name.lower()]
+    return parsed.update_query_dict(dict.fromkeys(secret, "***")).render_as_string(hide_password=True)
+
+
+def is_missing(url: str) -> bool:
+    """Whether the URL names an SQLite file that is not there yet."""
+    parsed = _parse(url)
+    return parsed.get_backend_name() == "sqlite" and not _is_uri(parsed) and not Path(str(parsed.database)).exists()
 
 
 @dataclass(frozen=True)
@@ -62,7 +72,9 @@ def open_database(url: str, *, create: bool) -> Database:
     """
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     with storage_errors(url):
-        parsed = sa.engine.make_url(url)
+        parsed = _parse(url)
+        if parsed.get_backend_name() not in ("sqlite", "postgresql"):
+            raise StorageError(f"{masked(url)}: only SQLite and PostgreSQL hold studies")
         if parsed.get_backend_name() == "sqlite":
             _check_sqlite_file(parsed, create)
         options = _engine_options(parsed)
@@ -71,6 +83,9 @@ def open_database(url: str, *, create: bool) -> Database:
         if parsed.get_backend_name() == "sqlite":
             sa.event.listen(storage.engine, "connect", _tune_sqlite)
             storage.engine.dispose()  # connections made before are not tuned
+            if create:
+                with storage.engine.connect() as connection:
+                    connection.exec_driver_sql("PRAGMA journal_mode=WAL")  # a property of the file: it stays
         return Database(optuna.storages.get_storage(storage), storage.engine)
 
 
@@ -85,7 +100,7 @@ def storage_errors(url: str) -> Iterator[None]:
         raise StorageError(f"{masked(url)}: {_reason(error.__cause__ or error)}") from error
     except (sa.exc.SQLAlchemyError, sqlite3.Error) as error:
         raise StorageError(f"{masked(url)}: {_reason(error)}") from error
-    except (ImportError, OSError) as error:
+    except ImportError as error:
         raise StorageError(f"{masked(url)}: {error}") from error
     except RuntimeError as error:
         if "table schema" not in str(error):
@@ -109,19 +124,36 @@ def _reason(error: BaseException) -> str:
 def _engine_options(url: sa.engine.URL) -> dict[str, Any]:
     if url.get_backend_name() == "sqlite":
         return {"connect_args": {"timeout": SQLITE_PATIENCE_S}}
-    return {"pool_pre_ping": True, "pool_size": 2, "max_overflow": 3}
+    return {"pool_pre_ping": True, "pool_size": 2, "max_overflow": 3, "connect_args": {"connect_timeout": 10}}
 
 
 def _check_sqlite_file(url: sa.engine.URL, create: bool) -> None:
-    if url.database in (None, "", ":memory:"):
+    in_memory = not url.database or ":memory:" in url.database or "mode=memory" in str(url)
+    if in_memory:
         raise StorageError("sqlite:// keeps nothing: name a file, for example sqlite:///studies.db")
-    if str(url.database).startswith("file:"):
+    if _is_uri(url):
         return
     path = Path(str(url.database))
     if not path.exists():
         if not create:
             raise StorageError(f"{path}: no such database; `hpo run` makes it")
-        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise StorageError(f"{path.parent}: cannot be made ({error.strerror})") from error
+
+
+def _parse(url: str) -> sa.URL:
+    try:
+        return sa.make_url(url)
+    except (sa.exc.ArgumentError, ValueError) as error:  # the latter for a port that is no number
+        raise StorageError(
+            "(not a database URL): a storage is named like sqlite:///my.db or postgresql+psycopg://…"
+        ) from error
+
+
+def _is_uri(url: sa.URL) -> bool:
+    return str(url.database).startswith("file:")
 
 
 def _check_tables(url: str, options: dict[str, Any], create: bool) -> None:
@@ -131,7 +163,7 @@ def _check_tables(url: str, options: dict[str, Any], create: bool) -> None:
         tables = set(sa.inspect(engine).get_table_names())
     finally:
         engine.dispose()
-    if tables and not tables >= OPTUNA_TABLES:
+    if tables and tables.isdisjoint(OPTUNA_TABLES):
         raise StorageError(
             f"{masked(url)}: holds tables of another program ({', '.join(sorted(tables)[:3])}); name another"
         )
@@ -154,5 +186,4 @@ def _optuna_storage(url: str, options: dict[str, Any]) -> RDBStorage:
 
 def _tune_sqlite(connection: sqlite3.Connection, record: object) -> None:
     del record
-    connection.execute("PRAGMA journal_mode=WAL")
     connection.execute("PRAGMA synchronous=NORMAL")

@@ -27,7 +27,8 @@ Profile = Literal["cpu", "cuda"]
 Role = Literal["baseline", "known", "grid", "search"]
 PLANNED: tuple[Role, ...] = ("baseline", "known", "grid")  # roles of trials whose values the study file gives
 SHARED = ("budget_tokens", "evaluations", "evaluation_tokens", "seed")  # never searched
-Positive = Annotated[int, Field(gt=0)]
+LARGEST = 2.0**53  # beyond it a float no longer holds every whole number
+Positive = Annotated[int, Field(gt=0, le=1_000_000)]
 
 
 class _Section(BaseModel):
@@ -59,6 +60,10 @@ class Dimension(_Section):
             raise ValueError(f"a logarithmic scale must start above 0, got low {self.low:g}")
         if self.log and self.step is not None:
             raise ValueError("log and step exclude each other")
+        if not _is_multiple(self.high - self.low, self.step):
+            raise ValueError(f"high {self.high:g} is no whole number of steps of {self.step:g} above low {self.low:g}")
+        if max(abs(self.low), abs(self.high)) > LARGEST:
+            raise ValueError(f"low and high must be within ±{LARGEST:g}")
         return self
 
     @property
@@ -76,7 +81,13 @@ class Dimension(_Section):
             return value in self.choices
         assert self.low is not None
         assert self.high is not None
-        return isinstance(value, int | float) and self.low <= value <= self.high
+        if isinstance(value, str | bool) or not self.low <= value <= self.high:
+            return False
+        return _is_multiple(value - self.low, self.step)
+
+
+def _is_multiple(distance: float, step: float | None) -> bool:
+    return step is None or abs(distance / step - round(distance / step)) < 1e-9
 
 
 class TextSection(_Section):
@@ -157,9 +168,21 @@ class StudySpec(_Section):
                 if not self.search[name].holds(value):
                     raise ValueError(f"{section}.{name}: {value!r} is outside search.{name}")
             _named(section, "", lambda given=given: self.run_with(given))
-        if self.sampler.kind == "grid" and any(dimension.choices is None for dimension in self.search.values()):
-            raise ValueError("sampler.kind: a grid needs choices for every searched value")
+            for name, value in self._complete(given).items():
+                if not self.search[name].holds(value):
+                    raise ValueError(f"{section}.{name}: missing, and the run's own {value!r} is outside search.{name}")
+        self._check_grid()
         return self
+
+    def _check_grid(self) -> None:
+        if self.sampler.kind != "grid":
+            return
+        if any(dimension.choices is None for dimension in self.search.values()):
+            raise ValueError("sampler.kind: a grid needs choices for every searched value")
+
+    def default_total(self) -> int:
+        """The total where the user names none: the file's, but no more than a grid has points."""
+        return min(self.trials, len(self.planned())) if self.sampler.kind == "grid" else self.trials
 
     def run_with(self, parameters: Mapping[str, Scalar]) -> RunConfig:
         """The run of a trial with these searched values.
@@ -171,12 +194,13 @@ class StudySpec(_Section):
 
     def planned(self) -> tuple[tuple[Role, dict[str, Scalar]], ...]:
         """What is run first, in order: the baseline, known configurations, and a grid's remaining points."""
-        baseline = self._complete(self.baseline)
-        plan: list[tuple[Role, dict[str, Scalar]]] = [("baseline", baseline)]
-        plan += [("known", self._complete(given)) for given in self.known]
-        if self.sampler.kind == "grid":
-            done = [parameters for _, parameters in plan]
-            plan += [("grid", point) for point in self._grid() if point not in done]
+        wanted: list[tuple[Role, dict[str, Scalar]]] = [("baseline", self._complete(self.baseline))]
+        wanted += [("known", self._complete(given)) for given in self.known]
+        wanted += [("grid", point) for point in self._grid()] if self.sampler.kind == "grid" else []
+        plan: list[tuple[Role, dict[str, Scalar]]] = []
+        for role, parameters in wanted:
+            if parameters not in (planned for _, planned in plan):
+                plan.append((role, parameters))
         return tuple(plan)
 
     def most_trials(self) -> int | None:
@@ -188,8 +212,9 @@ class StudySpec(_Section):
 
         The corpus is absent because its content counts, not the name under which it was found.
         """
-        content = self.model_dump(mode="json", exclude={"description", "trials", "stopping", "profile"})
+        content: dict[str, Any] = self.model_dump(mode="json", exclude={"description", "trials", "stopping", "profile"})
         del content["text"]["corpus"]
+        content["run"] = {name: _typed(name, value) for name, value in self.run.items()}
         return content
 
     def digest(self) -> str:
@@ -198,7 +223,7 @@ class StudySpec(_Section):
 
     def _complete(self, given: Mapping[str, Scalar]) -> dict[str, Scalar]:
         """Values for all searched names: the given ones, else what a run has anyway."""
-        whole = {**self.run, **self.run_with(given).parameters(), **given}
+        whole = {"preset": self.run.get("preset", ""), **self.run_with(given).parameters(), **given}
         return {name: _typed(name, whole[name]) for name in self.search}
 
     def _grid(self) -> Iterator[dict[str, Scalar]]:
@@ -248,15 +273,15 @@ def parse_study(text: str, origin: str, profile: Profile) -> StudySpec:
     profiles = content.pop("profile", {})
     if not isinstance(profiles, dict) or not set(profiles) <= {"cpu", "cuda"}:
         raise StudyFileError(f"{origin}: profile: only [profile.cpu] and [profile.cuda] are known")
-    if "profile" in profiles.get(profile, {}):
-        raise StudyFileError(f"{origin}: profile.{profile}.profile: unknown key")
-    specs = [_validated(origin, _merged(content, profiles.get(each, {})), each) for each in _ordered(profile)]
-    return specs[0]
-
-
-def _ordered(profile: Profile) -> tuple[Profile, ...]:
-    """The wanted profile first; the other is validated too, so that a file that works here works there."""
-    return ("cpu", "cuda") if profile == "cpu" else ("cuda", "cpu")
+    for name, override in profiles.items():
+        if not isinstance(override, dict):
+            raise StudyFileError(f"{origin}: profile.{name}: must be a table, got {override!r}")
+        if "profile" in override:
+            raise StudyFileError(f"{origin}: profile.{name}.profile: unknown key")
+    spec = _validated(origin, _merged(content, profiles.get(profile, {})), profile)
+    other: Profile = "cuda" if profile == "cpu" else "cpu"  # so that a file that works here works there
+    _validated(f"{origin} (profile {other})", _merged(content, profiles.get(other, {})), other)
+    return spec
 
 
 def _validated(origin: str, content: dict[str, Any], profile: Profile) -> StudySpec:
@@ -264,13 +289,16 @@ def _validated(origin: str, content: dict[str, Any], profile: Profile) -> StudyS
         return StudySpec.model_validate({**content, "profile": profile})
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
-        key = ".".join(str(part) for part in first["loc"])
+        place = [str(part) for part in first["loc"]]
         rule = first["msg"].removeprefix("Value error, ")
-        if first["type"] == "extra_forbidden":
+        if place and place[-1] in ("bool", "int", "float", "str"):  # a kind that pydantic tried
+            place.pop()
+            rule = f"must be one number, text or truth value, got {first['input']!r}"
+        elif first["type"] == "extra_forbidden":
             rule = "unknown key"
         elif first["type"] not in ("value_error", "missing"):
             rule = f"{rule}, got {first['input']!r}"
-        raise StudyFileError(f"{origin}: {key}: {rule}" if key else f"{origin}: {rule}") from error
+        raise StudyFileError(": ".join([origin, ".".join(place), rule] if place else [origin, rule])) from error
 
 
 def _merged(base: Mapping[str, Any], override: Mapping[str, Any]) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +12,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from hpo.errors import StudyError
 from hpo.search_space import make_pruner, make_sampler
-from hpo.slots import LEASE_S, Lease, Slots, TrialOutcome
+from hpo.slots import LEASE_S, Lease, LeaseLost, Slots, TrialOutcome
 from hpo.storage import Database
 from hpo.study_file import StudySpec
 
@@ -46,6 +47,9 @@ class Sweep:
         """The trial of a slot: the one bound to it, one that a crash left unbound, or a new one.
 
         The trial is created in one transaction with the slot's number on it, so that a crash cannot orphan it.
+
+        Raises:
+            LeaseLost: another worker holds the slot.
         """
         self.study.sampler = make_sampler(self.spec, lease.slot)
         self.study.get_trials(deepcopy=False)  # Optuna's cache cannot write to trials that it has never read
@@ -53,28 +57,42 @@ class Sweep:
         if number is None and lease.epoch > 1:
             number = self._unbound_trial(lease.slot)
         if number is not None:
+            if not self.slots.bind(lease, number):
+                raise LeaseLost
             return optuna.Trial(self.study, self._trial_id(number))
+        if not self.slots.renew(lease):
+            raise LeaseLost
         role, parameters = self.plan[lease.slot] if lease.slot < len(self.plan) else ("search", {})
         template = optuna.trial.create_trial(
             state=TrialState.RUNNING,
             system_attrs={"fixed_params": parameters},  # as Study.enqueue_trial stores them
             user_attrs={"hpo:slot": lease.slot, "hpo:role": role},
         )
-        return optuna.Trial(self.study, self.storage.create_new_trial(self.study._study_id, template))
+        trial_id = self.storage.create_new_trial(self.study._study_id, template)
+        number = self.storage.get_trial(trial_id).number
+        if not self.slots.bind(lease, number):
+            superseded = {"hpo:outcome": "failed", "hpo:reason": "superseded: another worker had taken the slot"}
+            self._tell(number, TrialOutcome(state="FAIL", attributes=superseded))
+            raise LeaseLost
+        return optuna.Trial(self.study, trial_id)
 
     def settle(self, lease: Lease, number: int, outcome: TrialOutcome) -> None:
         """Tell Optuna how a trial ended, then mark its slot. A second call changes nothing."""
+        with contextlib.suppress(optuna.exceptions.UpdateFinishedTrialError):  # somebody else has just told the same
+            self._tell(number, outcome)
+        self.slots.done(lease)
+
+    def _tell(self, number: int, outcome: TrialOutcome) -> None:
         trial_id = self._trial_id(number)
         frozen = self.storage.get_trial(trial_id)
-        if not frozen.state.is_finished():
-            for key, value in outcome.attributes.items():
-                self.storage.set_trial_user_attr(trial_id, key, value)
-            for name in outcome.violations:
-                if name not in frozen.constraints:
-                    optuna.Trial(self.study, trial_id).set_constraint(name, 1.0)
-            values = list(outcome.values) or None
-            self.study.tell(number, values, TrialState[outcome.state], skip_if_finished=True)
-        self.slots.done(lease)
+        if frozen.state.is_finished():
+            return
+        for key, value in outcome.attributes.items():
+            self.storage.set_trial_user_attr(trial_id, key, value)
+        for name in outcome.violations:
+            if name not in frozen.constraints:
+                optuna.Trial(self.study, trial_id).set_constraint(name, 1.0)
+        self.study.tell(number, list(outcome.values) or None, TrialState[outcome.state], skip_if_finished=True)
 
     def stopped_improving(self) -> bool:
         """Whether the last `stopping.trials_without_improvement` trials to finish brought no better one."""
@@ -116,6 +134,8 @@ def find_sweep(database: Database, name: str, lease_s: float = LEASE_S) -> Sweep
     study = load_study(database, name)
     slots = Slots(database.engine, study._study_id, lease_s)
     record = slots.record()
+    if record is None and not study.user_attrs and not study.get_trials(deepcopy=False):
+        return None  # empty: its making was interrupted, or somebody made room for it
     if record is None:
         raise StudyError(f"study {name!r} was made by another program, which alone can run it; name another")
     return Sweep(database.storage, study, slots, record)
@@ -137,10 +157,16 @@ def create_sweep(database: Database, name: str, record: dict[str, Any], lease_s:
     """Make a study and register what it is made from; where two do this at once, the first one's record stands."""
     study = optuna.create_study(study_name=name, storage=database.storage, direction="minimize", load_if_exists=True)
     slots = Slots(database.engine, study._study_id, lease_s)
-    standing = slots.create(record)
-    database.storage.set_study_system_attr(study._study_id, "study:metric_names", [METRIC])
-    study.set_user_attr(STUDY_ATTRIBUTE, standing)
-    return Sweep(database.storage, study, slots, standing)
+    sweep = Sweep(database.storage, study, slots, slots.create(record))
+    publish(sweep)
+    return sweep
+
+
+def publish(sweep: Sweep) -> None:
+    """Put what the study was made from where Optuna's readers look; done again where a crash prevented it."""
+    if sweep.study.user_attrs.get(STUDY_ATTRIBUTE) != sweep.record:
+        sweep.storage.set_study_system_attr(sweep.study._study_id, "study:metric_names", [METRIC])
+        sweep.study.set_user_attr(STUDY_ATTRIBUTE, sweep.record)
 
 
 def load_study(database: Database, name: str) -> optuna.Study:

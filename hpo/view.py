@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 from optuna.trial import FrozenTrial
 from rich.console import Console, Group
 from rich.live import Live
-from rich.markup import escape
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
@@ -49,7 +48,7 @@ class Board:
 
     def search_is_over(self) -> bool:
         """Whether there is nothing left to run."""
-        return self.counts.done >= self.total or self.sweep.stopped_improving()
+        return self.counts.begun == 0 and (self.counts.open == 0 or self.sweep.stopped_improving())
 
     def ending(self) -> str:
         """How far the search has come, and its best trial."""
@@ -106,7 +105,7 @@ class Lines:
 
     def say(self, line: str) -> None:
         """Show a line."""
-        self.console.print(line, markup=False, highlight=False, soft_wrap=True)
+        self.console.print(line, markup=False, emoji=False, highlight=False, soft_wrap=True)
 
     def pulse(self) -> None:
         """Nothing moves between lines."""
@@ -143,16 +142,17 @@ class LiveTable(Lines):
         totals.add_row(bar, Text(f"{self.board.summary()} · {elapsed} so far"))
         return Group(table, totals)
 
-    def _row(self, name: str, event: Event) -> tuple[str | ProgressBar, ...]:
-        if event.kind == "waiting" or event.trial is None:
-            return name, "", "waiting for other workers' trials", "", "", "", ""
+    def _row(self, name: str, event: Event) -> tuple[str | Text | ProgressBar, ...]:
+        if event.trial is None:
+            doing = "waiting for other workers' trials" if event.kind == "waiting" else event.kind
+            return name, "", doing, "", "", "", ""
         milestone = event.evaluation.milestone if event.evaluation else 0
         if event.kind == "finished":
             milestone = self.board.evaluations
         val_ppl = f"{event.evaluation.val_ppl:.2f}" if event.evaluation else ""
         speed = f"{event.evaluation.tokens_per_s:,.0f}" if event.evaluation else ""
         bar = ProgressBar(total=self.board.evaluations, completed=milestone, width=20)
-        parameters = escape(describe_parameters(event.parameters))
+        parameters = Text(describe_parameters(event.parameters))
         return name, str(event.trial), parameters, bar, f"{milestone}/{self.board.evaluations}", val_ppl, speed
 
 

@@ -21,7 +21,7 @@ from hpo.errors import WorkerError
 from hpo.home import Home
 from hpo.objective import Interrupted, TrialSetting, failed, run_trial, tidy
 from hpo.search_space import suggest
-from hpo.slots import LEASE_S, Lease, TrialOutcome, renewed
+from hpo.slots import LEASE_S, Lease, LeaseLost, TrialOutcome, renewed
 from hpo.storage import open_database, storage_errors
 from hpo.sweep import open_sweep
 from model.config import Scalar
@@ -75,10 +75,6 @@ class Link(Protocol):
         """Whether to leave at the next evaluation."""
 
 
-class LeaseLost(Exception):
-    """Another worker holds the slot now: write nothing more."""
-
-
 def work(order: WorkerOrder, link: Link) -> None:
     """Fill slots until all are done or a stop is wanted.
 
@@ -99,11 +95,13 @@ class _Worker:
         self.failures = 0
 
     def fill_slots(self) -> None:
-        while not self.link.stop_wanted() and not self.sweep.stopped_improving():
-            lease = self.slots.claim(self.order.owner, self.order.total)
+        while not self.link.stop_wanted():
+            begin_new = not self.sweep.stopped_improving()
+            lease = self.slots.claim(self.order.owner, self.order.total, begin_new=begin_new)
+            counts = self.slots.counts(self.order.total)
             if lease is not None:
                 self.fill(lease)
-            elif self.slots.counts(self.order.total).done >= self.order.total:
+            elif counts.begun == 0 and (counts.open == 0 or not begin_new):
                 return
             else:
                 self.tell("waiting")
@@ -127,8 +125,6 @@ class _Worker:
 
     def run(self, lease: Lease) -> None:
         trial = self.sweep.begin(lease)
-        if not self.slots.bind(lease, trial.number):
-            raise LeaseLost
         parameters = suggest(self.sweep.spec, trial)
         facts: dict[str, Any] = {"trial": trial.number, "parameters": parameters}
         self.tell("started", **facts)

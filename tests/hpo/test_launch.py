@@ -381,16 +381,11 @@ def test_a_text_shorter_than_one_sequence_is_refused(place: Place) -> None:
     assert "fewer than one sequence of 128" in message
 
 
-# ---------------------------------------------------------------------------------------------- defects, reported
-
-
-@pytest.mark.xfail(strict=True, raises=AssertionError, reason="the database is made before the text is loaded")
 def test_a_missing_corpus_is_found_before_the_database_is_made(place: Place) -> None:
     place.refusal(CorpusError, data=place.folder / "none")
     assert [path.name for path in place.folder.iterdir()] == ["small.toml"]
 
 
-@pytest.mark.xfail(strict=True, raises=AssertionError, reason="the message names --trials, which nobody gave")
-def test_a_file_that_asks_for_more_than_its_grid_has_is_told_so(place: Place) -> None:
+def test_a_grid_without_a_total_runs_every_point_once(place: Place) -> None:
     place.write('name = "g"\n[run]\n[search]\ndropout = { choices = [0.1, 0.2] }\n[sampler]\nkind = "grid"')
-    assert "--trials" not in place.refusal(HpoError)
+    assert place.prepare(trials=None).total == 2

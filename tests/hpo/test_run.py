@@ -426,9 +426,11 @@ class TestBadInput:
     def test_a_study_of_plain_optuna(self, place: Place) -> None:
         place.study()
         place.home.root.mkdir()
-        optuna.create_study(study_name="small", storage=f"sqlite:///{place.home.database}")
+        theirs = optuna.create_study(study_name="small", storage=f"sqlite:///{place.home.database}")
+        assert_one_line(place.hpo("report", "small"), "trials")
+        theirs.optimize(lambda trial: trial.suggest_float("x", 0, 1), n_trials=2)
         assert_one_line(place.run(), "made by another program")
-        assert_one_line(place.hpo("report", "small"), "small")
+        assert place.hpo("report", "small").returncode == 0
         assert_one_line(place.hpo("report", "large"), "unknown study 'large'", "small")
 
     def test_a_password_is_never_shown(self, place: Place) -> None:

@@ -175,15 +175,7 @@ def test_nobody_is_behind_without_a_pruner() -> None:
 
 @pytest.mark.parametrize(
     "kind",
-    [
-        "successive_halving",
-        pytest.param(
-            "median",
-            marks=pytest.mark.xfail(
-                strict=True, raises=AssertionError, reason="Optuna counts warm-up steps from 0: milestone 1 is pruned"
-            ),
-        ),
-    ],
+    ["successive_halving", "median"],
 )
 def test_nobody_is_behind_before_the_first_milestone(kind: str) -> None:
     race = Race(kind=kind, first_milestone=3)

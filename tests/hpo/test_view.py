@@ -153,12 +153,7 @@ def test_a_finished_trial_s_progress_is_full(board: Board) -> None:
     assert "10/10" in drawn(view, screen)
 
 
-BACKSLASH = pytest.mark.xfail(strict=True, raises=AssertionError, reason="rich.markup.escape doubles a last backslash")
-
-
-@pytest.mark.parametrize(
-    "text", [pytest.param(text, marks=BACKSLASH) if text.endswith("\\") else text for text in MARKUP]
-)
+@pytest.mark.parametrize("text", MARKUP)
 def test_markup_in_the_table_is_text(text: str, board: Board) -> None:
     screen = Screen()
     view = LiveTable(board, screen.console)
@@ -279,17 +274,12 @@ def test_the_clock(seconds: float, expected: str) -> None:
     assert clock(seconds) == expected
 
 
-# ---------------------------------------------------------------------------------------------- defects, reported
-
-
-@pytest.mark.xfail(strict=True, raises=AssertionError, reason="markup=False leaves emoji=True")
 def test_a_name_between_colons_is_no_emoji(board: Board) -> None:
     screen = Screen()
     Lines(board, screen.console).say("see /data/:key:/worker-0.log")
     assert screen.text == "see /data/:key:/worker-0.log\n"
 
 
-@pytest.mark.xfail(strict=True, raises=AssertionError, reason="the row says that it waits for other workers' trials")
 def test_a_restarted_worker_is_told_so_in_the_table(board: Board) -> None:
     screen = Screen()
     view = LiveTable(board, screen.console)

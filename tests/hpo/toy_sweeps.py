@@ -8,9 +8,10 @@ from typing import Any
 
 from hpo.slots import TrialOutcome
 from hpo.storage import Database
-from hpo.study_file import StudySpec
+from hpo.study_file import Dimension, StudySpec
 from hpo.sweep import Sweep, create_sweep
 from hpo.worker import Event
+from model.config import build_run
 from model.evaluation import Evaluation
 
 ENGINES = ("sqlite", "postgresql")
@@ -30,7 +31,17 @@ def make_spec(**changes: Any) -> StudySpec:
         "search": {"dropout": {"low": 0.0, "high": 0.4}},
         "baseline": {"dropout": 0.1},
     }
-    return StudySpec.model_validate({**content, **changes})
+    whole = {**content, **changes}
+    if "search" in changes:
+        whole["baseline"] = {**inside(whole), **changes.get("baseline", {})}
+    return StudySpec.model_validate(whole)
+
+
+def inside(content: dict[str, Any]) -> dict[str, Any]:
+    """A value of each searched space that does not hold the run's own."""
+    own = {**build_run(content["run"]).parameters(), **content["run"]}
+    spaces = {name: Dimension.model_validate(space) for name, space in content["search"].items()}
+    return {name: space.corners[0] for name, space in spaces.items() if not space.holds(own.get(name, ""))}
 
 
 def make_record(spec: StudySpec) -> dict[str, Any]:

@@ -82,11 +82,11 @@ def test_the_comparison_reads_like_the_log():
     heading, best, baseline = tables(document)[0]
     assert heading == [
         *("Exp", "LR", "Batch", "λ_phi", "Dropout", "Val PPL", "Word PPL", "Bits/byte"),
-        *("Train PPL", "Train Φ", "ΔΦ loss", "Time", "Curve", "Verdict"),
+        *("Train PPL", "Val Φ", "Train Φ", "ΔΦ loss", "Time", "Curve", "Verdict"),
     ]
     assert best[:6] == ["**1**", "0.004", "8", "0.05", "0.1", "121.51"]
     assert best[-1] == "18.1 % better (one run, no verdict)"
-    assert baseline[5:12] == ["148.41", "2,980.96", "2.100", "141.17", "0.7212", "0.4567", "28 s"]
+    assert baseline[5:13] == ["148.41", "2,980.96", "2.100", "141.17", "0.7100", "0.7212", "0.4567", "28 s"]
     assert baseline[-1] == "baseline"
 
 
