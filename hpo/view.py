@@ -29,6 +29,7 @@ class Board:
     done_before: int = 0
     best: FrozenTrial | None = None
     workers: dict[str, Event] = field(default_factory=dict)  # the last event of each
+    rates: dict[str, float] = field(default_factory=dict)  # training tokens per second of each, when last measured
 
     def __post_init__(self) -> None:
         self.evaluations = self.sweep.spec.run_with({}).training.evaluations  # per trial
@@ -43,6 +44,10 @@ class Board:
     def hear(self, event: Event) -> None:
         """Take in a worker's event."""
         self.workers[event.worker] = event
+        if event.evaluation is not None:
+            self.rates[event.worker] = event.evaluation.tokens_per_s
+        elif event.kind in ("waiting", "restarted", "fatal"):
+            self.rates.pop(event.worker, None)
         if event.kind == "finished":
             self.refresh()
 
@@ -68,7 +73,7 @@ class Board:
 
     def tokens_per_s(self) -> float:
         """Training tokens per second, all workers together."""
-        return sum(event.evaluation.tokens_per_s for event in self.workers.values() if event.evaluation)
+        return sum(self.rates.values())
 
     def summary(self) -> str:
         """Totals in one line."""
