@@ -124,7 +124,8 @@ class Slots:
         Returns:
             The record that stands: this one, or the one of whoever was first.
         """
-        with contextlib.suppress(sa.exc.IntegrityError), self.engine.begin() as connection:  # PostgreSQL's has a race
+        already_made = (sa.exc.IntegrityError, sa.exc.ProgrammingError)  # PostgreSQL's IF NOT EXISTS has a race
+        with contextlib.suppress(*already_made), self.engine.begin() as connection:
             for table in _metadata.sorted_tables:
                 connection.execute(sa.schema.CreateTable(table, if_not_exists=True))
         with self.engine.begin() as connection:

@@ -116,7 +116,7 @@ class PrunerSection(_Section):
 
     kind: Literal["successive_halving", "median", "none"] = "successive_halving"
     first_milestone: Positive = 3  # earliest evaluation after which a trial may be pruned
-    reduction: int = Field(default=3, ge=2)  # successive halving: one in so many goes on
+    reduction: int = Field(default=4, ge=2)  # successive halving: one in so many goes on
     peers: Positive = 3  # other trials needed at a milestone before one is pruned there
 
 

@@ -119,8 +119,9 @@ class Sweep:
 
 
 def is_feasible(trial: FrozenTrial) -> bool:
-    """Whether a trial is complete and breaks no constraint."""
-    return trial.state is TrialState.COMPLETE and all(value <= 0 for value in trial.constraints.values())
+    """Whether a trial is complete, breaks no constraint, and is not too good to be true."""
+    honest = not trial.user_attrs.get("hpo:suspicious")
+    return honest and trial.state is TrialState.COMPLETE and all(value <= 0 for value in trial.constraints.values())
 
 
 def find_sweep(database: Database, name: str, lease_s: float = LEASE_S) -> Sweep | None:

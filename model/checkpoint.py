@@ -54,7 +54,9 @@ def load_checkpoint(path: Path, device: torch.device | str = "cpu") -> dict[str,
     try:
         content = torch.load(path, map_location=device, weights_only=True)
     except Exception as error:  # zip, pickle and torch each raise kinds of their own
-        raise CheckpointError(f"{path}: not a readable checkpoint ({type(error).__name__})") from error
+        raise CheckpointError(
+            f"{path}: not a readable checkpoint ({type(error).__name__}); without it the run starts over"
+        ) from error
     if not isinstance(content, dict) or content.get("version") != VERSION:
         found = content.get("version") if isinstance(content, dict) else None
         raise CheckpointError(f"{path}: checkpoint version {found}, this program reads {VERSION}")

@@ -84,7 +84,7 @@ class PhiTerm:
 class Training:
     """How the network is trained. The budget is in tokens, so that batch sizes compare fairly."""
 
-    budget_tokens: int  # training tokens that the run may read
+    budget_tokens: int  # training tokens to read, rounded up to whole updates
     batch_size: int = 16  # sequences per update
     learning_rate: float = 1e-3  # peak
     learning_rate_schedule: LearningRateSchedule = "cosine"  # to a tenth of the peak, or flat
@@ -104,7 +104,7 @@ class Training:
         _require(0 <= self.warmup < 1, f"warmup must be at least 0 and below 1, got {self.warmup}")
         _require(self.noise >= 0, f"noise must be 0 or more, got {self.noise}")
         _require(self.weight_decay >= 0, f"weight_decay must be 0 or more, got {self.weight_decay}")
-        _require(self.seed >= 0, f"seed must be 0 or more, got {self.seed}")
+        _require(0 <= self.seed < 2**31, f"seed must be at least 0 and below 2**31, got {self.seed}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,8 +122,9 @@ class RunConfig:
             f"evaluations must be at most the {self.steps} updates of budget_tokens, got {evaluations}",
         )
         _require(
-            self.training.evaluation_tokens >= length,
-            f"evaluation_tokens must be at least one sequence of {length}, got {self.training.evaluation_tokens}",
+            self.training.evaluation_tokens
+            >= 2 * length,  # a sample of whole lines may hold but half of what was asked
+            f"evaluation_tokens must be at least two sequences of {length}, got {self.training.evaluation_tokens}",
         )
 
     @property

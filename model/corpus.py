@@ -112,7 +112,7 @@ def _hub_answers() -> bool:
             hub = os.environ.get("HF_ENDPOINT", HUB)
             with urllib.request.urlopen(urllib.request.Request(hub, method="HEAD"), timeout=HUB_PATIENCE_S):
                 answered.set()
-        except OSError:
+        except (OSError, ValueError):  # the latter for an HF_ENDPOINT that is no URL
             return
 
     asking = threading.Thread(target=ask, daemon=True)  # a name server may hang far longer than any timeout
@@ -140,24 +140,27 @@ def _load_cached(name: str, folder: Path) -> Corpus:
 
 def _keep(texts: dict[str, str], folder: Path) -> None:
     """Write all splits beside the target, then move the folder into place."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=folder.name) as unfinished:
-        draft = Path(unfinished) / "text"
-        draft.mkdir()
-        for split, text in texts.items():
-            (draft / f"{split}.txt").write_text(text, encoding="utf-8", newline="\n")
-        try:
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=folder.name) as unfinished:
+            draft = Path(unfinished) / "text"
+            draft.mkdir()
+            for split, text in texts.items():
+                (draft / f"{split}.txt").write_text(text, encoding="utf-8", newline="\n")
             draft.rename(folder)
-        except OSError:
-            if not folder.is_dir():  # another process was first: its text is the same
-                raise
+    except OSError as error:
+        if not folder.is_dir():  # else another process was first: its text is the same
+            raise CorpusError(f"{folder}: cannot be written ({error.strerror})") from error
 
 
 def _fetch_wikitext(name: str) -> dict[str, str]:
-    if not _hub_answers():
-        os.environ["HF_HUB_OFFLINE"] = "1"  # else the client tries again for 23 s before it gives up
+    offline = "HF_HUB_OFFLINE" not in os.environ and not _hub_answers()
+    if offline:
+        os.environ["HF_HUB_OFFLINE"] = "1"  # read at import; else the client tries again for 23 s before it gives up
     import datasets
 
+    if offline:
+        del os.environ["HF_HUB_OFFLINE"]
     datasets.disable_progress_bars()
     try:
         loaded = datasets.load_dataset("Salesforce/wikitext", WIKITEXT[name])

@@ -50,7 +50,7 @@ class Evaluation:
     gradient_norm: float  # before clipping, at the last update
     tokens_per_s: float  # of training alone, since the last evaluation
     seconds: float  # spent on training and evaluations so far, over all processes that worked on the run
-    peak_memory_bytes: int
+    peak_memory_bytes: int | None  # on a GPU of this run, else of the process that ran it
 
 
 @dataclass(frozen=True, kw_only=True)

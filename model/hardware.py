@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import platform
-import resource
 import sys
 from pathlib import Path
 
@@ -42,9 +41,16 @@ def _processor() -> str:
     return platform.processor() or platform.machine()
 
 
-def peak_memory_bytes(device: torch.device) -> int:
-    """Largest memory held so far: the GPU allocator's since its last reset, or the process's resident set."""
+def peak_memory_bytes(device: torch.device) -> int | None:
+    """Largest memory held so far: on a GPU since the run began, else by the process in its whole life.
+
+    None where the system does not tell (Windows).
+    """
     if device.type == "cuda":
         return int(torch.cuda.max_memory_allocated(device))
+    if sys.platform == "win32":
+        return None
+    import resource
+
     resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return resident if sys.platform == "darwin" else resident * 1024

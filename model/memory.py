@@ -110,6 +110,16 @@ class PhiMemory(nn.Module):
         self.attention_M.copy_(attentions[kept])
         self.written_M.copy_(written[kept])
 
+    @torch.no_grad()
+    def fill(self) -> None:
+        """Fill every slot with something and open the gate half: what a test of the memory needs."""
+        generator = torch.Generator().manual_seed(0)
+        for buffer in (self.key_MK, self.value_MD):
+            buffer.copy_(torch.randn(buffer.shape, generator=generator))
+        self.phi_M.fill_(1.0)
+        self.written_M.zero_()
+        self.gate_bias.zero_()
+
     def used(self) -> Tensor:
         """Number of filled slots, as a scalar tensor."""
         return (self.written_M > float("-inf")).sum()

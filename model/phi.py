@@ -19,7 +19,7 @@ from model.config import PhiObjective
 
 COMPONENTS = ("temporal_coherence", "integration", "complexity", "attention_diversity")
 INITIAL_WEIGHTS = (0.3, 0.3, 0.2, 0.2)
-V5_2_TARGET = 3.5  # out of reach for a mean of components in [0, 1]: the term always pushes Φ up
+V5_2_TARGET = 3.5  # out of reach for a mean of components in [0, 1]; max(0, 3 Φ₀ − Φ) pulls Φ₀ down meanwhile
 
 
 class Attention(NamedTuple):

@@ -74,6 +74,10 @@ class Tokenizer:
             lines = [f"{line} {END_OF_LINE}" for line in lines]
         return [encoding.ids for encoding in self.backend.encode_batch_fast(list(lines), add_special_tokens=False)]
 
+    def recoverable(self, line: str) -> str:
+        """What of a line its tokens give back: all of it, or words with one blank between them."""
+        return line if self.kind == "bpe" else " ".join(line.split()) + "\n"
+
     def unknown_words(self, line: str, ids: Sequence[int]) -> int:
         """How many of a line's words became `<unk>` that were not `<unk>` in the text; BPE knows all."""
         if self.kind == "bpe":

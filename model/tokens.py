@@ -33,7 +33,9 @@ class Span:
 
     ids: NDArray[np.unsignedinteger]  # (tokens + 1,): the first is context, never predicted
     words: int  # white-space separated words plus one per line, as the literature counts WikiText
-    bytes: int | None  # of UTF-8; None where the tokenizer lost words, so that bits per byte would flatter
+    bytes: (
+        int | None
+    )  # of UTF-8 that the tokens give back; None where the tokenizer lost words, so that bits per byte would flatter
 
     @property
     def tokens(self) -> int:
@@ -132,20 +134,31 @@ def tokenize_corpus(corpus: Corpus, choice: TokenizerChoice, cache: Path) -> Tok
 
 def open_tokens(folder: Path) -> TokenizedCorpus:
     """Open token files that `tokenize_corpus` wrote."""
-    about = json.loads((folder / "about.json").read_text(encoding="utf-8"))
-    tokenizer = load_tokenizer(about.pop("kind"), (folder / "tokenizer.json").read_text(encoding="utf-8"))
-    return TokenizedCorpus(folder=folder, tokenizer=tokenizer, **about)
+    try:
+        about = json.loads((folder / "about.json").read_text(encoding="utf-8"))
+        tokenizer = load_tokenizer(about.pop("kind"), (folder / "tokenizer.json").read_text(encoding="utf-8"))
+        corpus = TokenizedCorpus(folder=folder, tokenizer=tokenizer, **about)
+        for split in corpus.splits:
+            corpus.span(split)
+    except Exception as error:  # json, numpy and tokenizers raise kinds of their own
+        raise CorpusError(f"{folder}: damaged token files ({type(error).__name__}); delete the folder") from error
+    return corpus
 
 
 def _write(corpus: Corpus, digest: str, choice: TokenizerChoice, folder: Path) -> None:
     """Write beside the target, then move the folder into place."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
     lines = {split: list(io.StringIO(text)) for split, text in corpus.texts.items()}  # at "\n" alone
     tokenizer = train_tokenizer(choice, lines["train"])
-    unfinished = tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-", ignore_cleanup_errors=True)
-    draft = Path(unfinished.name) / "tokens"  # with the user's usual permissions, unlike a temporary folder
-    draft.mkdir()
     try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        unfinished = tempfile.TemporaryDirectory(
+            dir=folder.parent, prefix=f".{folder.name}-", ignore_cleanup_errors=True
+        )
+    except OSError as error:
+        raise CorpusError(f"{folder.parent}: token files cannot be written ({error.strerror})") from error
+    draft = Path(unfinished.name) / "tokens"  # with the user's usual permissions, unlike a temporary folder
+    try:
+        draft.mkdir()
         unknown_words = {}
         for split, split_lines in lines.items():
             unknown_words[split] = _write_split(split_lines, tokenizer, draft / split)
@@ -162,7 +175,7 @@ def _write(corpus: Corpus, digest: str, choice: TokenizerChoice, folder: Path) -
         os.replace(draft, folder)
     except OSError as error:
         if not (folder / "about.json").is_file():  # else another process was first with the same content
-            raise CorpusError(f"{folder}: token files cannot be written ({error.strerror})") from error
+            raise CorpusError(f"{folder}: token files cannot be written ({error.strerror or error})") from error
     finally:
         unfinished.cleanup()
 
@@ -178,7 +191,7 @@ def _write_split(lines: list[str], tokenizer: Tokenizer, target: Path) -> int:
         encoded = tokenizer.encode_lines(batch)
         parts.extend(np.array(ids, dtype) for ids in encoded)
         for place, (line, ids) in enumerate(zip(batch, encoded, strict=True), start=first):
-            counts[place] = len(ids), len(line.split()) + 1, len(line.encode())
+            counts[place] = len(ids), len(line.split()) + 1, len(tokenizer.recoverable(line).encode())
             unknown_words += tokenizer.unknown_words(line, ids)
     np.save(target.with_suffix(".npy"), np.concatenate(parts))
     np.save(target.with_suffix(".lines.npy"), counts.cumsum(axis=0))

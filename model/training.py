@@ -31,7 +31,7 @@ from model.evaluation import Evaluation, score
 from model.hardware import peak_memory_bytes
 from model.schedules import adapt_lambda, learning_rate_at, set_lambda
 from model.tokens import TokenizedCorpus
-from model.transformer import States, Transformer, check_causality
+from model.transformer import Transformer, check_causality
 
 ADAM_BETAS = (0.9, 0.95)
 EXPLODED_NATS = 1.0  # validation loss this far above that of a uniform guess: the run has diverged
@@ -108,6 +108,7 @@ def train(
             if micro_batch == 1:
                 reason = "one sequence at a time does not fit"
                 return TrainingResult(outcome="out_of_memory", reason=reason, history=history)
+        run = None  # frees what it holds before the next one asks
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
         micro_batch = -(-micro_batch // 2)  # the same batch in smaller pieces; gradients add up
@@ -132,10 +133,10 @@ def _memory_errors() -> Iterator[None]:
 class Losses(NamedTuple):
     """The loss of one piece of a batch, and what the memory may keep of it."""
 
-    total: Tensor  # nats per token plus λ_phi · ΔΦ
+    total: Tensor  # nats per token plus λ_phi · ΔΦ; the only part that holds a graph
     delta_phi: Tensor
     phi_B: Tensor
-    states: States
+    stream_BTD: Tensor
     received_BT: Tensor
 
 
@@ -154,10 +155,10 @@ class _Run:
         self.config, self.corpus, self.device = config, corpus, device
         self.save_to, self.micro_batch = save_to, micro_batch
         torch.manual_seed(config.training.seed)
+        self.network = Transformer(config.architecture, corpus.tokenizer.vocabulary).to(device)
         if device.type == "cuda":
             torch.set_float32_matmul_precision("high")
-            torch.cuda.reset_peak_memory_stats(device)
-        self.network = Transformer(config.architecture, corpus.tokenizer.vocabulary).to(device)
+            torch.cuda.reset_peak_memory_stats(device)  # only after the first use of a device is it there to be asked
         self.network.set_regularisation(dropout=config.training.dropout, noise=config.training.noise)
         self.optimizer = make_optimizer(self.network, config.training.weight_decay)
         self.lambda_phi = torch.tensor(config.phi.lambda_phi, device=device)
@@ -168,10 +169,9 @@ class _Run:
         self.seconds = 0.0
         self.history: list[Evaluation] = []
         self.saved = False
-        if resume_from is None:
-            check_causality(self.network)
-        else:
+        if resume_from is not None:
             self.load(resume_from)
+        check_causality(self.network)
 
     def train(self, on_evaluation: Observer, announced: int) -> TrainingResult:
         """Run from where the state stands to the end; tell of each evaluation after the first `announced`."""
@@ -230,7 +230,7 @@ class _Run:
             rows = slice(first, first + self.micro_batch)
             losses = self.losses(inputs_BT[rows], targets_BT[rows])
             (losses.total * (len(losses.phi_B) / len(inputs_BT))).backward()  # type: ignore[no-untyped-call]
-            pieces.append(losses)
+            pieces.append(losses._replace(total=losses.total.detach()))
         gradient_norm = torch.nn.utils.clip_grad_norm_(self.network.parameters(), config.training.clip_norm)
         self.optimizer.step()
         self.step += 1
@@ -247,24 +247,26 @@ class _Run:
             logits_BTV = network.logits(states.hidden_BTD)
         nats = F.cross_entropy(logits_BTV.flatten(0, 1).float(), targets_BT.flatten())
         if not config.architecture.iit:
-            return Losses(nats, nats.new_zeros(()), nats.new_zeros(len(inputs_BT)), states, nats.new_zeros(()))
+            nothing = nats.new_zeros(len(inputs_BT))
+            return Losses(nats, nothing, nothing, nothing, nothing)
 
         received_BT = phi.attention_received(states.attention, config.architecture.phi_probes)
         components_BC = phi.components(states.hidden_BTD, received_BT)
         phi_B = phi.weighted(components_BC, network.phi_weight_logits)
-        fixed_phi_B = phi.weighted(components_BC, phi.initial_weight_logits().to(phi_B))
+        fixed_phi_B = phi.weighted(components_BC, network.initial_phi_weight_logits)
         input_phi_B = phi_B  # needed by the bounded objective alone
         if config.phi.phi_objective == "bounded":
             input_phi_B = phi.weighted(phi.components(states.embedded_BTD, received_BT), network.phi_weight_logits)
         delta_phi = phi.delta_phi(config.phi.phi_objective, phi_B, fixed_phi_B, input_phi_B, config.phi.phi_target)
-        return Losses(nats + self.lambda_phi * delta_phi, delta_phi.detach(), phi_B.detach(), states, received_BT)
+        total = nats + self.lambda_phi * delta_phi
+        return Losses(total, *(part.detach() for part in (delta_phi, phi_B, states.stream_BTD, received_BT)))
 
     @torch.no_grad()
     def after_update(self, pieces: list[Losses], sums: Tensor) -> None:
         """Let the memory keep what was best integrated, let λ adapt, and count."""
         phi_B = torch.cat([piece.phi_B for piece in pieces])
         if self.network.memory is not None:
-            stream_BTD = torch.cat([piece.states.stream_BTD for piece in pieces])
+            stream_BTD = torch.cat([piece.stream_BTD for piece in pieces])
             self.network.memory.write(stream_BTD, phi_B, torch.cat([piece.received_BT for piece in pieces]))
         delta_phi = torch.stack([len(piece.phi_B) * piece.delta_phi for piece in pieces]).sum() / len(phi_B)
         mean_phi = phi_B.mean()
@@ -335,6 +337,7 @@ class _Run:
             "network": self.network.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "lambda_phi": self.lambda_phi,
+            "micro_batch": self.micro_batch,
             "random": self.random_state(),
         }
         save_checkpoint(path, content)
@@ -345,12 +348,19 @@ class _Run:
         for what, digest in self.identity().items():
             if content.get("identity", {}).get(what) != digest:
                 raise CheckpointError(f"{path}: written by a run with another {what}; it cannot be continued here")
-        self.network.load_state_dict(content["network"])
-        self.optimizer.load_state_dict(content["optimizer"])
-        self.lambda_phi.copy_(content["lambda_phi"])
-        self.step, self.seconds = content["step"], content["seconds"]
-        self.history = [Evaluation(**evaluation) for evaluation in content["history"]]
-        self.set_random_state(content["random"])
+        try:
+            self.network.load_state_dict(content["network"])
+            self.optimizer.load_state_dict(content["optimizer"])
+            self.lambda_phi.copy_(content["lambda_phi"])
+            self.micro_batch = min(self.micro_batch, content["micro_batch"])  # pieces draw their own random numbers
+            self.step, self.seconds = content["step"], content["seconds"]
+            self.history = [Evaluation(**evaluation) for evaluation in content["history"]]
+            self.set_random_state(content["random"])
+        except (KeyError, TypeError, ValueError, RuntimeError) as error:
+            reason = f"{type(error).__name__}: {' '.join(str(error).split())[:120]}"
+            raise CheckpointError(
+                f"{path}: does not fit this program ({reason}); without it the run starts over"
+            ) from error
 
     def random_state(self) -> list[Tensor]:
         """Of the CPU's generator, and of the device's if it has one."""

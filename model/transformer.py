@@ -8,6 +8,7 @@ after Radford et al. 2019 (GPT-2): pre-norm, learned positions, GELU, tied embed
 
 from __future__ import annotations
 
+import copy
 import math
 from typing import NamedTuple
 
@@ -64,6 +65,8 @@ class Transformer(nn.Module):
         if architecture.tie_embeddings:
             self.output.weight = self.token_embedding.weight
         self.phi_weight_logits = nn.Parameter(initial_weight_logits(), requires_grad=architecture.iit)
+        self.initial_phi_weight_logits: Tensor
+        self.register_buffer("initial_phi_weight_logits", initial_weight_logits(), persistent=False)
         self._initialise()
 
     def _initialise(self) -> None:
@@ -177,13 +180,16 @@ class Dropout(nn.Module):
         """The input, in training with some elements zero and the others scaled up."""
         if not self.training:
             return x
-        kept = torch.rand_like(x) >= self.probability
-        return x * (kept / (1 - self.probability))
+        drawn = torch.rand(x.shape, device=x.device)  # float32 always: bfloat16 would round small probabilities up
+        kept = (drawn >= self.probability) / (1 - self.probability)
+        return x * kept.to(x.dtype)
 
 
 @torch.no_grad()
 def check_causality(network: Transformer) -> None:
     """Refuse a network in which changing a token moves an earlier logit, in training or in evaluation.
+
+    A memory is filled and its gate opened for the time of the check; the network is left as it was.
 
     Raises:
         CausalityError: some position sees its own future.
@@ -193,6 +199,9 @@ def check_causality(network: Transformer) -> None:
     vocabulary = network.token_embedding.num_embeddings
     tokens_BT = torch.arange(length, device=device)[None] % vocabulary
     was_training = network.training
+    kept = copy.deepcopy(network.memory.state_dict()) if network.memory is not None else {}
+    if network.memory is not None:
+        network.memory.fill()
     for training in (False, True):
         network.train(training)
         before_TV = _logits_under_fixed_noise(network, tokens_BT)
@@ -207,6 +216,8 @@ def check_causality(network: Transformer) -> None:
                     "its perplexity would be meaningless"
                 )
     network.train(was_training)
+    if network.memory is not None:
+        network.memory.load_state_dict(kept)
 
 
 def _logits_under_fixed_noise(network: Transformer, tokens_BT: Tensor) -> Tensor:
@@ -214,4 +225,5 @@ def _logits_under_fixed_noise(network: Transformer, tokens_BT: Tensor) -> Tensor
     device = tokens_BT.device
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         torch.manual_seed(0)
-        return network.logits(network(tokens_BT).hidden_BTD)[0]
+        with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
+            return network.logits(network(tokens_BT).hidden_BTD)[0]

@@ -105,11 +105,17 @@ def _winner(record: StudyRecord, comparison: Comparison, winner: TrialRecord) ->
     return {
         "searched": {name: winner.parameters.get(name) for name in winner.searched},
         "verdict": comparison.verdicts[winner.number],
-        "optimism_percent": expected_optimism_percent(len(comparison.ranked)),
+        "optimism_percent": expected_optimism_percent(_contenders(record)),
+        "contenders": _contenders(record),
         "command": Markdown(train_command(record.name, winner.number)),  # one line each: no fence ends early
         "configuration": Markdown("\n".join(toml_lines(winner.parameters))),
         "epochs": LONG_RUN_EPOCHS,
     }
+
+
+def _contenders(record: StudyRecord) -> int:
+    """Trials that could have won: those that lost early lost, in part, to seed noise too."""
+    return sum(trial.outcome in ("complete", "pruned") for trial in record.trials)
 
 
 def _distinct(trials: Iterable[TrialRecord], parameter: str) -> list[int]:

@@ -66,7 +66,7 @@ class TrialRecord:
     curve: tuple[float | None, ...] = ()  # intermediate values in order
     feasible: bool = True  # breaks none of its constraints
     suspicious: bool = False  # too good to be true
-    continued: int = 0  # times that it went on after a crash
+    continued: int = 0  # times that it went on after an interruption
     device: str | None = None
 
     @property
@@ -78,6 +78,14 @@ class TrialRecord:
     def budget_tokens(self) -> int | None:
         """Training tokens that the run was allowed."""
         return whole(self.parameters, "budget_tokens")
+
+    @property
+    def planned_tokens(self) -> int | None:
+        """The budget in whole updates: what a run that is not cut short reads."""
+        budget, batch, length = (whole(self.parameters, n) for n in ("budget_tokens", "batch_size", "sequence_length"))
+        if budget is None or not batch or not length:
+            return budget
+        return -(-budget // (batch * length)) * batch * length
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,10 +17,10 @@ class Totals:
     outcomes: Mapping[Outcome, int]  # those that occur
     tokens_spent: float | None  # None: no trial recorded any
     trials_without_tokens: int  # begun, but their tokens are unknown
-    tokens_saved: float | None  # budget less tokens read, over the pruned trials
+    tokens_saved: float | None  # what they would have read less what they read, over the pruned trials
     saved_percent: float | None  # of spent and saved together
     training_s: float | None  # training and evaluations
-    continued_trials: int  # went on after a crash
+    continued_trials: int  # went on after an interruption
     continuations: int
 
 
@@ -45,10 +45,10 @@ def sum_up(record: StudyRecord) -> Totals:
 
 def _saved(trial: TrialRecord) -> float | None:
     """Tokens that a pruned trial did not read."""
-    budget, tokens = trial.budget_tokens, trial.measured.tokens
-    if trial.outcome != "pruned" or budget is None or tokens is None:
+    planned, tokens = trial.planned_tokens, trial.measured.tokens
+    if trial.outcome != "pruned" or planned is None or tokens is None:
         return None
-    return max(budget - tokens, 0)
+    return max(planned - tokens, 0)
 
 
 def _sum(values: list[float | None]) -> float | None:

@@ -113,12 +113,13 @@ def run_local(
                     worker.ask_to_stop()
             wait([part for worker in running for part in (worker.line, worker.process.sentinel)], PULSE_S)
             for worker in list(running):
+                ended = worker.process.exitcode is not None  # asked first: what it said last is read below
                 for event in worker.events():
                     on_event(event)
                     if event.kind == "fatal":
                         faults.append(event.message)
                         stop.wish(StopLevel.AT_NEXT_EVALUATION, "a fault")
-                if worker.process.exitcode is not None:
+                if ended:
                     running.remove(worker)
                     running += _after_end(worker, slots, on_event, stop, faults)
     finally:

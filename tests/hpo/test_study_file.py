@@ -225,7 +225,7 @@ def test_a_bad_search_space_is_named(search: str) -> None:
         ("{ colour = 1 }", "run.colour", "not a value of a run"),
         ("{ preset = 'magic' }", "run", "unknown preset 'magic'"),
         ("{ warmup = 'long' }", "run", "warmup must be of type float"),
-        ("{ seed = -1 }", "run", "seed must be 0 or more"),
+        ("{ seed = -1 }", "run", "seed must be at least 0"),
         ("3", "run", "got 3"),
     ],
 )

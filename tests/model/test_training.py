@@ -551,7 +551,7 @@ def test_an_error_of_the_observer_passes_through(small_corpus: TokenizedCorpus) 
 
 def test_a_corpus_shorter_than_a_sequence_is_refused(small_corpus: TokenizedCorpus) -> None:
     with pytest.raises(CorpusError, match="fewer than one sequence of 8192"):
-        train(tiny(sequence_length=8192, evaluation_tokens=8192, budget_tokens=10 * 4 * 8192), small_corpus)
+        train(tiny(sequence_length=8192, evaluation_tokens=16384, budget_tokens=10 * 4 * 8192), small_corpus)
 
 
 class Leaky(Transformer):

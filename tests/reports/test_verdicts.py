@@ -22,8 +22,12 @@ def loss(ratio: float) -> float:
 
 
 def test_large_differences_are_shown_without_a_verdict():
-    comparison = compared(trial(5.0, slot=0), trial(loss(0.921)), trial(loss(1.31)))
-    assert texts(comparison) == ["baseline", "7.9 % better (one run, no verdict)", "31.0 % worse (one run, no verdict)"]
+    comparison = compared(trial(5.0, slot=0), trial(loss(0.821)), trial(loss(1.31)))
+    assert texts(comparison) == [
+        "baseline",
+        "17.9 % better (one run, no verdict)",
+        "31.0 % worse (one run, no verdict)",
+    ]
 
 
 def test_the_figures_of_the_log_come_out():
@@ -44,14 +48,14 @@ def test_the_figures_of_the_log_come_out():
     [
         (1.0, "not distinguishable (equal, one run)"),
         (0.958, "not distinguishable (4.2 % better, one run)"),
-        (1.0694, "not distinguishable (6.9 % worse, one run)"),
-        (0.9306, "not distinguishable (6.9 % better, one run)"),
-        (1.0696, "7.0 % worse (one run, no verdict)"),  # as printed, it is not under 7 %
-        (0.93, "7.0 % better (one run, no verdict)"),
+        (1.1594, "not distinguishable (15.9 % worse, one run)"),
+        (0.8406, "not distinguishable (15.9 % better, one run)"),
+        (1.1596, "16.0 % worse (one run, no verdict)"),  # as printed, it is not under 16 %
+        (0.84, "16.0 % better (one run, no verdict)"),
         (1e150, "1e+152 % worse (one run, no verdict)"),
     ],
 )
-def test_differences_under_seven_per_cent_are_not_distinguishable(ratio, text):
+def test_differences_that_seed_noise_makes_are_not_distinguishable(ratio, text):
     assert texts(compared(trial(5.0, slot=0), trial(loss(ratio))))[1] == text
 
 
@@ -131,4 +135,4 @@ def test_without_complete_trials_there_is_no_winner():
 
 @pytest.mark.parametrize(("runs", "sigmas"), [(1, 0.0), (5, 1.16), (10, 1.54), (20, 1.87)])
 def test_optimism_of_the_best_grows_with_the_number_of_runs(runs, sigmas):
-    assert expected_optimism_percent(runs) == pytest.approx(2.5 * sigmas, abs=0.06)
+    assert expected_optimism_percent(runs) == pytest.approx(5.8 * sigmas, abs=0.14)
