@@ -6,6 +6,7 @@ hpo report --format markdown
 
 from __future__ import annotations
 
+import io
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     from hpo.storage import Database
 
 INTERRUPTED = 130  # exit code of a command that a signal ended
-SIGNALS = ("Ctrl-C", "SIGTERM")
+SIGNALS = ("Ctrl-C", "SIGTERM", "SIGHUP")
 
 app = typer.Typer(
     name="hpo",
@@ -37,11 +38,17 @@ StorageOption = Annotated[
         "--storage", metavar="URL", help="Database of the studies; default: HPO_STORAGE, else runs/studies.db."
     ),
 ]
+DataOption = Annotated[
+    Path | None, typer.Option("--data", metavar="PATH", help="Folder with train, valid and test text.")
+]
 StudyArgument = Annotated[str | None, typer.Argument(metavar="[STUDY]", help="Default: the study that was run last.")]
 
 
 def main() -> None:
     """Run a command; what a user can mend becomes one line and exit code 1."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a terminal without Greek letters still gets its report
     try:
         app()
     except (HpoError, ModelError, ReportError) as error:
@@ -57,7 +64,7 @@ def run(
     trials: Annotated[
         int | None, typer.Option(help="The total that the study ends with; default: the study file's.")
     ] = None,
-    data: Annotated[Path | None, typer.Option(metavar="PATH", help="Folder with train, valid and test text.")] = None,
+    data: DataOption = None,
     workers: Annotated[int | None, typer.Option(help="Processes; default: one per GPU, or by CPU cores.")] = None,
     timeout: Annotated[
         float | None, typer.Option(metavar="MIN", help="Stop after so many minutes, losing nothing.")
@@ -74,7 +81,7 @@ def run(
     from hpo.storage import storage_url
     from hpo.view import Board, open_view
 
-    if timeout is not None and timeout <= 0:
+    if timeout is not None and not timeout > 0:
         raise UsageError(f"--timeout must be above 0 minutes, got {timeout:g}")
     home = Home.from_environment()
     request = Request(study=study, trials=trials, data=data, workers=workers)
@@ -167,15 +174,16 @@ def train(
     trial: Annotated[
         int | None, typer.Option(help="Number of the trial whose configuration to use; default: the best.")
     ] = None,
+    data: DataOption = None,
     storage: StorageOption = None,
 ) -> None:
     """Train a trial's configuration for longer; run it again to go on after an interruption."""
     from hpo.home import Home
-    from hpo.long_run import prepare_long_run, run_long
+    from hpo.long_run import LongRequest, prepare_long_run, run_long
     from hpo.storage import storage_url
 
     home = Home.from_environment()
-    run = prepare_long_run(storage_url(storage, home), home, study, trial, epochs, typer.echo)
+    run = prepare_long_run(storage_url(storage, home), home, LongRequest(study, trial, epochs, data), typer.echo)
     typer.echo(f"trial {run.trial} of {study} for {epochs} epochs, {run.config.training.budget_tokens:,} tokens")
     result = run_long(run, typer.echo)
     typer.echo(f"{result.outcome}: {result.reason} · {run.checkpoint}")

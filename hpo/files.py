@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from pathlib import Path
 
@@ -23,5 +24,6 @@ def write_text(path: Path, text: str) -> None:
         draft.write_text(text, encoding="utf-8")
         os.replace(draft, target)
     except OSError as error:
-        draft.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            draft.unlink(missing_ok=True)
         raise UsageError(f"{path}: cannot be written ({error.strerror})") from error

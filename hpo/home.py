@@ -26,7 +26,7 @@ class Home:
 
     @property
     def cache(self) -> Path:
-        """Corpora and token files, by content; may be deleted at any time."""
+        """Corpora and token files, by content; may be deleted while nothing runs."""
         return self.root / "cache"
 
     def study(self, name: str, uid: str) -> Path:

@@ -1,6 +1,7 @@
 """From what a user asked for to a sweep that is ready to run: study file, text, database, slots.
 
-Everything that can be wrong is found here, before a worker starts and before anything is written.
+Everything that can be wrong is found here, before a worker starts. Nothing is written before but caches of text and an
+empty database.
 """
 
 from __future__ import annotations
@@ -24,9 +25,10 @@ from hpo.home import Home
 from hpo.slots import SlotCounts
 from hpo.storage import is_missing, masked, open_database, storage_errors
 from hpo.study_file import StudySpec, load_study_file
-from hpo.sweep import LAST_RUN_ATTRIBUTE, Sweep, create_sweep, find_sweep, publish
+from hpo.sweep import LAST_RUN_ATTRIBUTE, Sweep, create_sweep, find_sweep, publish, take_up
 from hpo.worker import Event, WorkerOrder
 from model.corpus import load_corpus
+from model.errors import CorpusError
 from model.hardware import cpu_cores, default_device, describe, gpu_count
 from model.tokens import TokenizedCorpus, tokenize_corpus
 
@@ -66,7 +68,7 @@ def prepare(request: Request, url: str, home: Home, announce: Callable[[str], No
     """Check everything, load the text, and open the study or make it.
 
     Raises:
-        HpoError, ModelError: what is wrong, in one line; nothing was changed.
+        HpoError, ModelError: what is wrong, in one line; no study was changed.
     """
     device = default_device()
     spec = load_study_file(request.study, "cuda" if device == "cuda" else "cpu")
@@ -84,6 +86,7 @@ def prepare(request: Request, url: str, home: Home, announce: Callable[[str], No
             sweep = create_sweep(database, spec.name, _record(spec, corpus, device))
             _check_same_file(sweep, spec)  # another process may have made it meanwhile
         check_same_text(sweep, corpus)
+        take_up(sweep, spec)
         publish(sweep)
         sweep.slots.ensure(total)
         sweep.study.set_user_attr(LAST_RUN_ATTRIBUTE, time.time())
@@ -101,12 +104,13 @@ def load_text(
     spec: StudySpec, data: Path | None, sweep: Sweep | None, home: Home, announce: Callable[[str], None]
 ) -> TokenizedCorpus:
     """The study's text in tokens: from `--data`, else from where an existing study has it, else as its file says."""
-    source = spec.text.corpus
-    if data is not None:
-        source = str(data)
-    elif sweep is not None:
-        source = sweep.record["corpus"]["source"]
-    text = load_corpus(source, home.cache / "corpora", announce)
+    recorded = None if sweep is None else sweep.record["corpus"]["source"]
+    try:
+        text = load_corpus(str(data or recorded or spec.text.corpus), home.cache / "corpora", announce)
+    except CorpusError as error:
+        if data is not None or recorded is None:
+            raise
+        raise StudyError(f"the text of study {spec.name!r} is gone ({error}); --data says where it is now") from error
     corpus = tokenize_corpus(text, spec.text.choice, home.cache / "tokens")
     corpus.check_length(spec.run_with({}).architecture.sequence_length)
     return corpus

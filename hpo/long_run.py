@@ -36,33 +36,40 @@ class LongRun:
     trial: int
 
 
-def prepare_long_run(
-    url: str, home: Home, study: str, trial: int | None, epochs: int, announce: Callable[[str], None]
-) -> LongRun:
+@dataclass(frozen=True)
+class LongRequest:
+    """What the user asked for."""
+
+    study: str  # made by `hpo run`
+    trial: int | None  # None: the best one
+    epochs: int  # passes over the training split
+    data: Path | None = None  # where the study's text is, if not where it was
+
+
+def prepare_long_run(url: str, home: Home, request: LongRequest, announce: Callable[[str], None]) -> LongRun:
     """Find the trial, load its study's text, stretch its budget.
 
     Args:
         url: database of the study.
         home: where text and checkpoints lie.
-        study: name of a study made by `hpo run`.
-        trial: number of a trial; None: the best one.
-        epochs: passes over the training split.
+        request: study, trial, epochs.
         announce: told what text is read.
 
     Raises:
         HpoError, ModelError: what is wrong, in one line.
     """
+    epochs = request.epochs
     if epochs < 1:
         raise UsageError(f"--epochs must be at least 1, got {epochs}")
     with storage_errors(url):
-        sweep = open_sweep(open_database(url, create=False), study)
-        number, parameters = _parameters(sweep, trial)
-    corpus = load_text(sweep.spec, None, sweep, home, announce)
+        sweep = open_sweep(open_database(url, create=False), request.study)
+        number, parameters = _parameters(sweep, request.trial)
+    corpus = load_text(sweep.spec, request.data, sweep, home, announce)
     check_same_text(sweep, corpus)
     evaluations = epochs * -(-LEAST_EVALUATIONS // epochs)  # a whole number of them per epoch
     budget = {"budget_tokens": epochs * corpus.tokens("train"), "evaluations": evaluations}
     config = build_run({**sweep.spec.run_with(parameters).parameters(), **budget})
-    folder = home.study(study, sweep.uid) / "long-runs"
+    folder = home.study(request.study, sweep.uid) / "long-runs"
     checkpoint = folder / f"trial-{number:05d}-epochs-{epochs}.pt"
     return LongRun(config=config, corpus=corpus, checkpoint=checkpoint, trial=number)
 
@@ -98,9 +105,7 @@ def _parameters(sweep: Sweep, trial: int | None) -> tuple[int, dict[str, bool | 
     number = trial if trial is not None or best is None else best.number
     found = next((each for each in trials if each.number == number), None)
     if number is None or found is None or set(found.params) != set(sweep.spec.search):
-        raise StudyError(
-            f"study {sweep.spec.name!r} has no trial {trial} with parameters; it has 0 to {len(trials) - 1}"
-        )
+        raise StudyError(f"study {sweep.spec.name!r} has no trial {trial} with parameters among its {len(trials)}")
     return number, found.params
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 import math
 import shutil
 from collections.abc import Callable, Mapping
@@ -17,10 +18,12 @@ from hpo.search_space import is_behind
 from hpo.slots import TrialOutcome
 from hpo.study_file import StudySpec
 from model.config import Scalar
-from model.errors import ConfigError
+from model.errors import CheckpointError, ConfigError
 from model.evaluation import Evaluation
 from model.tokens import TokenizedCorpus
 from model.training import Decision, TrainingResult, load_history, train
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,18 +64,24 @@ def run_trial(
     except ConfigError as error:  # each value is sound, this combination is not
         facts = {"hpo:outcome": "failed", "hpo:reason": str(error)}
         return TrialOutcome(state="PRUNED", violations=("invalid",), attributes=facts)
-    resume_from = latest_checkpoint(setting.folder)
 
     def report(evaluation: Evaluation) -> Decision:
         go_on = on_evaluation(evaluation)
         trial.report(evaluation.val_loss, evaluation.milestone)
-        if not go_on:
-            return Decision.INTERRUPT
-        last = evaluation.milestone == config.training.evaluations
-        return Decision.CONTINUE if last or not is_behind(setting.spec, trial, evaluation.milestone) else Decision.PRUNE
+        if behind(evaluation):
+            return Decision.PRUNE
+        return Decision.CONTINUE if go_on else Decision.INTERRUPT
 
-    if resume_from is not None:
-        _report_missing(trial, load_history(resume_from))
+    def behind(evaluation: Evaluation) -> bool:
+        last = evaluation.milestone == config.training.evaluations
+        return not last and is_behind(setting.spec, trial, evaluation.milestone)
+
+    resume_from, history = newest_checkpoint(setting.folder)
+    _report_missing(trial, history)
+    attributes: dict[str, Any] = {"hpo:run": config.parameters(), **_machine(setting, resume_from)}
+    if history and behind(history[-1]):  # a stop came between this evaluation and the question
+        reason = f"behind its peers at {history[-1].tokens:,} tokens"
+        return _outcome(TrainingResult(outcome="pruned", reason=reason, history=history), attributes)
     result = train(
         config,
         setting.corpus,
@@ -83,7 +92,6 @@ def run_trial(
     )
     if result.outcome == "interrupted":
         raise Interrupted(result.reason)
-    attributes: dict[str, Any] = {"hpo:run": config.parameters(), **_machine(setting, resume_from)}
     return _outcome(result, attributes)
 
 
@@ -93,10 +101,27 @@ def failed(error: Exception, log: Path) -> TrialOutcome:
     return TrialOutcome(state="FAIL", attributes={"hpo:outcome": "failed", "hpo:reason": reason})
 
 
-def latest_checkpoint(folder: Path) -> Path | None:
-    """The newest checkpoint of a trial: the one of the latest lease."""
-    found = sorted(folder.glob("checkpoint-*.pt"), key=lambda path: int(path.stem.rpartition("-")[2]))
-    return found[-1] if found else None
+def deadly(deaths: int, log: Path) -> TrialOutcome:
+    """The outcome of a trial whose process died under it again and again, as by the system's out-of-memory killer."""
+    reason = f"its process died {deaths} times; see {log}"
+    attributes = {"hpo:outcome": "failed", "hpo:reason": reason}
+    return TrialOutcome(state="PRUNED", violations=("process_died",), attributes=attributes)
+
+
+def newest_checkpoint(folder: Path) -> tuple[Path | None, tuple[Evaluation, ...]]:
+    """The checkpoint of the latest lease, and its evaluations; a damaged one is set aside, as the log tells."""
+    for path in reversed(_checkpoints(folder)):
+        try:
+            return path, load_history(path)
+        except CheckpointError as error:
+            logger.warning("%s; set aside as %s.damaged", error, path.name)
+            path.rename(path.with_name(f"{path.name}.damaged"))
+    return None, ()
+
+
+def _checkpoints(folder: Path) -> list[Path]:
+    """A trial's checkpoints in the order of the leases that wrote them."""
+    return sorted(folder.glob("checkpoint-*.pt"), key=lambda path: int(path.stem.rpartition("-")[2]))
 
 
 def tidy(folder: Path, outcome: TrialOutcome) -> None:
@@ -104,10 +129,8 @@ def tidy(folder: Path, outcome: TrialOutcome) -> None:
     if outcome.state != "COMPLETE":
         shutil.rmtree(folder, ignore_errors=True)
         return
-    last = latest_checkpoint(folder)
-    for path in folder.glob("checkpoint-*.pt"):
-        if path != last:
-            path.unlink(missing_ok=True)
+    for path in (*_checkpoints(folder)[:-1], *folder.glob(".checkpoint-*")):
+        path.unlink(missing_ok=True)
 
 
 def _report_missing(trial: optuna.Trial, history: tuple[Evaluation, ...]) -> None:
@@ -126,7 +149,9 @@ def _outcome(result: TrainingResult, attributes: dict[str, Any]) -> TrialOutcome
         "hpo:history": [_finite(dataclasses.asdict(evaluation)) for evaluation in result.history],
     }
     if result.outcome == "complete":
-        return TrialOutcome(state="COMPLETE", values=(result.history[-1].val_loss,), attributes=attributes)
+        violations: tuple[str, ...] = ("suspicious",) if result.suspicious else ()
+        values = (result.history[-1].val_loss,)
+        return TrialOutcome(state="COMPLETE", values=values, violations=violations, attributes=attributes)
     violations = (result.outcome,) if result.outcome in ("diverged", "out_of_memory") else ()
     return TrialOutcome(state="PRUNED", violations=violations, attributes=attributes)
 

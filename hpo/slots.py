@@ -43,6 +43,7 @@ _slots = sa.Table(
     sa.Column("epoch", sa.Integer, nullable=False, default=0),
     sa.Column("expires_at", sa.Double),  # seconds since 1970 on the database's clock
     sa.Column("trial_number", sa.Integer),
+    sa.Column("deaths", sa.Integer, nullable=False, default=0),  # processes that died over this trial
     sa.Column("outcome", sa.Text),  # JSON, from `finishing` on
 )
 _studies = sa.Table(
@@ -81,6 +82,7 @@ class Lease:
     owner: str
     epoch: int
     trial_number: int | None  # of the trial to continue; None: not begun
+    deaths: int = 0  # processes that died over it
     outcome: TrialOutcome | None  # set where only telling Optuna is left
 
 
@@ -144,6 +146,24 @@ class Slots:
             text = connection.scalar(sa.select(_studies.c.record).where(_studies.c.study_id == self.study_id))
         return None if text is None else json.loads(text)
 
+    def replace_record(self, record: dict[str, Any]) -> None:
+        """Store another record in place of the standing one."""
+        mine = _studies.c.study_id == self.study_id
+        with self.engine.begin() as connection:
+            connection.execute(_studies.update().where(mine).values(record=json.dumps(record)))
+
+    def begun(self) -> bool:
+        """Whether any slot has a trial."""
+        mine = (_slots.c.study_id == self.study_id) & _slots.c.trial_number.is_not(None)
+        with self.engine.connect() as connection:
+            return connection.scalar(sa.select(sa.func.count()).select_from(_slots).where(mine)) != 0
+
+    def forget(self) -> None:
+        """Delete the study's slots and record: SQLite gives a deleted study's number to the next one."""
+        with self.engine.begin() as connection:
+            for table in (_slots, _studies):
+                connection.execute(table.delete().where(table.c.study_id == self.study_id))
+
     def ensure(self, total: int) -> None:
         """Add the slots that are missing up to `total`; none is ever removed."""
         with self.engine.begin() as connection:
@@ -180,14 +200,21 @@ class Slots:
                 epoch=_slots.c.epoch + 1,
                 expires_at=self._now + self.lease_s,
             )
-            .returning(_slots.c.number, _slots.c.epoch, _slots.c.trial_number, _slots.c.outcome)
+            .returning(_slots.c.number, _slots.c.epoch, _slots.c.trial_number, _slots.c.deaths, _slots.c.outcome)
         )
         with self.engine.begin() as connection:
             row = connection.execute(take).one_or_none()
         if row is None:
             return None
         outcome = None if row.outcome is None else TrialOutcome.from_json(row.outcome)
-        return Lease(slot=row.number, owner=owner, epoch=row.epoch, trial_number=row.trial_number, outcome=outcome)
+        return Lease(
+            slot=row.number,
+            owner=owner,
+            epoch=row.epoch,
+            trial_number=row.trial_number,
+            deaths=row.deaths,
+            outcome=outcome,
+        )
 
     def bind(self, lease: Lease, trial_number: int) -> bool:
         """Note which Optuna trial fills the slot. False: the lease is lost."""
@@ -209,11 +236,12 @@ class Slots:
         """Give the slot back, its trial to be continued by anyone. False: the lease is lost."""
         return self._write(lease, state="open", owner=None, expires_at=None)
 
-    def release_owner(self, owner: str) -> None:
-        """Let a dead worker's leases expire now."""
+    def release_owner(self, owner: str, *, died: bool) -> None:
+        """Let a gone worker's leases expire now, and count it if it died of itself."""
         held = (_slots.c.study_id == self.study_id) & (_slots.c.owner == owner)
+        free = _slots.update().where(held).values(expires_at=self._now - 1, deaths=_slots.c.deaths + int(died))
         with self.engine.begin() as connection:
-            connection.execute(_slots.update().where(held).values(expires_at=self._now - 1))
+            connection.execute(free)
 
     def counts(self, total: int) -> SlotCounts:
         """States of the first `total` slots."""

@@ -160,10 +160,13 @@ def _check_tables(url: str, options: dict[str, Any], create: bool) -> None:
     """Refuse a database of another program, before Optuna adds its tables to it."""
     engine = sa.create_engine(url, **options)
     try:
-        tables = set(sa.inspect(engine).get_table_names())
+        inspector = sa.inspect(engine)
+        tables = set(inspector.get_table_names())
+        columns = {column["name"] for column in inspector.get_columns("studies")} if "studies" in tables else set()
     finally:
         engine.dispose()
-    if tables and tables.isdisjoint(OPTUNA_TABLES):
+    foreign = tables.isdisjoint(OPTUNA_TABLES) or (columns and not columns >= {"study_id", "study_name"})
+    if tables and foreign:
         raise StorageError(
             f"{masked(url)}: holds tables of another program ({', '.join(sorted(tables)[:3])}); name another"
         )

@@ -8,7 +8,9 @@ from typing import Any
 
 import optuna
 from optuna.storages import BaseStorage
+from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
+from pydantic import ValidationError
 
 from hpo.errors import StudyError
 from hpo.search_space import make_pruner, make_sampler
@@ -34,7 +36,14 @@ class Sweep:
     record: dict[str, Any]
 
     def __post_init__(self) -> None:
-        self.spec = StudySpec.model_validate(self.record["spec"])
+        try:
+            self.spec = StudySpec.model_validate(self.record["spec"])
+        except ValidationError as error:
+            made_by = self.record.get("versions", {}).get("hpo", "unknown")
+            name = self.study.study_name
+            raise StudyError(
+                f"study {name!r} was made by version {made_by} of this program, which alone reads it"
+            ) from error
         self.study.pruner = make_pruner(self.spec)
         self.plan = self.spec.planned()
 
@@ -119,9 +128,8 @@ class Sweep:
 
 
 def is_feasible(trial: FrozenTrial) -> bool:
-    """Whether a trial is complete, breaks no constraint, and is not too good to be true."""
-    honest = not trial.user_attrs.get("hpo:suspicious")
-    return honest and trial.state is TrialState.COMPLETE and all(value <= 0 for value in trial.constraints.values())
+    """Whether a trial is complete and breaks no constraint; one too good to be true breaks one."""
+    return trial.state is TrialState.COMPLETE and all(value <= 0 for value in trial.constraints.values())
 
 
 def find_sweep(database: Database, name: str, lease_s: float = LEASE_S) -> Sweep | None:
@@ -135,8 +143,14 @@ def find_sweep(database: Database, name: str, lease_s: float = LEASE_S) -> Sweep
     study = load_study(database, name)
     slots = Slots(database.engine, study._study_id, lease_s)
     record = slots.record()
-    if record is None and not study.user_attrs and not study.get_trials(deepcopy=False):
-        return None  # empty: its making was interrupted, or somebody made room for it
+    if not study.get_trials(deepcopy=False) and STUDY_ATTRIBUTE not in study.user_attrs:
+        if study.directions != [StudyDirection.MINIMIZE]:
+            raise StudyError(f"study {name!r} was made to maximize; losses are minimized: name another")
+        if record is not None and slots.begun():  # of a study that was deleted and whose number came round again
+            slots.forget()
+            record = None
+        if record is None:
+            return None  # empty: its making was interrupted, or somebody made room for it
     if record is None:
         raise StudyError(f"study {name!r} was made by another program, which alone can run it; name another")
     return Sweep(database.storage, study, slots, record)
@@ -150,7 +164,8 @@ def open_sweep(database: Database, name: str, lease_s: float = LEASE_S) -> Sweep
     """
     load_study(database, name)
     sweep = find_sweep(database, name, lease_s)
-    assert sweep is not None
+    if sweep is None:
+        raise StudyError(f"study {name!r} is empty; `hpo run` fills it")
     return sweep
 
 
@@ -161,6 +176,16 @@ def create_sweep(database: Database, name: str, record: dict[str, Any], lease_s:
     sweep = Sweep(database.storage, study, slots, slots.create(record))
     publish(sweep)
     return sweep
+
+
+def take_up(sweep: Sweep, spec: StudySpec) -> None:
+    """Let what may change between sessions be as the study file has it now: description, total, stopping."""
+    record = {**sweep.record, "spec": spec.model_dump(mode="json")}
+    record["spec"]["profile"] = sweep.record["spec"]["profile"]
+    record["spec"]["text"]["corpus"] = sweep.record["spec"]["text"]["corpus"]
+    if record != sweep.record:
+        sweep.slots.replace_record(record)
+        sweep.record, sweep.spec = record, StudySpec.model_validate(record["spec"])
 
 
 def publish(sweep: Sweep) -> None:

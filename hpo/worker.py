@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import time
 import traceback
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -19,7 +20,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from hpo.errors import WorkerError
 from hpo.home import Home
-from hpo.objective import Interrupted, TrialSetting, failed, run_trial, tidy
+from hpo.objective import Interrupted, TrialSetting, deadly, failed, run_trial, tidy
 from hpo.search_space import suggest
 from hpo.slots import LEASE_S, Lease, LeaseLost, TrialOutcome, renewed
 from hpo.storage import open_database, storage_errors
@@ -30,8 +31,14 @@ from model.evaluation import Evaluation
 from model.tokens import open_tokens
 
 WAIT_S = 0.5  # between looks for a free slot while other workers hold the rest
+DEATHS = 3  # of processes over one trial, after which it is taken to be the cause
 FAILURES_IN_A_ROW = 3  # after which a worker takes the fault to be the machine's or the program's
-BEYOND_A_TRIAL = (ModelError, SQLAlchemyError, StorageInternalError)  # faults that another trial would meet too
+BEYOND_A_TRIAL = (
+    ModelError,
+    OSError,
+    SQLAlchemyError,
+    StorageInternalError,
+)  # faults that another trial would meet too
 
 logger = logging.getLogger(__name__)
 
@@ -81,9 +88,11 @@ def work(order: WorkerOrder, link: Link) -> None:
     Raises:
         HpoError, ModelError: the worker cannot go on; its trial is kept for another.
     """
-    torch.set_num_threads(order.threads)
-    with storage_errors(order.storage_url):
-        _Worker(order, link).fill_slots()
+    try:
+        with storage_errors(order.storage_url):
+            _Worker(order, link).fill_slots()
+    except OSError as error:
+        raise WorkerError(f"{order.name}: {error}; run again to go on") from error
 
 
 class _Worker:
@@ -92,7 +101,11 @@ class _Worker:
         self.sweep = open_sweep(open_database(order.storage_url, create=False), order.study_name, order.lease_s)
         self.slots = self.sweep.slots
         self.corpus = open_tokens(order.tokens)
+        self.log = order.home.worker_log(order.study_name, self.sweep.uid, order.name)
         self.failures = 0
+
+    def folder(self, trial: int) -> Path:
+        return self.order.home.trial(self.order.study_name, self.sweep.uid, trial)
 
     def fill_slots(self) -> None:
         while not self.link.stop_wanted():
@@ -112,6 +125,7 @@ class _Worker:
         if lease.outcome is not None:  # whoever ran the trial died before telling Optuna
             assert lease.trial_number is not None, "a trial is bound before it ends"
             self.sweep.settle(lease, lease.trial_number, lease.outcome)
+            tidy(self.folder(lease.trial_number), lease.outcome)
             return
         try:
             self.run(lease)
@@ -128,7 +142,8 @@ class _Worker:
         parameters = suggest(self.sweep.spec, trial)
         facts: dict[str, Any] = {"trial": trial.number, "parameters": parameters}
         self.tell("started", **facts)
-        folder = self.order.home.trial(self.order.study_name, self.sweep.uid, trial.number)
+        folder = self.folder(trial.number)
+        torch.set_num_threads(self.order.threads)  # a continued trial may have changed it to its own
         setting = TrialSetting(
             spec=self.sweep.spec, corpus=self.corpus, folder=folder, epoch=lease.epoch, device=self.order.device
         )
@@ -140,7 +155,10 @@ class _Worker:
             return not self.link.stop_wanted()
 
         with renewed(self.slots, lease):
-            outcome = self.outcome_of(lambda: run_trial(trial, parameters, setting, on_evaluation))
+            if lease.deaths >= DEATHS:
+                outcome = deadly(lease.deaths, self.log)
+            else:
+                outcome = self.outcome_of(lambda: run_trial(trial, parameters, setting, on_evaluation))
         if not self.slots.finish(lease, outcome):
             raise LeaseLost
         self.sweep.settle(lease, trial.number, outcome)
@@ -149,17 +167,16 @@ class _Worker:
         if self.failures >= FAILURES_IN_A_ROW:
             raise WorkerError(f"{self.failures} trials in a row failed, the last by {outcome.attributes['hpo:reason']}")
 
-    def outcome_of(self, run: Any) -> TrialOutcome:
+    def outcome_of(self, run: Callable[[], TrialOutcome]) -> TrialOutcome:
         """The trial's outcome; an unforeseen exception is one too, with its traceback in the worker's log."""
         try:
-            outcome: TrialOutcome = run()
+            outcome = run()
         except (LeaseLost, Interrupted, *BEYOND_A_TRIAL):
             raise
         except Exception as error:
             traceback.print_exc()
             self.failures += 1
-            log = self.order.home.worker_log(self.order.study_name, self.sweep.uid, self.order.name)
-            return failed(error, log)
+            return failed(error, self.log)
         self.failures = 0
         return outcome
 

@@ -122,7 +122,7 @@ def _hub_answers() -> bool:
 
 
 def _hub_keeps_wikitext() -> bool:
-    home = Path(os.environ.get("HF_HOME", Path.home() / ".cache" / "huggingface"))
+    home = Path(os.environ.get("HF_HOME") or os.path.expanduser("~/.cache/huggingface"))
     return any(home.glob("hub/datasets--Salesforce--wikitext/snapshots/*")) or any(
         home.glob("datasets/Salesforce___wikitext/wikitext-2-v1")
     )

@@ -338,6 +338,7 @@ class _Run:
             "optimizer": self.optimizer.state_dict(),
             "lambda_phi": self.lambda_phi,
             "micro_batch": self.micro_batch,
+            "threads": torch.get_num_threads(),
             "random": self.random_state(),
         }
         save_checkpoint(path, content)
@@ -356,6 +357,7 @@ class _Run:
             self.step, self.seconds = content["step"], content["seconds"]
             self.history = [Evaluation(**evaluation) for evaluation in content["history"]]
             self.set_random_state(content["random"])
+            torch.set_num_threads(content["threads"])  # sums are rounded as their parts are split over threads
         except (KeyError, TypeError, ValueError, RuntimeError) as error:
             reason = f"{type(error).__name__}: {' '.join(str(error).split())[:120]}"
             raise CheckpointError(

@@ -13,9 +13,10 @@ import os
 import pickle
 import platform
 import signal
+import time
 import traceback
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -26,7 +27,8 @@ from hpo.slots import Slots
 from hpo.worker import Event, WorkerOrder, work
 from model.errors import ModelError
 
-RESTARTS = 3  # of each worker
+RESTARTS = 3  # of each worker in a row, without a finished trial between
+STRAGGLERS_S = 15.0  # after all slots are done
 PULSE_S = 0.25  # longest time between two looks at clock and signals
 
 
@@ -78,7 +80,8 @@ class _Process:
     def cause_of_death(self) -> str:
         """Signal or exit code, and the last line of the log."""
         code = self.process.exitcode or 0
-        cause = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
+        names = {number.value: number.name for number in signal.Signals}
+        cause = f"was killed by {names.get(-code, -code)}" if code < 0 else f"ended with exit code {code}"
         words = self.log.read_text(encoding="utf-8", errors="replace").split("\n") if self.log.is_file() else []
         last = next((line.strip() for line in reversed(words) if line.strip()), "")
         return f"{cause} ({last}; see {self.log})" if last and code > 0 else f"{cause} (see {self.log})"
@@ -105,9 +108,12 @@ def run_local(
     """
     running = [_start(order, log) for order, log in orders]
     faults: list[str] = []
+    all_done_at: float | None = None
     try:
         while running and stop.level < StopLevel.NOW:
             on_pulse()
+            if all_done_at is not None and time.monotonic() > all_done_at + STRAGGLERS_S:
+                break  # what still runs hangs: its slots have been finished by others
             if stop.level is StopLevel.AT_NEXT_EVALUATION:
                 for worker in running:
                     worker.ask_to_stop()
@@ -116,17 +122,21 @@ def run_local(
                 ended = worker.process.exitcode is not None  # asked first: what it said last is read below
                 for event in worker.events():
                     on_event(event)
-                    if event.kind == "fatal":
+                    if event.kind == "finished":
+                        worker.restarts = 0
+                    elif event.kind == "fatal":
                         faults.append(event.message)
                         stop.wish(StopLevel.AT_NEXT_EVALUATION, "a fault")
                 if ended:
                     running.remove(worker)
+                    if worker.process.exitcode == 0 and stop.level is StopLevel.NONE:
+                        all_done_at = all_done_at or time.monotonic()
                     running += _after_end(worker, slots, on_event, stop, faults)
     finally:
         for worker in running:
             worker.process.kill()
             worker.process.join()
-            slots.release_owner(worker.order.owner)
+            slots.release_owner(worker.order.owner, died=False)
     if faults:
         raise WorkerError(faults[0])
 
@@ -137,7 +147,7 @@ def _after_end(
     """Free a dead worker's lease and start its successor, if it may have one."""
     if worker.process.exitcode == 0:
         return []
-    slots.release_owner(worker.order.owner)
+    slots.release_owner(worker.order.owner, died=True)
     reason = f"{worker.order.name} {worker.cause_of_death()}"
     if stop.level > StopLevel.NONE:
         return []
@@ -154,9 +164,23 @@ def _start(order: WorkerOrder, log: Path, restarts: int = 0) -> _Process:
     ours, theirs = context.Pipe()
     order = dataclasses.replace(order, owner=f"{order.name}@{platform.node()}-{uuid.uuid4().hex[:12]}")
     process = context.Process(target=_run_worker, args=(order, log, theirs), name=order.name, daemon=True)
-    process.start()
+    with _without_sigint():
+        process.start()
     theirs.close()
     return _Process(order, log, process, ours, restarts)
+
+
+@contextlib.contextmanager
+def _without_sigint() -> Iterator[None]:
+    """Start a process that never hears Ctrl-C, not even while it imports; ours waits until it has started."""
+    if not hasattr(signal, "pthread_sigmask"):  # Windows
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _run_worker(order: WorkerOrder, log: Path, connection: Connection) -> None:

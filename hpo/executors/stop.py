@@ -9,6 +9,8 @@ from collections.abc import Callable, Iterator
 from enum import IntEnum
 from types import FrameType
 
+SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
+
 
 class StopLevel(IntEnum):
     """How urgently workers are to leave. Neither loses anything but time."""
@@ -45,7 +47,7 @@ class Stop:
 
     @contextlib.contextmanager
     def on_signals(self, say: Callable[[str], None]) -> Iterator[None]:
-        """Take Ctrl-C and SIGTERM as wishes to stop: the first politely, the second at once."""
+        """Take Ctrl-C, SIGTERM and a closed terminal as wishes to stop: the first politely, the second at once."""
 
         def handle(number: int, frame: FrameType | None) -> None:
             del frame
@@ -54,7 +56,7 @@ class Stop:
                 say(f"{name}: workers leave at their next evaluation; once more to leave now. Nothing is lost.")
             self.wish(StopLevel(min(self._level + 1, StopLevel.NOW)), name)
 
-        before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+        before = {number: signal.signal(number, handle) for number in SIGNALS}
         try:
             yield
         finally:

@@ -230,7 +230,9 @@ def test_killed_runs_end_with_the_exact_total_and_the_loss_curves_of_undisturbed
     assert any(trial.user_attrs.get("hpo:continued") for trial in trials), "no kill hit a trial with a checkpoint"
     for trial in trials:
         history = trial.user_attrs["hpo:history"]
-        undisturbed = undisturbed_history(place, trial)[: len(history)]
+        undisturbed = undisturbed_history(place, trial)
+        if trial.state is optuna.trial.TrialState.PRUNED:
+            undisturbed = undisturbed[: len(history)]
         assert [without_clocks(each) for each in history] == [without_clocks(each) for each in undisturbed]
         assert list(trial.intermediate_values.values()) == [each["val_loss"] for each in history]
 
@@ -306,6 +308,38 @@ def test_a_study_without_improvement_ends_early_and_stays_ended(place: Place) ->
     trials = place.optuna_study().trials
     assert len(trials) < 30
     assert "nothing to do" in place.run("--trials", "30", "--workers", "1").stdout
+
+
+def test_a_deleted_study_leaves_nothing_to_the_next_one(place: Place) -> None:
+    place.study()
+    assert place.run("--trials", "1").returncode == 0
+    optuna.delete_study(study_name="small", storage=f"sqlite:///{place.home.database}")
+    place.study(run="weight_decay = 0.2")
+    again = place.run("--trials", "2")
+    assert again.returncode == 0, again.stderr
+    assert_exact(place, 2)
+
+
+def test_a_damaged_checkpoint_is_set_aside_and_its_trial_starts_over(place: Place) -> None:
+    place.study(budget=60_000)
+    process = place.start("run", "--study", "small.toml", "--data", "text", "--trials", "2", "--workers", "1")
+    place.wait_for_checkpoint(0)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
+    checkpoint = next((place.home.root / "studies").glob("*/trial-*/checkpoint-*.pt"))
+    checkpoint.write_bytes(b"garbage")
+    last = place.run("--trials", "2", "--workers", "1")
+    assert last.returncode == 0, last.stderr
+    assert_exact(place, 2)
+
+
+def test_a_stopping_rule_may_change_between_sessions(place: Place) -> None:
+    place.study(more="[stopping]\ntrials_without_improvement = 1")
+    assert "ended after 1 without improvement" in place.run("--trials", "20", "--workers", "1").stdout
+    begun = len(place.optuna_study().trials)
+    place.study()
+    assert place.run("--trials", str(begun + 1), "--workers", "1").returncode == 0
+    assert_exact(place, begun + 1)
 
 
 def test_diverged_trials_are_outcomes_that_break_a_constraint(place: Place) -> None:

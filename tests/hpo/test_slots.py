@@ -79,7 +79,7 @@ class TestClaim:
         assert setting.slots.finish(ended, COMPLETE)
         assert setting.slots.release(not_begun)
         assert setting.slots.release(begun)
-        setting.slots.release_owner("dead")
+        setting.slots.release_owner("dead", died=True)
         claimed = [setting.claim("next") for _ in range(5)]
         assert [(lease.slot, lease.trial_number, lease.outcome) for lease in claimed] == [
             (3, 12, COMPLETE),
@@ -113,7 +113,7 @@ class TestClaim:
         lease = setting.bound(setting.claim_and_lapse("a"), 0)
         assert setting.slots.finish(lease, COMPLETE)
         assert setting.slots.done(lease)
-        setting.slots.release_owner("a")
+        setting.slots.release_owner("a", died=True)
         assert setting.slots.claim("b", 1) is None
 
     def test_other_studies_slots_are_not_seen(self, make: Callable[[int], SlotSetting]) -> None:
@@ -122,7 +122,7 @@ class TestClaim:
         assert one.slots.claim("b", 1) is None
         assert two.slots.counts(1) == SlotCounts(open=1)
         assert two.claim("a").epoch == 1
-        one.slots.release_owner("a")
+        one.slots.release_owner("a", died=True)
         assert one.claim("b").epoch == 2
         assert two.slots.claim("b", 1) is None
 
@@ -222,7 +222,7 @@ class TestLease:
         lease = setting.bound(setting.claim("a"), 7)
         assert setting.slots.finish(lease, DIVERGED)
         assert setting.slots.claim("b", 1) is None
-        setting.slots.release_owner("a")
+        setting.slots.release_owner("a", died=True)
         taken = setting.claim("b")
         assert (taken.epoch, taken.trial_number, taken.outcome) == (2, 7, DIVERGED)
         assert setting.row(0)["state"] == "finishing"
@@ -244,7 +244,7 @@ class TestLease:
         finished = setting.bound(setting.claim("dead"), 2)
         assert setting.slots.finish(finished, PRUNED)
         assert setting.slots.done(finished)
-        setting.slots.release_owner("dead")
+        setting.slots.release_owner("dead", died=True)
         assert [setting.claim("next").slot for _ in range(2)] == [2, 0]
         assert setting.slots.claim("next", 4) is None
 
@@ -372,7 +372,7 @@ class TestTotals:
         assert setting.slots.done(done)
         setting.claim("not begun")
         assert setting.slots.owners() == {10: "live", 11: "finishing"}
-        setting.slots.release_owner("live")
+        setting.slots.release_owner("live", died=True)
         assert setting.slots.owners() == {11: "finishing"}
 
 

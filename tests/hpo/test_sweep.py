@@ -61,7 +61,7 @@ def claim(sweep: Sweep, owner: str = "worker") -> Lease:
 
 def take_over(sweep: Sweep, dead: str = "worker") -> Lease:
     """The slot of a worker that is gone, under the next epoch."""
-    sweep.slots.release_owner(dead)
+    sweep.slots.release_owner(dead, died=True)
     return claim(sweep, "next")
 
 
