@@ -25,6 +25,8 @@ from hpo.sweep import open_sweep
 from model.tokens import open_tokens
 from model.training import train
 
+pytestmark = pytest.mark.slow  # real processes: several seconds each
+
 CLOCKS = ("tokens_per_s", "seconds", "peak_memory_bytes")  # what a machine, not the run, decides
 STUDY = """
 name = "small"
