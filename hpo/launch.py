@@ -9,7 +9,7 @@ from __future__ import annotations
 import platform
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -141,7 +141,7 @@ def _check_same_file(sweep: Sweep, spec: StudySpec) -> None:
         )
 
 
-def _differences(old: dict[str, Any], new: dict[str, Any], path: str = "") -> Any:
+def _differences(old: dict[str, Any], new: dict[str, Any], path: str = "") -> Iterator[str]:
     for key in sorted(old.keys() | new.keys()):
         before, after = old.get(key), new.get(key)
         if isinstance(before, dict) and isinstance(after, dict):

@@ -96,17 +96,16 @@ def run_long(run: LongRun, announce: Callable[[str], None]) -> TrainingResult:
 
 
 def _parameters(sweep: Sweep, trial: int | None) -> tuple[int, dict[str, bool | int | float | str]]:
-    best = sweep.best()
-    if trial is None and best is None:
-        raise StudyError(
-            f"study {sweep.spec.name!r} has no complete trial yet; `hpo run --study {sweep.spec.name}` goes on"
-        )
+    if trial is None:
+        best = sweep.best()
+        if best is None:
+            raise StudyError(f"study {sweep.spec.name!r} has no complete trial yet; `hpo run` goes on with it")
+        trial = best.number
     trials = sweep.study.get_trials(deepcopy=False)
-    number = trial if trial is not None or best is None else best.number
-    found = next((each for each in trials if each.number == number), None)
-    if number is None or found is None or set(found.params) != set(sweep.spec.search):
+    found = next((each for each in trials if each.number == trial), None)
+    if found is None or set(found.params) != set(sweep.spec.search):
         raise StudyError(f"study {sweep.spec.name!r} has no trial {trial} with parameters among its {len(trials)}")
-    return number, found.params
+    return trial, found.params
 
 
 def _line(run: LongRun, evaluation: Evaluation) -> str:

@@ -12,9 +12,9 @@ import importlib.resources
 import itertools
 import json
 import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
@@ -24,6 +24,7 @@ from model.errors import ConfigError
 from model.tokenizer import TokenizerChoice, TokenizerKind
 
 Profile = Literal["cpu", "cuda"]
+T = TypeVar("T")
 Role = Literal["baseline", "known", "grid", "search"]
 PLANNED: tuple[Role, ...] = ("baseline", "known", "grid")  # roles of trials whose values the study file gives
 SHARED = ("budget_tokens", "evaluations", "evaluation_tokens", "seed")  # never searched
@@ -153,13 +154,13 @@ class StudySpec(_Section):
     def _runs_can_be_built(self) -> StudySpec:
         """Every value a trial could get is one that a run accepts; so are the configurations that are run first."""
         for name in self.run:
-            _named("run", name, lambda name=name: parameter_type(name))
-        _named("run", "", lambda: build_run(self.run))
+            _named("run", name, parameter_type, name)
+        _named("run", "", build_run, self.run)
         _named("text", "", lambda: self.text.choice)
         for name, dimension in self.search.items():
             _check_dimension(name, dimension)
             for value in dimension.corners:
-                _named("search", name, lambda name=name, value=value: self.run_with({name: _typed(name, value)}))
+                _named("search", name, self.run_with, {name: _typed(name, value)})
         for place, given in enumerate((self.baseline, *self.known)):
             section = f"known[{place - 1}]" if place else "baseline"
             for name, value in given.items():
@@ -167,7 +168,7 @@ class StudySpec(_Section):
                     raise ValueError(f"{section}.{name}: not a searched value; put what all trials share under [run]")
                 if not self.search[name].holds(value):
                     raise ValueError(f"{section}.{name}: {value!r} is outside search.{name}")
-            _named(section, "", lambda given=given: self.run_with(given))
+            _named(section, "", self.run_with, given)
             for name, value in self._complete(given).items():
                 if not self.search[name].holds(value):
                     raise ValueError(f"{section}.{name}: missing, and the run's own {value!r} is outside search.{name}")
@@ -313,7 +314,7 @@ def _merged(base: Mapping[str, Any], override: Mapping[str, Any]) -> dict[str, A
 def _check_dimension(name: str, dimension: Dimension) -> None:
     if name in SHARED:
         raise ValueError(f"search.{name}: all trials share it, or they could not be compared; put it under [run]")
-    expected = _named("search", name, lambda: parameter_type(name))
+    expected = _named("search", name, parameter_type, name)
     if dimension.choices is None:
         if expected not in (int, float):
             raise ValueError(f"search.{name}: is {expected.__name__}, so it needs choices")
@@ -332,10 +333,10 @@ def _typed(name: str, value: Scalar) -> Scalar:
     return value
 
 
-def _named(section: str, name: str, build: Any) -> Any:
-    """Call `build`; a configuration error is told with the key it belongs to."""
+def _named(section: str, name: str, build: Callable[..., T], *arguments: Any) -> T:
+    """Build with the arguments; a configuration error is told with the key it belongs to."""
     try:
-        return build()
+        return build(*arguments)
     except ConfigError as error:
         rule = str(error).removeprefix(f"{name}: ")
         raise ValueError(f"{section}.{name}: {rule}" if name else f"{section}: {rule}") from error

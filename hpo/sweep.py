@@ -159,9 +159,9 @@ def open_sweep(database: Database, name: str, lease_s: float = LEASE_S) -> Sweep
     Raises:
         StudyError: unknown, or made by another program.
     """
-    load_study(database, name)
     sweep = find_sweep(database, name, lease_s)
     if sweep is None:
+        load_study(database, name)  # which names the studies there are, if this is none of them
         raise StudyError(f"study {name!r} is empty; `hpo run` fills it")
     return sweep
 
