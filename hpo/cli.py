@@ -19,6 +19,8 @@ from model.errors import ModelError
 from reports.errors import ReportError
 
 if TYPE_CHECKING:
+    from hpo.launch import Launch
+    from hpo.placement import Wish
     from hpo.storage import Database
 
 INTERRUPTED = 130  # exit code of a command that a signal ended
@@ -33,6 +35,11 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
+storage_commands = typer.Typer(
+    help="Move studies between databases, and bring old ones up to date.", no_args_is_help=True
+)
+app.add_typer(storage_commands, name="storage")
+
 StorageOption = Annotated[
     str | None,
     typer.Option(
@@ -41,6 +48,18 @@ StorageOption = Annotated[
 ]
 DataOption = Annotated[
     Path | None, typer.Option("--data", metavar="PATH", help="Folder with train, valid and test text.")
+]
+WorkersOption = Annotated[
+    str,
+    typer.Option("--workers", metavar="N|auto", help="Processes; auto: one per GPU, or what is fastest on the CPU."),
+]
+GpusOption = Annotated[str | None, typer.Option("--gpus", metavar="0,2", help="GPUs to use; default: all it sees.")]
+TrialsPerGpuOption = Annotated[
+    int | None,
+    typer.Option("--trials-per-gpu", metavar="K", help="Trials side by side on each GPU, as far as they fit."),
+]
+TimeoutOption = Annotated[
+    float | None, typer.Option("--timeout", metavar="MIN", help="Stop after so many minutes, losing nothing.")
 ]
 StudyArgument = Annotated[str | None, typer.Argument(metavar="[STUDY]", help="Default: the study that was run last.")]
 
@@ -67,39 +86,60 @@ def run(
         int | None, typer.Option(help="The total that the study ends with; default: the study file's.")
     ] = None,
     data: DataOption = None,
-    workers: Annotated[int | None, typer.Option(help="Processes; default: one per GPU, or by CPU cores.")] = None,
-    timeout: Annotated[
-        float | None, typer.Option(metavar="MIN", help="Stop after so many minutes, losing nothing.")
-    ] = None,
+    workers: WorkersOption = "auto",
+    gpus: GpusOption = None,
+    trials_per_gpu: TrialsPerGpuOption = None,
+    timeout: TimeoutOption = None,
     storage: StorageOption = None,
 ) -> None:
     """Run a study until it has TRIALS finished trials; run it again to resume."""
-    from rich.console import Console
-
-    from hpo.errors import UsageError
-    from hpo.executors.stop import Stop
     from hpo.home import Home
-    from hpo.launch import Request, prepare, run_workers
+    from hpo.launch import Request, prepare
     from hpo.storage import storage_url
-    from hpo.view import Board, open_view
 
-    if timeout is not None and not timeout > 0:
-        raise UsageError(f"--timeout must be above 0 minutes, got {timeout:g}")
     home = Home.from_environment()
-    request = Request(study=study, trials=trials, data=data, workers=workers)
-    launch = prepare(request, storage_url(storage, home), home, typer.echo)
-    board = Board(launch.sweep, launch.total)
-    typer.echo(launch.describe(board.counts))
-    if board.search_is_over():
-        typer.echo(f"nothing to do: {board.ending()}")
-        return
-    stop = Stop(None if timeout is None else 60 * timeout)
-    with open_view(board, Console()) as view, stop.on_signals(view.say):
-        run_workers(launch, view.hear, view.pulse, stop)
-    board.refresh()
-    typer.echo(f"{board.ending()}{f' ({stop.reason}); run again to go on' if stop.reason else ''}")
-    if stop.reason in SIGNALS:
-        raise typer.Exit(INTERRUPTED)
+    request = Request(study=study, trials=trials, data=data, wish=_wish(workers, gpus, trials_per_gpu))
+    _work(prepare(request, storage_url(storage, home), home, typer.echo), timeout)
+
+
+@app.command()
+def worker(
+    study: Annotated[str, typer.Option(metavar="NAME", help="A study that `hpo run` made, here or elsewhere.")],
+    data: DataOption = None,
+    workers: WorkersOption = "auto",
+    gpus: GpusOption = None,
+    trials_per_gpu: TrialsPerGpuOption = None,
+    timeout: TimeoutOption = None,
+    storage: StorageOption = None,
+) -> None:
+    """Work on a study that is in the database already, beside whoever else does, until it is done."""
+    from hpo.home import Home
+    from hpo.launch import Request, join
+    from hpo.storage import storage_url
+
+    home = Home.from_environment()
+    request = Request(study=study, data=data, wish=_wish(workers, gpus, trials_per_gpu))
+    _work(join(request, storage_url(storage, home), home, typer.echo), timeout)
+
+
+@app.command()
+def stop(
+    study: StudyArgument = None,
+    wait: Annotated[bool, typer.Option(help="Return when all workers have left.")] = True,
+    storage: StorageOption = None,
+) -> None:
+    """Let all workers of a study leave at their next evaluation, on every machine; `hpo run` goes on later."""
+    from hpo.storage import storage_errors
+    from hpo.sweep import last_run, open_sweep
+    from hpo.view import drained
+
+    url, opened = _open(storage)
+    with storage_errors(url):
+        sweep = open_sweep(opened, study or _last(last_run(opened)))
+        sweep.slots.ask_to_stop()
+        typer.echo(f"study {sweep.spec.name}: workers leave at their next evaluation; nothing is lost")
+        if wait:
+            drained(sweep.slots, typer.echo)
 
 
 @app.command()
@@ -191,16 +231,81 @@ def train(
     typer.echo(f"{result.outcome}: {result.reason} · {run.checkpoint}")
 
 
+@storage_commands.command("copy")
+def copy_storage(
+    source: Annotated[str, typer.Argument(metavar="SOURCE", help="URL of the database that has the study.")],
+    target: Annotated[str, typer.Argument(metavar="TARGET", help="URL of the one that is to have it too.")],
+    study: Annotated[str | None, typer.Option(metavar="NAME", help="The study; default: all of them.")] = None,
+) -> None:
+    """Copy studies to another database, with their slots: the copy goes on where the original stands."""
+    from hpo.transfer import copy_studies
+
+    for line in copy_studies(source, target, study):
+        typer.echo(line)
+
+
+@storage_commands.command("upgrade")
+def upgrade_storage(storage: StorageOption = None) -> None:
+    """Bring a database that an older version made to this one's tables."""
+    from hpo.home import Home
+    from hpo.storage import storage_url, upgrade
+
+    before, after = upgrade(storage_url(storage, Home.from_environment()))
+    typer.echo(f"Optuna's tables: {before} → {after}" if before != after else f"nothing to do: tables are of {after}")
+
+
 @app.command()
 def dashboard(
-    port: Annotated[int, typer.Option(min=1, max=65535, help="Port on this machine.")] = 8080,
+    host: Annotated[str, typer.Option(help="Address to listen on; others than this machine's own need a password.")] = (
+        "127.0.0.1"
+    ),
+    port: Annotated[int, typer.Option(min=1, max=65535, help="Port to listen on.")] = 8080,
+    password_file: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Ask for the password in its first line, under any user name.")
+    ] = None,
     storage: StorageOption = None,
 ) -> None:
-    """Serve the Optuna dashboard on this machine's loopback address."""
-    from hpo.dashboard import serve
+    """Serve the Optuna dashboard to this machine, or to those who know a password."""
+    from hpo.dashboard import Door, read_password, serve
 
+    door = Door(host=host, port=port, password=None if password_file is None else read_password(password_file))
     _, opened = _open(storage)
-    serve(opened.storage, port, typer.echo)
+    serve(opened.storage, door, typer.echo)
+
+
+def _wish(workers: str, gpus: str | None, trials_per_gpu: int | None) -> Wish:
+    from hpo.placement import Wish, parse_gpus, parse_workers
+
+    return Wish(workers=parse_workers(workers), gpus=parse_gpus(gpus), trials_per_gpu=trials_per_gpu)
+
+
+def _work(launch: Launch, timeout: float | None) -> None:
+    """Run workers before the user's eyes until the study is done or a stop is wanted."""
+    from rich.console import Console
+
+    from hpo.errors import UsageError
+    from hpo.executors.stop import Stop
+    from hpo.launch import run_workers
+    from hpo.view import Board, open_view
+
+    if timeout is not None and not timeout > 0:
+        raise UsageError(f"--timeout must be above 0 minutes, got {timeout:g}")
+    board = Board(launch.sweep, launch.total)
+    typer.echo(launch.describe(board.counts))
+    if board.search_is_over():
+        typer.echo(f"nothing to do: {board.ending()}")
+        return
+    if not launch.orders:
+        typer.echo(f"it waits for `hpo worker --study {launch.sweep.spec.name}`")
+        return
+    stop = Stop(None if timeout is None else 60 * timeout)
+    with open_view(board, Console()) as view, stop.on_signals(view.say):
+        run_workers(launch, view.hear, view.pulse, stop)
+    board.refresh()
+    reason = stop.reason or ("" if board.search_is_over() else "somebody asked for it by `hpo stop`")
+    typer.echo(f"{board.ending()}{f' ({reason}); run again to go on' if reason else ''}")
+    if stop.reason in SIGNALS:
+        raise typer.Exit(INTERRUPTED)
 
 
 def _open(flag: str | None) -> tuple[str, Database]:

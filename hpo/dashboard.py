@@ -1,38 +1,200 @@
-"""The Optuna dashboard on a study's storage, served to this machine alone."""
+"""The Optuna dashboard on a study's storage, and the door before it.
+
+The dashboard has no login: whoever reaches its port may delete studies. So it is served to this machine alone, or to
+those who know a password; and a foreign web page cannot use the browser of somebody who may.
+"""
 
 from __future__ import annotations
 
+import base64
+import binascii
+import contextlib
 import errno
-from collections.abc import Callable
-from wsgiref.simple_server import WSGIRequestHandler, make_server
+import hmac
+import ipaddress
+import signal
+import socket
+import sys
+import urllib.parse
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from socketserver import ThreadingMixIn
+from typing import Any
+from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
+from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
 from optuna.storages import BaseStorage
 from optuna_dashboard import wsgi
 
 from hpo.errors import UsageError
 
-LOOPBACK = "127.0.0.1"  # the dashboard has no login: whoever reaches the port may delete studies
+CLIENT_PATIENCE_S = 60.0  # with a client that says nothing
+UNREAD_BYTES = 1 << 20  # read of a refused request: a connection closed on unread data loses the answer on its way
+SAFE_METHODS = ("GET", "HEAD", "OPTIONS")  # which change nothing
+SECURITY_HEADERS = [("X-Frame-Options", "SAMEORIGIN")]  # in a foreign page's frame, its clicks would land here
 
 
-class _QuietHandler(WSGIRequestHandler):
-    def log_message(self, format: str, *args: object) -> None:
-        """Requests are not news."""
-
-
-def serve(storage: BaseStorage, port: int, announce: Callable[[str], None]) -> None:
-    """Serve until Ctrl-C.
+@dataclass(frozen=True, kw_only=True)
+class Door:
+    """Where the dashboard listens, and what it asks of those who come.
 
     Raises:
-        UsageError: the port is taken or not allowed.
+        UsageError: others could come in and nothing would be asked of them.
+    """
+
+    host: str
+    port: int
+    password: str | None = field(default=None, repr=False)
+
+    def __post_init__(self) -> None:
+        if self.password is None and not _is_loopback(self.host):
+            raise UsageError(
+                f"--host {self.host}: others could reach the dashboard there and delete studies; "
+                "give it a --password-file, or listen on 127.0.0.1"
+            )
+
+
+def read_password(path: Path) -> str:
+    """The first line of a file, without white space around it.
+
+    Raises:
+        UsageError: there is no such file, or no password in it.
     """
     try:
-        server = make_server(LOOPBACK, port, wsgi(storage), handler_class=_QuietHandler)
+        text = path.read_text(encoding="utf-8-sig")
     except OSError as error:
-        reason = "is taken" if error.errno == errno.EADDRINUSE else f"cannot be used ({error.strerror})"
-        raise UsageError(f"port {port} {reason}; choose another with --port") from error
-    announce(f"dashboard: http://{LOOPBACK}:{port}/ (Ctrl-C ends it)")
-    with server:
+        raise UsageError(f"--password-file {path}: cannot be read ({error.strerror})") from error
+    except UnicodeDecodeError:
+        raise UsageError(f"--password-file {path}: not UTF-8") from None  # its message would hold the bytes
+    password = text.partition("\n")[0].strip()
+    if not password:
+        raise UsageError(f"--password-file {path}: no password in its first line")
+    return password
+
+
+def serve(storage: BaseStorage, door: Door, announce: Callable[[str], None]) -> None:
+    """Serve until Ctrl-C or SIGTERM. For the main thread, which alone hears signals.
+
+    Raises:
+        UsageError: the port is taken or not allowed, the host is not this machine's.
+    """
+    with open_server(storage, door) as server:
+        before = signal.signal(signal.SIGTERM, signal.default_int_handler)
         try:
+            host = f"[{door.host}]" if ":" in door.host else door.host
+            announce(f"dashboard: http://{host}:{door.port}/ (Ctrl-C ends it)")
             server.serve_forever()
         except KeyboardInterrupt:
             announce("dashboard ended")
+        finally:
+            signal.signal(signal.SIGTERM, before)
+
+
+def open_server(storage: BaseStorage, door: Door) -> WSGIServer:
+    """The dashboard behind its door, listening; `serve_forever` answers.
+
+    Raises:
+        UsageError: the port is taken or not allowed, the host is not this machine's.
+    """
+    try:
+        server = _Server(door)
+    except (socket.gaierror, UnicodeError) as error:  # the latter for what cannot be a name
+        raise UsageError(f"--host {door.host}: no such address") from error
+    except OSError as error:
+        if error.errno == errno.EADDRNOTAVAIL:
+            raise UsageError(f"--host {door.host}: no address of this machine") from error
+        reason = "is taken" if error.errno == errno.EADDRINUSE else f"cannot be used ({error.strerror})"
+        raise UsageError(f"port {door.port} {reason}; choose another with --port") from error
+    server.set_app(guarded(wsgi(storage), door.password))
+    return server
+
+
+def guarded(app: WSGIApplication, password: str | None) -> WSGIApplication:
+    """Put a guard before an application that has none.
+
+    Args:
+        app: the application.
+        password: asked for by HTTP Basic authentication, under any user name; without one, requests must name this
+            machine as localhost: a browser that names another host was sent by a web page whose name was made to
+            point here (DNS rebinding).
+    """
+
+    def guard(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+        if password is None and not _is_loopback(_host_name(environ.get("HTTP_HOST", ""))):
+            return refuse(environ, start_response, "403 Forbidden", "this dashboard is for localhost alone")
+        if password is not None and not _knows(password, environ.get("HTTP_AUTHORIZATION", "")):
+            return refuse(environ, start_response, "401 Unauthorized", "password required")
+        if environ["REQUEST_METHOD"] not in SAFE_METHODS and _is_foreign(environ):
+            return refuse(environ, start_response, "403 Forbidden", "sent by a page of another site")
+
+        def start(status: str, headers: list[tuple[str, str]], *error: Any) -> Callable[[bytes], object]:
+            return start_response(status, headers + SECURITY_HEADERS, *error)
+
+        return app(environ, start)
+
+    def refuse(environ: WSGIEnvironment, start_response: StartResponse, status: str, reason: str) -> list[bytes]:
+        length = environ.get("CONTENT_LENGTH", "")
+        with contextlib.suppress(OSError):
+            environ["wsgi.input"].read(min(int(length), UNREAD_BYTES) if length.isdecimal() else 0)
+        login = [("WWW-Authenticate", 'Basic realm="Assay", charset="UTF-8"')] if status.startswith("401") else []
+        start_response(status, [("Content-Type", "text/plain; charset=utf-8"), *login])
+        return [f"{reason}\n".encode()]
+
+    return guard
+
+
+def _knows(password: str, authorization: str) -> bool:
+    """Whether an Authorization header carries the password; how long that takes tells nothing about it."""
+    scheme, _, credentials = authorization.partition(" ")
+    try:
+        _, _, given = base64.b64decode(credentials.strip(), validate=True).partition(b":")
+    except (binascii.Error, ValueError):
+        return False
+    return scheme.lower() == "basic" and hmac.compare_digest(given, password.encode())
+
+
+def _is_foreign(environ: WSGIEnvironment) -> bool:
+    """Whether a browser sent this for a page of another site; what is no browser names no origin."""
+    if "HTTP_ORIGIN" not in environ:
+        return False
+    origin: str = environ["HTTP_ORIGIN"]
+    host: str = environ.get("HTTP_HOST", "")
+    return origin.partition("://")[2].lower() != host.lower()
+
+
+def _host_name(host: str) -> str:
+    """The name in a Host header, without its port."""
+    try:
+        return urllib.parse.urlsplit(f"//{host}").hostname or ""
+    except ValueError:
+        return ""
+
+
+def _is_loopback(host: str) -> bool:
+    if host.lower() == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+class _Server(ThreadingMixIn, WSGIServer):
+    daemon_threads = True  # a page that is still being made does not hold up the end
+
+    def __init__(self, door: Door) -> None:
+        found = socket.getaddrinfo(door.host, door.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        self.address_family, _, _, _, address = found[0]
+        super().__init__((str(address[0]), int(address[1])), _QuietHandler)
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        if not isinstance(sys.exception(), OSError):  # else the client went away, or kept silent
+            super().handle_error(request, client_address)
+
+
+class _QuietHandler(WSGIRequestHandler):
+    timeout = CLIENT_PATIENCE_S
+
+    def log_message(self, format: str, *args: object) -> None:
+        """Requests are not news."""

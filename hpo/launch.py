@@ -1,4 +1,4 @@
-"""From what a user asked for to a sweep that is ready to run: study file, text, database, slots.
+"""From what a user asked for to a sweep that is ready to run: study file, text, database, slots, places.
 
 Everything that can be wrong is found here, before a worker starts. Nothing is written before but caches of text and an
 empty database.
@@ -10,7 +10,7 @@ import platform
 import time
 import uuid
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -22,27 +22,25 @@ from hpo.errors import StudyError, UsageError
 from hpo.executors.local import run_local
 from hpo.executors.stop import Stop
 from hpo.home import Home
+from hpo.placement import Wish, check_wish, places
 from hpo.slots import SlotCounts
 from hpo.storage import is_missing, masked, open_database, storage_errors
 from hpo.study_file import StudySpec, load_study_file
-from hpo.sweep import LAST_RUN_ATTRIBUTE, Sweep, create_sweep, find_sweep, publish, take_up
+from hpo.sweep import LAST_RUN_ATTRIBUTE, Sweep, create_sweep, find_sweep, open_sweep, publish, take_up
+from hpo.text import check_same_text, load_text
 from hpo.worker import Event, WorkerOrder
-from model.corpus import load_corpus
-from model.errors import CorpusError
-from model.hardware import cpu_cores, default_device, describe, gpu_count
-from model.tokens import TokenizedCorpus, tokenize_corpus
-
-TRIALS_PER_WORKER = 10  # fewer would leave the sampler little to learn from before all workers have started
+from model.hardware import default_device, describe
+from model.tokens import TokenizedCorpus
 
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
     """What the user asked for."""
 
-    study: str  # name of a shipped study, or path of a study file
+    study: str  # name of a shipped study, or path of a study file; to join: of a study in the database
     trials: int | None = None  # the total; None: what the study file says
     data: Path | None = None  # folder with the text; None: what the study was made from, or its file says
-    workers: int | None = None  # None: one per GPU, or what this CPU has cores for
+    wish: Wish = field(default_factory=Wish)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,16 +49,17 @@ class Launch:
 
     sweep: Sweep
     corpus: TokenizedCorpus
-    total: int
+    url: str = field(repr=False)
+    total: int | None  # None: all slots that there are, or will be meanwhile
     orders: tuple[tuple[WorkerOrder, Path], ...]
 
     def describe(self, counts: SlotCounts) -> str:
         """Study, text, workers and database in one line."""
         spec, tokenizer = self.sweep.spec, self.corpus.tokenizer
         return (
-            f"study {spec.name}: {counts.done} of {self.total} trials finished · profile {spec.profile} · "
+            f"study {spec.name}: {counts.done} of {counts.total} trials finished · profile {spec.profile} · "
             f"{self.corpus.corpus_name}, {tokenizer.kind} with {tokenizer.vocabulary:,} tokens · "
-            f"{len(self.orders)} worker{'s' if len(self.orders) > 1 else ''} · {masked(self.orders[0][0].storage_url)}"
+            f"{len(self.orders)} worker{'' if len(self.orders) == 1 else 's'} · {masked(self.url)}"
         )
 
 
@@ -73,8 +72,7 @@ def prepare(request: Request, url: str, home: Home, announce: Callable[[str], No
     device = default_device()
     spec = load_study_file(request.study, "cuda" if device == "cuda" else "cpu")
     total = _total(request, spec)
-    if request.workers is not None and request.workers < 1:
-        raise UsageError(f"--workers must be at least 1, got {request.workers}")
+    check_wish(request.wish, device)
     with storage_errors(url):
         database = None if is_missing(url) else open_database(url, create=True)
         sweep = find_sweep(database, spec.name) if database is not None else None
@@ -90,30 +88,34 @@ def prepare(request: Request, url: str, home: Home, announce: Callable[[str], No
         publish(sweep)
         sweep.slots.ensure(total)
         sweep.study.set_user_attr(LAST_RUN_ATTRIBUTE, time.time())
-    orders = _orders(request.workers, total, device, sweep, url, home, corpus)
-    return Launch(sweep=sweep, corpus=corpus, total=total, orders=orders)
+        orders = _orders(request, total, device, sweep, url, home, corpus, announce)
+    return Launch(sweep=sweep, corpus=corpus, url=url, total=total, orders=orders)
+
+
+def join(request: Request, url: str, home: Home, announce: Callable[[str], None]) -> Launch:
+    """Make ready to work on a study that the database has, from its own specification and the same text.
+
+    Raises:
+        HpoError, ModelError: what is wrong, in one line; nothing was changed.
+    """
+    device = default_device()
+    check_wish(request.wish, device)
+    with storage_errors(url):
+        sweep = open_sweep(open_database(url, create=False), request.study)
+        corpus = load_text(sweep.spec, request.data, sweep, home, announce)
+        check_same_text(sweep, corpus)
+        if sweep.spec.profile != ("cuda" if device == "cuda" else "cpu"):
+            announce(
+                f"study {sweep.spec.name} was made with profile {sweep.spec.profile}; this machine trains on {device}"
+            )
+        orders = _orders(request, None, device, sweep, url, home, corpus, announce)
+    return Launch(sweep=sweep, corpus=corpus, url=url, total=None, orders=orders)
 
 
 def run_workers(launch: Launch, on_event: Callable[[Event], None], on_pulse: Callable[[], None], stop: Stop) -> None:
     """Run the sweep's workers until its slots are done or a stop is wanted."""
-    with storage_errors(launch.orders[0][0].storage_url):
+    with storage_errors(launch.url):
         run_local(launch.orders, launch.sweep.slots, on_event, on_pulse, stop)
-
-
-def load_text(
-    spec: StudySpec, data: Path | None, sweep: Sweep | None, home: Home, announce: Callable[[str], None]
-) -> TokenizedCorpus:
-    """The study's text in tokens: from `--data`, else from where an existing study has it, else as its file says."""
-    recorded = None if sweep is None else sweep.record["corpus"]["source"]
-    try:
-        text = load_corpus(str(data or recorded or spec.text.corpus), home.cache / "corpora", announce)
-    except CorpusError as error:
-        if data is not None or recorded is None:
-            raise
-        raise StudyError(f"the text of study {spec.name!r} is gone ({error}); --data says where it is now") from error
-    corpus = tokenize_corpus(text, spec.text.choice, home.cache / "tokens")
-    corpus.check_length(spec.run_with({}).architecture.sequence_length)
-    return corpus
 
 
 def _total(request: Request, spec: StudySpec) -> int:
@@ -150,23 +152,6 @@ def _differences(old: dict[str, Any], new: dict[str, Any], path: str = "") -> It
             yield f"{path}{key} was {before!r}, is {after!r}"
 
 
-def check_same_text(sweep: Sweep, corpus: TokenizedCorpus) -> None:
-    """Refuse a corpus or tokenizer other than the study's.
-
-    Raises:
-        StudyError: naming both digests.
-    """
-    for what, old, new in (
-        ("corpus", sweep.record["corpus"]["digest"], corpus.corpus_digest),
-        ("tokenizer", sweep.record["tokenizer"]["digest"], corpus.tokenizer.digest),
-    ):
-        if old != new:
-            raise StudyError(
-                f"study {sweep.spec.name!r} was made with another {what} (of {sweep.record['corpus']['name']}, digest "
-                f"{old}; {corpus.corpus_name} gives {new}); its trials would not compare"
-            )
-
-
 def _record(spec: StudySpec, corpus: TokenizedCorpus, device: str) -> dict[str, Any]:
     return {
         "uid": uuid.uuid4().hex[:8],
@@ -196,24 +181,43 @@ def _record(spec: StudySpec, corpus: TokenizedCorpus, device: str) -> dict[str, 
 
 
 def _orders(
-    workers: int | None, total: int, device: str, sweep: Sweep, url: str, home: Home, corpus: TokenizedCorpus
+    request: Request,
+    total: int | None,
+    device: str,
+    sweep: Sweep,
+    url: str,
+    home: Home,
+    corpus: TokenizedCorpus,
+    announce: Callable[[str], None],
 ) -> tuple[tuple[WorkerOrder, Path], ...]:
-    """One order per worker: on CPUs they share the cores, on GPUs each has one of its own, in turn."""
-    places = gpu_count() if device == "cuda" else min(cpu_cores(), max(1, total // TRIALS_PER_WORKER))
-    count = min(workers or places, total)
-    threads = max(1, cpu_cores() // count)
-    orders = []
-    for place in range(count):
-        name = f"worker-{place}"
+    """One order per worker; none where nothing is left to do."""
+    counts = sweep.slots.counts(total)
+    if counts.done == counts.total or request.wish.workers == 0:
+        return ()
+    peak = _peak_memory(sweep) if device == "cuda" else None
+    granted = places(request.wish, device, counts.total, sweep.spec, corpus, peak, home.cache, announce)
+    stops, orders = sweep.slots.stops(), []
+    for number, place in enumerate(granted[: counts.total]):
+        name = f"worker-{number}"
         order = WorkerOrder(
             storage_url=url,
             study_name=sweep.spec.name,
             total=total,
             home=home,
             tokens=corpus.folder,
-            device=f"cuda:{place % gpu_count()}" if device == "cuda" else "cpu",
-            threads=threads,
+            device=place.device,
+            threads=place.threads,
+            memory_fraction=place.memory_fraction,
             name=name,
+            stops=stops,
         )
         orders.append((order, home.worker_log(sweep.spec.name, sweep.uid, name)))
     return tuple(orders)
+
+
+def _peak_memory(sweep: Sweep) -> int | None:
+    """The most that a trial of the study was seen to hold on a GPU, in bytes."""
+    trials = sweep.study.get_trials(deepcopy=False)
+    machines = [trial.user_attrs.get("hpo:machine", {}) for trial in trials]
+    peaks = [each.get("peak_memory_bytes") for each in machines if str(each.get("device")).startswith("cuda")]
+    return max((peak for peak in peaks if peak is not None), default=None)

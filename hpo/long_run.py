@@ -13,9 +13,9 @@ import torch
 
 from hpo.errors import StudyError, UsageError
 from hpo.home import Home
-from hpo.launch import check_same_text, load_text
 from hpo.storage import open_database, storage_errors
 from hpo.sweep import Sweep, open_sweep
+from hpo.text import check_same_text, load_text
 from hpo.view import clock
 from model.config import RunConfig, build_run
 from model.evaluation import Evaluation

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import math
+import platform
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -35,6 +36,7 @@ class TrialSetting:
     folder: Path  # of this trial's checkpoints
     epoch: int  # of the lease: a later holder never writes over an earlier one's file, nor the other way round
     device: str
+    announce: Callable[[str], None] = logger.warning  # told where a trial has to repeat what it had reached
 
 
 class Interrupted(Exception):
@@ -53,7 +55,7 @@ def run_trial(
         trial: a running Optuna trial, new or continued.
         parameters: its searched values.
         setting: study, text, folder, device.
-        on_evaluation: told of each evaluation before Optuna is; False: leave now. What it raises ends the trial here.
+        on_evaluation: told of each evaluation after Optuna was; False: leave now. What it raises ends the trial here.
 
     Raises:
         Interrupted: `on_evaluation` said so; the checkpoint is written.
@@ -66,8 +68,8 @@ def run_trial(
         return TrialOutcome(state="PRUNED", violations=("invalid",), attributes=facts)
 
     def report(evaluation: Evaluation) -> Decision:
+        _report(trial, evaluation)
         go_on = on_evaluation(evaluation)
-        trial.report(evaluation.val_loss, evaluation.milestone)
         if behind(evaluation):
             return Decision.PRUNE
         return Decision.CONTINUE if go_on else Decision.INTERRUPT
@@ -77,7 +79,11 @@ def run_trial(
         return not last and is_behind(setting.spec, trial, evaluation.milestone)
 
     resume_from, history = newest_checkpoint(setting.folder)
-    _report_missing(trial, history)
+    reached = reached_before(trial)
+    for evaluation in history[reached:]:  # a crash came between checkpoint and report
+        _report(trial, evaluation)
+    if len(history) < reached:
+        _tell_of_loss(trial, reached, len(history), setting)
     attributes: dict[str, Any] = {"hpo:run": config.parameters(), **_machine(setting, resume_from)}
     if history and behind(history[-1]):  # a stop came between this evaluation and the question
         reason = f"behind its peers at {history[-1].tokens:,} tokens"
@@ -93,6 +99,11 @@ def run_trial(
     if result.outcome == "interrupted":
         raise Interrupted(result.reason)
     return _outcome(result, attributes)
+
+
+def reached_before(trial: optuna.Trial) -> int:
+    """The last evaluation that had been reported when this trial object was made; 0 where there was none."""
+    return max(trial._cached_frozen_trial.intermediate_values, default=0)
 
 
 def failed(error: Exception, log: Path) -> TrialOutcome:
@@ -119,9 +130,20 @@ def newest_checkpoint(folder: Path) -> tuple[Path | None, tuple[Evaluation, ...]
     return None, ()
 
 
+def discard(folder: Path, epoch: int) -> None:
+    """Remove what a worker wrote that had lost its lease, where the next holder has written since."""
+    paths = _checkpoints(folder)
+    if not paths or _epoch(paths[-1]) > epoch:
+        (folder / f"checkpoint-{epoch}.pt").unlink(missing_ok=True)
+
+
+def _epoch(checkpoint: Path) -> int:
+    return int(checkpoint.stem.rpartition("-")[2])
+
+
 def _checkpoints(folder: Path) -> list[Path]:
     """A trial's checkpoints in the order of the leases that wrote them."""
-    return sorted(folder.glob("checkpoint-*.pt"), key=lambda path: int(path.stem.rpartition("-")[2]))
+    return sorted(folder.glob("checkpoint-*.pt"), key=_epoch)
 
 
 def tidy(folder: Path, outcome: TrialOutcome) -> None:
@@ -133,32 +155,45 @@ def tidy(folder: Path, outcome: TrialOutcome) -> None:
         path.unlink(missing_ok=True)
 
 
-def _report_missing(trial: optuna.Trial, history: tuple[Evaluation, ...]) -> None:
-    """Report what a checkpoint holds and Optuna was never told: a crash came between the two."""
-    known = trial.storage.get_trial(trial._trial_id).intermediate_values
-    for evaluation in history:
-        if evaluation.milestone not in known:
-            trial.report(evaluation.val_loss, evaluation.milestone)
+def _report(trial: optuna.Trial, evaluation: Evaluation) -> None:
+    """Report an evaluation, in place of an earlier one where the trial had to start over."""
+    if evaluation.milestone in trial._cached_frozen_trial.intermediate_values:  # `Trial.report` would ignore it
+        trial.storage.set_trial_intermediate_value(trial._trial_id, evaluation.milestone, evaluation.val_loss)
+    else:
+        trial.report(evaluation.val_loss, evaluation.milestone)
+
+
+def _tell_of_loss(trial: optuna.Trial, reached: int, kept: int, setting: TrialSetting) -> None:
+    """Say that checkpoints are missing, as where they lie on the disk of another machine, and note how many."""
+    begins = f"goes on from evaluation {kept}" if kept else "starts over"
+    setting.announce(
+        f"trial {trial.number} {begins}, though it had reached evaluation {reached}: {platform.node()} does not have "
+        f"its later checkpoints in {setting.folder}"
+    )
+    trial.set_user_attr("hpo:repeated", trial.user_attrs.get("hpo:repeated", 0) + reached - kept)
 
 
 def _outcome(result: TrainingResult, attributes: dict[str, Any]) -> TrialOutcome:
+    attributes["hpo:machine"]["peak_memory_bytes"] = max(
+        (each.peak_memory_bytes for each in result.history if each.peak_memory_bytes is not None), default=None
+    )
     attributes |= {
         "hpo:outcome": result.outcome,
         "hpo:reason": result.reason,
         "hpo:suspicious": result.suspicious,
         "hpo:history": [_finite(dataclasses.asdict(evaluation)) for evaluation in result.history],
     }
+    values = tuple(each.val_loss for each in result.history[-1:] if math.isfinite(each.val_loss))
     if result.outcome == "complete":
         violations: tuple[str, ...] = ("suspicious",) if result.suspicious else ()
-        values = (result.history[-1].val_loss,)
         return TrialOutcome(state="COMPLETE", values=values, violations=violations, attributes=attributes)
     violations = (result.outcome,) if result.outcome in ("diverged", "out_of_memory") else ()
-    return TrialOutcome(state="PRUNED", violations=violations, attributes=attributes)
+    return TrialOutcome(state="PRUNED", values=values, violations=violations, attributes=attributes)
 
 
 def _machine(setting: TrialSetting, resume_from: Path | None) -> dict[str, Any]:
     return {
-        "hpo:machine": {"device": setting.device, "threads": torch.get_num_threads()},
+        "hpo:machine": {"host": platform.node(), "device": setting.device, "threads": torch.get_num_threads()},
         "hpo:continued": 0 if resume_from is None else setting.epoch - 1,
     }
 

@@ -7,23 +7,32 @@ worst with SQLite's defaults takes 41-99 ms (four processes, Optuna 5.0.0).
 from __future__ import annotations
 
 import contextlib
+import functools
+import json
 import os
 import sqlite3
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import optuna
+import psycopg
 import sqlalchemy as sa
 from optuna.exceptions import StorageInternalError
 from optuna.storages import BaseStorage, RDBStorage
+from optuna.storages._rdb.models import TrialUserAttributeModel
+from sqlalchemy import orm
+from sqlalchemy.dialects import postgresql, sqlite
 
+from hpo import tables
 from hpo.errors import StorageError
 from hpo.home import Home
+from hpo.patience import IMPATIENT, Patience, reason_of
 
 SQLITE_PATIENCE_S = 20.0  # how long a writer waits for another
+FROZEN_TRANSACTION_S = 15  # after which PostgreSQL frees the locks of a process that was stopped within one
 TABLE_ATTEMPTS = 5
 OPTUNA_TABLES = {"studies", "trials", "version_info"}
 
@@ -54,18 +63,66 @@ def is_missing(url: str) -> bool:
 
 @dataclass(frozen=True)
 class Database:
-    """Optuna's storage, and the engine below it for tables of our own."""
+    """Optuna's storage, and what is below it for tables of our own."""
 
     storage: BaseStorage
     engine: sa.Engine
+    sessions: orm.scoped_session[orm.Session]  # in which Optuna writes
+    patience: Patience = IMPATIENT
+
+    def set_user_attributes(self, trial_id: int, attributes: Mapping[str, Any]) -> None:
+        """Set a trial's attributes in one transaction, where Optuna takes one for each."""
+        rows = [{"trial_id": trial_id, "key": key, "value_json": json.dumps(v)} for key, v in attributes.items()]
+        insert = (sqlite if self.engine.dialect.name == "sqlite" else postgresql).insert(TrialUserAttributeModel)
+        replace = insert.on_conflict_do_update(
+            index_elements=["trial_id", "key"], set_={"value_json": insert.excluded.value_json}
+        )
+
+        def write() -> None:
+            with self.sessions() as session, session.begin():
+                session.execute(replace, rows)
+
+        if rows:
+            self.patience.outlast(write)
 
 
-def open_database(url: str, *, create: bool) -> Database:
+class _PatientStorage(RDBStorage):
+    """Optuna's storage, each of whose calls outlasts a database that is away.
+
+    All of them may be sent twice but the one that creates a trial: whoever creates binds the trial to its slot in the
+    same transaction, which happens once.
+    """
+
+    patience = IMPATIENT
+
+
+def _patient(name: str) -> Callable[..., Any]:
+    call = getattr(RDBStorage, name)
+
+    @functools.wraps(call)
+    def outlast(self: _PatientStorage, *arguments: Any, **named: Any) -> Any:
+        return self.patience.outlast(lambda: call(self, *arguments, **named))
+
+    return outlast
+
+
+for _name in (
+    *("set_study_user_attr", "set_study_system_attr", "get_study_id_from_name", "get_study_name_from_id"),
+    *("get_study_directions", "get_study_user_attrs", "get_study_system_attrs", "get_all_studies"),
+    *("_create_new_trial", "_set_trial_param", "get_trial_id_from_study_id_trial_number", "_get_best_trial_id"),
+    *("set_trial_state_values", "set_trial_intermediate_value", "set_trial_user_attr", "set_trial_system_attr"),
+    *("get_trial", "_get_trials"),
+):
+    setattr(_PatientStorage, _name, _patient(_name))
+
+
+def open_database(url: str, *, create: bool, patience: Patience = IMPATIENT) -> Database:
     """Open a database for studies.
 
     Args:
         url: an SQLAlchemy URL.
         create: make a new SQLite file or empty database ready; otherwise it must hold studies already.
+        patience: with a database that is away, now and in every later call.
 
     Raises:
         StorageError: not a database, not of Optuna, of another schema, locked, read-only or unreachable.
@@ -77,16 +134,45 @@ def open_database(url: str, *, create: bool) -> Database:
             raise StorageError(f"{masked(url)}: only SQLite and PostgreSQL hold studies")
         if parsed.get_backend_name() == "sqlite":
             _check_sqlite_file(parsed, create)
+        storage = patience.outlast(lambda: _open(url, parsed, create))
+        storage.patience = patience
+        return Database(optuna.storages.get_storage(storage), storage.engine, storage.scoped_session, patience)
+
+
+def _open(url: str, parsed: sa.URL, create: bool) -> _PatientStorage:
+    options = _engine_options(parsed)
+    _check_tables(url, options, create)
+    storage = _optuna_storage(url, options)
+    sqlite = parsed.get_backend_name() == "sqlite"
+    sa.event.listen(storage.engine, "connect", _tune_sqlite if sqlite else _tune_postgresql)
+    storage.engine.dispose()  # connections made before are not tuned
+    if sqlite and create:
+        with storage.engine.connect() as connection:
+            connection.exec_driver_sql("PRAGMA journal_mode=WAL")  # a property of the file: it stays
+    return storage
+
+
+def upgrade(url: str) -> tuple[str, str]:
+    """Bring the tables of Optuna and our own to the versions of this program; done twice, it changes nothing.
+
+    Returns:
+        Versions of Optuna's tables, before and after.
+
+    Raises:
+        StorageError: the database cannot be used, or was made by a newer version.
+    """
+    with storage_errors(url):
+        parsed = _parse(url)
         options = _engine_options(parsed)
-        _check_tables(url, options, create)
-        storage = _optuna_storage(url, options)
-        if parsed.get_backend_name() == "sqlite":
-            sa.event.listen(storage.engine, "connect", _tune_sqlite)
-            storage.engine.dispose()  # connections made before are not tuned
-            if create:
-                with storage.engine.connect() as connection:
-                    connection.exec_driver_sql("PRAGMA journal_mode=WAL")  # a property of the file: it stays
-        return Database(optuna.storages.get_storage(storage), storage.engine)
+        _check_sqlite_file(parsed, create=False) if parsed.get_backend_name() == "sqlite" else None
+        _check_tables(url, options, create=False)
+        storage = RDBStorage(url, engine_kwargs=options, skip_compatibility_check=True)
+        before = storage.get_current_version()
+        if before not in storage.get_all_versions():
+            raise StorageError(f"{masked(url)}: Optuna's tables are of the unknown, probably newer version {before}")
+        storage.upgrade()
+        tables.upgrade(storage.engine)
+        return before, storage.get_current_version()
 
 
 @contextlib.contextmanager
@@ -97,7 +183,7 @@ def storage_errors(url: str) -> Iterator[None]:
     except StorageError:
         raise
     except StorageInternalError as error:
-        raise StorageError(f"{masked(url)}: {_reason(error.__cause__ or error)}") from error
+        raise StorageError(f"{masked(url)}: {_reason(error)}") from error
     except (sa.exc.SQLAlchemyError, sqlite3.Error) as error:
         raise StorageError(f"{masked(url)}: {_reason(error)}") from error
     except ImportError as error:
@@ -110,8 +196,7 @@ def storage_errors(url: str) -> Iterator[None]:
 
 def _reason(error: BaseException) -> str:
     """The driver's own words, without SQL and parameters."""
-    cause = getattr(error, "orig", None) or error
-    words = " ".join(str(cause).split()) or type(cause).__name__
+    words = reason_of(error)
     advice = {
         "database is locked": "another program holds it; close that, or wait and run again",
         "readonly database": "it cannot be written; check its permissions",
@@ -124,7 +209,14 @@ def _reason(error: BaseException) -> str:
 def _engine_options(url: sa.engine.URL) -> dict[str, Any]:
     if url.get_backend_name() == "sqlite":
         return {"connect_args": {"timeout": SQLITE_PATIENCE_S}}
-    return {"pool_pre_ping": True, "pool_size": 2, "max_overflow": 3, "connect_args": {"connect_timeout": 10}}
+    keepalives = {"keepalives_idle": 10, "keepalives_interval": 5, "keepalives_count": 3, "tcp_user_timeout": 20_000}
+    named = {name: value for name, value in keepalives.items() if name not in url.query}
+    return {
+        "pool_pre_ping": True,
+        "pool_size": 2,
+        "max_overflow": 3,
+        "connect_args": {"connect_timeout": 10, **named},
+    }
 
 
 def _check_sqlite_file(url: sa.engine.URL, create: bool) -> None:
@@ -174,11 +266,11 @@ def _check_tables(url: str, options: dict[str, Any], create: bool) -> None:
         raise StorageError(f"{masked(url)}: holds no studies; `hpo run` makes the first")
 
 
-def _optuna_storage(url: str, options: dict[str, Any]) -> RDBStorage:
+def _optuna_storage(url: str, options: dict[str, Any]) -> _PatientStorage:
     """Optuna's storage, its tables made; two processes that make them at once get in each other's way, so try again."""
     for attempt in range(1, TABLE_ATTEMPTS + 1):
         try:
-            return RDBStorage(url, engine_kwargs=options)
+            return _PatientStorage(url, engine_kwargs=options)
         except (sa.exc.IntegrityError, sa.exc.OperationalError, sa.exc.ProgrammingError) as error:
             in_each_others_way = isinstance(error, sa.exc.IntegrityError) or "already exists" in str(error)
             if not in_each_others_way or attempt == TABLE_ATTEMPTS:
@@ -190,3 +282,9 @@ def _optuna_storage(url: str, options: dict[str, Any]) -> RDBStorage:
 def _tune_sqlite(connection: sqlite3.Connection, record: object) -> None:
     del record
     connection.execute("PRAGMA synchronous=NORMAL")
+
+
+def _tune_postgresql(connection: psycopg.Connection[Any], record: object) -> None:
+    del record
+    connection.execute(f"SET idle_in_transaction_session_timeout = '{FROZEN_TRANSACTION_S}s'")
+    connection.commit()

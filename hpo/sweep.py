@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import optuna
-from optuna.storages import BaseStorage
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 from pydantic import ValidationError
 
 from hpo.errors import StudyError
-from hpo.search_space import make_pruner, make_sampler
+from hpo.search_space import AttentiveStudy, make_pruner, make_sampler
 from hpo.slots import LEASE_S, Lease, LeaseLost, Slots, TrialOutcome
 from hpo.storage import Database
 from hpo.study_file import StudySpec
@@ -30,7 +30,7 @@ class Sweep:
     The record is plain data: uid, created_at, profile, spec, corpus, tokenizer, hardware, versions.
     """
 
-    storage: BaseStorage
+    database: Database
     study: optuna.Study
     slots: Slots
     record: dict[str, Any]
@@ -44,7 +44,8 @@ class Sweep:
             raise StudyError(
                 f"study {name!r} was made by version {made_by} of this program, which alone reads it"
             ) from error
-        self.study.pruner = make_pruner(self.spec)
+        self.storage = self.database.storage
+        self.asking = AttentiveStudy(self.study.study_name, self.storage, pruner=make_pruner(self.spec))
         self.plan = self.spec.planned()
 
     @property
@@ -52,56 +53,65 @@ class Sweep:
         """Eight hexadecimal digits that tell studies of one name apart."""
         return str(self.record["uid"])
 
-    def begin(self, lease: Lease) -> optuna.Trial:
-        """The trial of a slot: the one bound to it, one that a crash left unbound, or a new one.
+    @contextlib.contextmanager
+    def holding(self, lease: Lease, on_renewal: Callable[[], None] = lambda: None) -> Iterator[None]:
+        """Keep a lease renewed, and let Optuna write nothing that it does not cover.
 
-        The trial is created in one transaction with the slot's number on it, so that a crash cannot orphan it.
+        Args:
+            lease: of the calling worker.
+            on_renewal: called after each renewal by the timer, in its thread.
+
+        Raises:
+            LeaseLost: from whatever writes after another worker has taken the slot.
+        """
+        with self.slots.fence(lease), self.slots.renewed(lease, on_renewal):
+            yield
+
+    def begin(self, lease: Lease) -> optuna.Trial:
+        """The trial of a slot: the one bound to it, or a new one.
+
+        A trial is created with its slot's number on it and bound to the slot in one transaction: no crash orphans it,
+        and no two are made for one slot.
 
         Raises:
             LeaseLost: another worker holds the slot.
         """
-        self.study.sampler = make_sampler(self.spec, lease.slot)
-        self.study.get_trials(deepcopy=False)  # Optuna's cache cannot write to trials that it has never read
-        number = lease.trial_number
-        if number is None and lease.epoch > 1:
-            number = self._unbound_trial(lease.slot)
-        if number is not None:
-            if not self.slots.bind(lease, number):
-                raise LeaseLost
-            return optuna.Trial(self.study, self._trial_id(number))
-        if not self.slots.renew(lease):
-            raise LeaseLost
+        number = self._create(lease) if lease.trial_number is None else lease.trial_number
+        self.asking.sampler = make_sampler(self.spec, lease.slot)
+        self.asking.look()  # also because Optuna's cache cannot write to trials that it has never read
+        return optuna.Trial(self.asking, self._trial_id(number))
+
+    def _create(self, lease: Lease) -> int:
         role, parameters = self.plan[lease.slot] if lease.slot < len(self.plan) else ("search", {})
         template = optuna.trial.create_trial(
             state=TrialState.RUNNING,
             system_attrs={"fixed_params": parameters},  # as Study.enqueue_trial stores them
             user_attrs={"hpo:slot": lease.slot, "hpo:role": role},
         )
-        trial_id = self.storage.create_new_trial(self.study._study_id, template)
-        number = self.storage.get_trial(trial_id).number
-        if not self.slots.bind(lease, number):
-            superseded = {"hpo:outcome": "failed", "hpo:reason": "superseded: another worker had taken the slot"}
-            self._tell(number, TrialOutcome(state="FAIL", attributes=superseded))
+        try:
+            with self.slots.fence(lease, binds=True) as fence:
+                self.storage.create_new_trial(self.study._study_id, template)
+            number = fence.created
+        except LeaseLost:  # or an attempt of ours was committed without our hearing of it
+            number = self.slots.trial_of(lease)
+        if number is None:
             raise LeaseLost
-        return optuna.Trial(self.study, trial_id)
+        return number
 
     def settle(self, lease: Lease, number: int, outcome: TrialOutcome) -> None:
-        """Tell Optuna how a trial ended, then mark its slot. A second call changes nothing."""
-        with contextlib.suppress(optuna.exceptions.UpdateFinishedTrialError):  # somebody else has just told the same
-            self._tell(number, outcome)
-        self.slots.done(lease)
-
-    def _tell(self, number: int, outcome: TrialOutcome) -> None:
+        """Tell Optuna how a trial ended and mark its slot, in one transaction. A second call changes nothing."""
         trial_id = self._trial_id(number)
-        frozen = self.storage.get_trial(trial_id)
-        if frozen.state.is_finished():
-            return
-        for key, value in outcome.attributes.items():
-            self.storage.set_trial_user_attr(trial_id, key, value)
-        for name in outcome.violations:
-            if name not in frozen.constraints:
-                optuna.Trial(self.study, trial_id).set_constraint(name, 1.0)
-        self.study.tell(number, list(outcome.values) or None, TrialState[outcome.state], skip_if_finished=True)
+        self.database.set_user_attributes(trial_id, outcome.attributes)
+        with contextlib.suppress(optuna.exceptions.UpdateFinishedTrialError):  # told before, without our hearing of it
+            for name in outcome.violations:
+                if name not in self.storage.get_trial(trial_id).constraints:
+                    optuna.Trial(self.study, trial_id).set_constraint(name, 1.0)
+            with self.slots.fence(lease, ends=True) as fence:
+                state, values = TrialState[outcome.state], list(outcome.values) or None
+                self.storage.set_trial_state_values(trial_id, state, values)
+            if fence.passed:
+                return
+        self.slots.done(lease)
 
     def stopped_improving(self) -> bool:
         """Whether the last `stopping.trials_without_improvement` trials to finish brought no better one."""
@@ -118,10 +128,6 @@ class Sweep:
         """The complete, feasible trial of lowest validation loss."""
         complete = [trial for trial in self.study.get_trials(deepcopy=False) if is_feasible(trial)]
         return min(complete, key=lambda trial: (trial.value, trial.number), default=None)
-
-    def _unbound_trial(self, slot: int) -> int | None:
-        running = self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
-        return next((trial.number for trial in running if trial.user_attrs.get("hpo:slot") == slot), None)
 
     def _trial_id(self, number: int) -> int:
         return self.storage.get_trial_id_from_study_id_trial_number(self.study._study_id, number)
@@ -141,7 +147,7 @@ def find_sweep(database: Database, name: str, lease_s: float = LEASE_S) -> Sweep
     if name not in study_names(database):
         return None
     study = load_study(database, name)
-    slots = Slots(database.engine, study._study_id, lease_s)
+    slots = Slots(database, study._study_id, lease_s)
     record = slots.record()
     if not study.get_trials(deepcopy=False) and STUDY_ATTRIBUTE not in study.user_attrs:
         if study.directions != [StudyDirection.MINIMIZE]:
@@ -150,7 +156,7 @@ def find_sweep(database: Database, name: str, lease_s: float = LEASE_S) -> Sweep
             return None  # empty: its making was interrupted, or somebody made room for it
     if record is None:
         raise StudyError(f"study {name!r} was made by another program, which alone can run it; name another")
-    return Sweep(database.storage, study, slots, record)
+    return Sweep(database, study, slots, record)
 
 
 def open_sweep(database: Database, name: str, lease_s: float = LEASE_S) -> Sweep:
@@ -169,9 +175,9 @@ def open_sweep(database: Database, name: str, lease_s: float = LEASE_S) -> Sweep
 def create_sweep(database: Database, name: str, record: dict[str, Any], lease_s: float = LEASE_S) -> Sweep:
     """Make a study and register what it is made from; where two do this at once, the first one's record stands."""
     study = optuna.create_study(study_name=name, storage=database.storage, direction="minimize", load_if_exists=True)
-    slots = Slots(database.engine, study._study_id, lease_s)
+    slots = Slots(database, study._study_id, lease_s)
     _forget_deleted(study, slots)
-    sweep = Sweep(database.storage, study, slots, slots.create(record))
+    sweep = Sweep(database, study, slots, slots.create(record))
     publish(sweep)
     return sweep
 

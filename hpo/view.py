@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from optuna.trial import FrozenTrial
@@ -12,10 +13,13 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from hpo.slots import SlotCounts
+from hpo.patience import is_away
+from hpo.slots import SlotCounts, Slots
 from hpo.sweep import Sweep
 from hpo.worker import Event
 from model.config import Scalar
+
+DRAIN_PULSE_S = 0.5  # between looks at who still works
 
 
 @dataclass
@@ -23,7 +27,7 @@ class Board:
     """What is known about a running sweep."""
 
     sweep: Sweep
-    total: int
+    slots: int | None = None  # how many the run is about; None: all that there are, or will be meanwhile
     started_at: float = field(default_factory=time.monotonic)
     counts: SlotCounts = field(default_factory=SlotCounts)
     done_before: int = 0
@@ -36,20 +40,34 @@ class Board:
         self.refresh()
         self.done_before = self.counts.done
 
+    @property
+    def total(self) -> int:
+        """Trials that there are to be."""
+        return self.counts.total
+
     def refresh(self) -> None:
         """Read counts and best trial from the database."""
-        self.counts = self.sweep.slots.counts(self.total)
+        self.counts = self.sweep.slots.counts(self.slots)
         self.best = self.sweep.best()
+
+    def try_to_refresh(self) -> None:
+        """The same, but what was known stands while the database is away."""
+        try:
+            self.refresh()
+        except Exception as error:
+            if not is_away(error):
+                raise
 
     def hear(self, event: Event) -> None:
         """Take in a worker's event."""
-        self.workers[event.worker] = event
+        if event.kind != "warned":
+            self.workers[event.worker] = event
         if event.evaluation is not None:
             self.rates[event.worker] = event.evaluation.tokens_per_s
         elif event.kind in ("waiting", "restarted", "fatal"):
             self.rates.pop(event.worker, None)
         if event.kind == "finished":
-            self.refresh()
+            self.try_to_refresh()
 
     def search_is_over(self) -> bool:
         """Whether there is nothing left to run."""
@@ -107,6 +125,8 @@ class Lines:
             self.say(f"{sentence(event)}  [{self.board.summary()}]")
         elif event.kind == "restarted":
             self.say(event.message)
+        elif event.kind == "warned":
+            self.say(f"{event.worker}: {event.message}")
 
     def say(self, line: str) -> None:
         """Show a line."""
@@ -164,6 +184,17 @@ class LiveTable(Lines):
 def open_view(board: Board, console: Console) -> Lines:
     """The view that suits the console."""
     return LiveTable(board, console) if console.is_terminal else Lines(board, console)
+
+
+def drained(slots: Slots, say: Callable[[str], None]) -> None:
+    """Wait until no lease is left, telling who still works."""
+    told: set[str] = set()
+    while owners := set(slots.owners().values()):
+        if owners != told:
+            say(f"at work: {', '.join(sorted(owners))}")
+            told = owners
+        time.sleep(DRAIN_PULSE_S)
+    say("no worker is left")
 
 
 def sentence(event: Event) -> str:

@@ -6,9 +6,12 @@ that must not be lost goes through the database and the trial's folder.
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import platform
 import time
 import traceback
+import uuid
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,18 +23,21 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from hpo.errors import WorkerError
 from hpo.home import Home
-from hpo.objective import Interrupted, TrialSetting, deadly, failed, run_trial, tidy
+from hpo.objective import Interrupted, TrialSetting, deadly, discard, failed, reached_before, run_trial, tidy
+from hpo.patience import Patience
 from hpo.search_space import suggest
-from hpo.slots import LEASE_S, Lease, LeaseLost, TrialOutcome, renewed
+from hpo.slots import LEASE_S, Lease, LeaseLost, Slots, TrialOutcome
 from hpo.storage import open_database, storage_errors
 from hpo.sweep import open_sweep
+from hpo.text import check_same_text, load_text
 from model.config import Scalar
 from model.errors import ModelError
 from model.evaluation import Evaluation
-from model.tokens import open_tokens
+from model.tokens import TokenizedCorpus, open_tokens
 
 WAIT_S = 0.5  # between looks for a free slot while other workers hold the rest
-DEATHS = 3  # of processes over one trial, after which it is taken to be the cause
+OUTAGE_S = 600.0  # for which workers wait for a database that is away
+DEATHS = 5  # of leases over one trial without progress, after which it is taken to be the cause
 FAILURES_IN_A_ROW = 3  # after which a worker takes the fault to be the machine's or the program's
 BEYOND_A_TRIAL = (
     ModelError,
@@ -39,6 +45,8 @@ BEYOND_A_TRIAL = (
     SQLAlchemyError,
     StorageInternalError,
 )  # faults that another trial would meet too
+
+EventKind = Literal["started", "evaluated", "finished", "waiting", "warned", "restarted", "fatal"]
 
 logger = logging.getLogger(__name__)
 
@@ -49,21 +57,29 @@ class WorkerOrder:
 
     storage_url: str = field(repr=False)
     study_name: str
-    total: int  # slots to fill
+    total: int | None  # slots to fill; None: all that there are, or will be meanwhile
     home: Home
-    tokens: Path  # folder of the token files
+    tokens: Path | None = None  # folder of token files on this machine; None: made from the study's text
+    data: Path | None = None  # folder of that text, if not where the study recorded it
     device: str
     threads: int
+    memory_fraction: float = 1.0  # of the GPU's memory: beyond it the trial is out of memory, not its neighbours
     name: str  # of this worker, for people: worker-0
-    owner: str = ""  # of its leases: different for every process that was ever started
+    owner: str = ""  # of its leases: `new_owner`, for every process anew
+    stops: int | None = None  # stops asked of the study before this order; None: before the worker begins
     lease_s: float = LEASE_S
+
+
+def new_owner(worker: str) -> str:
+    """A name for the leases of one process, different from that of every process before."""
+    return f"{worker}@{platform.node()}-{uuid.uuid4().hex[:12]}"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Event:
     """What a worker tells while it works."""
 
-    kind: Literal["started", "evaluated", "finished", "waiting", "restarted", "fatal"]
+    kind: EventKind
     worker: str
     trial: int | None = None
     parameters: dict[str, Scalar] = field(default_factory=dict)
@@ -98,43 +114,69 @@ def work(order: WorkerOrder, link: Link) -> None:
 class _Worker:
     def __init__(self, order: WorkerOrder, link: Link) -> None:
         self.order, self.link = order, link
-        self.sweep = open_sweep(open_database(order.storage_url, create=False), order.study_name, order.lease_s)
+        patience = Patience(longest_s=OUTAGE_S, give_up=link.stop_wanted, announce=lambda line: self.warn(line))
+        database = open_database(order.storage_url, create=False, patience=patience)
+        self.sweep = open_sweep(database, order.study_name, order.lease_s)
         self.slots = self.sweep.slots
-        self.corpus = open_tokens(order.tokens)
+        self.stops = self.slots.stops() if order.stops is None else order.stops
+        self.stop_asked = False
+        self.corpus = self.open_corpus()
         self.log = order.home.worker_log(order.study_name, self.sweep.uid, order.name)
         self.failures = 0
+        if order.device.startswith("cuda"):
+            torch.cuda.set_per_process_memory_fraction(order.memory_fraction, torch.device(order.device))
+
+    def open_corpus(self) -> TokenizedCorpus:
+        """The token files that a supervisor on this machine has prepared, else the study's text."""
+        if self.order.tokens is not None:
+            return open_tokens(self.order.tokens)
+        corpus = load_text(self.sweep.spec, self.order.data, self.sweep, self.order.home, logger.info)
+        check_same_text(self.sweep, corpus)
+        return corpus
 
     def folder(self, trial: int) -> Path:
         return self.order.home.trial(self.order.study_name, self.sweep.uid, trial)
 
     def fill_slots(self) -> None:
-        while not self.link.stop_wanted():
+        total = self.order.total
+        while not self.stop_wanted():
             begin_new = not self.sweep.stopped_improving()
-            lease = self.slots.claim(self.order.owner, self.order.total, begin_new=begin_new)
-            counts = self.slots.counts(self.order.total)
+            lease = self.slots.claim(self.order.owner, total, begin_new=begin_new)
             if lease is not None:
                 self.fill(lease)
-            elif counts.begun == 0 and (counts.open == 0 or not begin_new):
+                self.look_for_stop()
+                continue
+            counts = self.slots.counts(total)
+            if counts.begun == 0 and (counts.open == 0 or not begin_new):
                 return
-            else:
-                self.tell("waiting")
-                time.sleep(WAIT_S)
+            self.tell("waiting")
+            time.sleep(WAIT_S)
+            self.look_for_stop()
+
+    def stop_wanted(self) -> bool:
+        return self.stop_asked or self.link.stop_wanted()
+
+    def look_for_stop(self, slots: Slots | None = None) -> None:
+        """See whether `hpo stop` was asked since this worker was ordered."""
+        self.stop_asked = self.stop_asked or (slots or self.slots).stops() > self.stops
 
     def fill(self, lease: Lease) -> None:
         """Take one slot from where it stands to done, or give it back."""
-        if lease.outcome is not None:  # whoever ran the trial died before telling Optuna
-            assert lease.trial_number is not None, "a trial is bound before it ends"
-            self.sweep.settle(lease, lease.trial_number, lease.outcome)
-            tidy(self.folder(lease.trial_number), lease.outcome)
-            return
+        impatient = self.slots.impatient()
         try:
-            self.run(lease)
+            with self.sweep.holding(lease, on_renewal=lambda: self.look_for_stop(impatient)):
+                if lease.outcome is None:
+                    self.run(lease)
+                else:  # whoever ran the trial died before telling Optuna
+                    assert lease.trial_number is not None, "a trial is bound before it ends"
+                    self.settle(lease, lease.trial_number, lease.outcome)
         except LeaseLost:
             logger.warning("slot %d: lease lost to another worker, which goes on with its trial", lease.slot)
         except Interrupted:
             self.slots.release(lease)
         except BEYOND_A_TRIAL:
-            self.slots.release(lease)
+            with contextlib.suppress(SQLAlchemyError):
+                self.slots.impatient().release(lease)
             raise
 
     def run(self, lease: Lease) -> None:
@@ -142,30 +184,44 @@ class _Worker:
         parameters = suggest(self.sweep.spec, trial)
         facts: dict[str, Any] = {"trial": trial.number, "parameters": parameters}
         self.tell("started", **facts)
-        folder = self.folder(trial.number)
         torch.set_num_threads(self.order.threads)  # a continued trial may have changed it to its own
         setting = TrialSetting(
-            spec=self.sweep.spec, corpus=self.corpus, folder=folder, epoch=lease.epoch, device=self.order.device
+            spec=self.sweep.spec,
+            corpus=self.corpus,
+            folder=self.folder(trial.number),
+            epoch=lease.epoch,
+            device=self.order.device,
+            announce=self.warn,
         )
+        furthest = reached_before(trial)
+        on_trial = lease.deaths > 0  # for killing its process
 
         def on_evaluation(evaluation: Evaluation) -> bool:
-            if not self.slots.renew(lease):
-                raise LeaseLost
+            nonlocal on_trial
+            if on_trial and evaluation.milestone > furthest:
+                self.slots.forgive(lease)
+                on_trial = False
             self.tell("evaluated", evaluation=evaluation, **facts)
-            return not self.link.stop_wanted()
+            return not self.stop_wanted()
 
-        with renewed(self.slots, lease):
-            if lease.deaths >= DEATHS:
-                outcome = deadly(lease.deaths, self.log)
-            else:
+        if lease.deaths >= DEATHS:
+            outcome = deadly(lease.deaths, self.log)
+        else:
+            try:
                 outcome = self.outcome_of(lambda: run_trial(trial, parameters, setting, on_evaluation))
+            except LeaseLost:
+                discard(setting.folder, lease.epoch)
+                raise
         if not self.slots.finish(lease, outcome):
             raise LeaseLost
-        self.sweep.settle(lease, trial.number, outcome)
-        tidy(folder, outcome)
+        self.settle(lease, trial.number, outcome)
         self.tell("finished", outcome=outcome, **facts)
         if self.failures >= FAILURES_IN_A_ROW:
             raise WorkerError(f"{self.failures} trials in a row failed, the last by {outcome.attributes['hpo:reason']}")
+
+    def settle(self, lease: Lease, trial: int, outcome: TrialOutcome) -> None:
+        self.sweep.settle(lease, trial, outcome)
+        tidy(self.folder(trial), outcome)
 
     def outcome_of(self, run: Callable[[], TrialOutcome]) -> TrialOutcome:
         """The trial's outcome; an unforeseen exception is one too, with its traceback in the worker's log."""
@@ -180,5 +236,9 @@ class _Worker:
         self.failures = 0
         return outcome
 
-    def tell(self, kind: Literal["started", "evaluated", "finished", "waiting"], **facts: Any) -> None:
+    def warn(self, line: str) -> None:
+        logger.warning("%s", line)
+        self.tell("warned", message=line)
+
+    def tell(self, kind: EventKind, **facts: Any) -> None:
         self.link.tell(Event(kind=kind, worker=self.order.name, **facts))

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import torch
 
+_CGROUP_QUOTA = Path("/sys/fs/cgroup/cpu.max")  # of version 2: microseconds granted, and of how many
+
 
 def default_device() -> str:
     """ "cuda" where there is a GPU, else "cpu"."""
@@ -20,9 +22,24 @@ def gpu_count() -> int:
     return torch.cuda.device_count() if torch.cuda.is_available() else 0
 
 
+def gpu_memory(gpu: int) -> int:
+    """Bytes of a GPU's memory, by its number as this process sees it."""
+    return int(torch.cuda.get_device_properties(gpu).total_memory)
+
+
 def cpu_cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """Cores that this process may use: by its affinity, and by the quota of its container."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, min(cores, _quota(_CGROUP_QUOTA)))
+
+
+def _quota(path: Path) -> int:
+    """Whole cores that a control group grants."""
+    try:
+        granted, period = path.read_text(encoding="ascii").split()
+    except (OSError, ValueError):
+        return sys.maxsize
+    return sys.maxsize if granted == "max" else int(granted) // int(period)
 
 
 def describe(device: str) -> str:

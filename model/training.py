@@ -114,6 +114,49 @@ def train(
         micro_batch = -(-micro_batch // 2)  # the same batch in smaller pieces; gradients add up
 
 
+@dataclass(frozen=True, kw_only=True)
+class Pace:
+    """What a run takes of its machine."""
+
+    tokens_per_s: float  # while it trains
+    peak_memory_bytes: int | None  # largest memory held; None where the system does not tell
+
+
+def rehearse(
+    config: RunConfig,
+    corpus: TokenizedCorpus,
+    *,
+    device: str = "cpu",
+    seconds: float = 1.0,
+    on_ready: Callable[[], object] = lambda: None,
+) -> Pace:
+    """Measure the pace of a run by its first updates and an evaluation; nothing is kept.
+
+    Args:
+        config: the run.
+        corpus: text under a tokenizer.
+        device: a torch device.
+        seconds: time for updates, of which there are at least two after the first.
+        on_ready: called after the first update, before the clock starts: where several rehearse at once, they meet.
+    """
+    run = _Run(config, corpus, torch.device(device), None, None, config.training.batch_size)
+    run.network.train()
+    sums = torch.zeros(2, device=run.device)
+    run.update(sums)
+    sums.tolist()  # waits for the device
+    on_ready()
+    started, first_step = time.perf_counter(), run.step
+    while run.step < first_step + 2 or time.perf_counter() < started + seconds:
+        run.update(sums)
+        sums.tolist()
+    trained_s = time.perf_counter() - started
+    score(run.network, run.valid_slice, run.device)
+    return Pace(
+        tokens_per_s=(run.step - first_step) * config.tokens_per_step / trained_s,
+        peak_memory_bytes=peak_memory_bytes(run.device),
+    )
+
+
 class _OutOfMemory(Exception):
     """The device or the machine has no memory left for an update."""
 

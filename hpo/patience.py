@@ -1,0 +1,86 @@
+"""How a call outlasts a database that is away: restarted, unreachable, overloaded, locked."""
+
+from __future__ import annotations
+
+import random
+import sqlite3
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TypeVar
+
+import psycopg
+import sqlalchemy as sa
+from optuna.exceptions import StorageInternalError
+
+FIRST_PAUSE_S = 0.1  # doubled after each attempt
+LONGEST_PAUSE_S = 5.0
+AWAY = ("08", "57P", "40", "53300", "55P03", "25P03")  # SQLSTATE: connection, shutdown, deadlock, full, locked, idle
+
+_Result = TypeVar("_Result")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Patience:
+    """For how long the same call is sent again, after pauses that double and are drawn at random below that.
+
+    Random pauses keep a fleet from coming back all at once when its database does (full jitter).
+    """
+
+    longest_s: float = 0.0  # 0: not once more
+    give_up: Callable[[], bool] = lambda: False  # asked before each pause
+    announce: Callable[[str], None] = lambda line: None  # told once when an outage begins and once when it ends
+
+    def outlast(self, call: Callable[[], _Result]) -> _Result:
+        """What the call returns, at last.
+
+        Raises:
+            Exception: what the call raised last; at once if it does not mean that the database is away.
+        """
+        began, pause_s, dice = time.monotonic(), FIRST_PAUSE_S, random.Random()
+        told = False
+        while True:
+            try:
+                result = call()
+            except Exception as error:
+                away_s = time.monotonic() - began
+                if not is_away(error) or away_s >= self.longest_s or self.give_up():
+                    raise
+                if not told:
+                    self.announce(f"the database is away ({reason_of(error)}); waiting for it")
+                    told = True
+                time.sleep(dice.uniform(0.0, pause_s))
+                pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
+            else:
+                if told:
+                    self.announce(f"the database is back after {time.monotonic() - began:.1f} s")
+                return result
+
+
+IMPATIENT = Patience()
+
+
+def is_away(error: BaseException) -> bool:
+    """Whether an error of SQLAlchemy, Optuna or a driver means that the same call may succeed later."""
+    if isinstance(error, StorageInternalError):
+        return error.__cause__ is not None and is_away(error.__cause__)
+    if isinstance(error, sa.exc.TimeoutError):  # all connections of the pool are in use
+        return True
+    if not isinstance(error, sa.exc.DBAPIError):
+        return False
+    driver = error.orig
+    if isinstance(driver, psycopg.Error):
+        if driver.sqlstate is None:  # the server said nothing: no connection, or it broke
+            return isinstance(driver, (psycopg.OperationalError, psycopg.InterfaceError))
+        return driver.sqlstate.startswith(AWAY)
+    if isinstance(driver, sqlite3.OperationalError):
+        return "locked" in str(driver) or "busy" in str(driver)
+    return error.connection_invalidated
+
+
+def reason_of(error: BaseException) -> str:
+    """The driver's own words in one line, without SQL and parameters."""
+    if isinstance(error, StorageInternalError) and error.__cause__ is not None:
+        return reason_of(error.__cause__)
+    cause = getattr(error, "orig", None) or error
+    return " ".join(str(cause).split()) or type(cause).__name__
