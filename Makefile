@@ -1,13 +1,15 @@
 # make run    install, then forty trials and their report
 # make test   install, then all tests
 # make check  format, lint, types, import contract, tests: what CI runs
+# make chaos  the long chaos campaigns: ten minutes of kills, stops and restarts on both databases
+# make bench  the benchmarks; results go to benchmarks/results
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 TRIALS ?= 40
 
-.PHONY: run test check format install install-test
+.PHONY: run test check chaos bench format install install-test
 
 run: install
 	$(BIN)/hpo run --study lambda_phi --trials $(TRIALS)
@@ -22,6 +24,15 @@ check: install-test
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/pytest
+
+chaos: install-test
+	$(BIN)/python tests/hpo/chaos.py --storage sqlite
+	$(BIN)/python tests/hpo/chaos.py --storage postgresql
+	$(BIN)/python tests/hpo/chaos.py --storage sqlite --trials 24 --kills 30 --outages 2 --real
+	$(BIN)/python tests/hpo/chaos.py --storage postgresql --trials 24 --kills 30 --outages 2 --real
+
+bench: install-test
+	for each in storage workers recovery; do $(BIN)/python benchmarks/$$each.py || exit 1; done
 
 format: install-test
 	$(BIN)/ruff format .

@@ -24,10 +24,11 @@ from hpo.storage import Database
 from hpo.study_file import StudySpec
 from hpo.sweep import Sweep, create_sweep
 from hpo.worker import Link, WorkerOrder, work
+from model.checkpoint import save_checkpoint
 from model.config import RunConfig
 from model.evaluation import Evaluation
 from model.hardware import cpu_cores, describe
-from model.training import Decision, TrainingResult
+from model.training import Decision, TrainingResult, load_history
 
 RESULTS = Path(__file__).parent / "results"
 EVALUATIONS = 10
@@ -107,14 +108,19 @@ def idle_train(
     *,
     on_evaluation: Callable[[Evaluation], Decision],
     pause_s: float = 0.0,
+    resumes: bool = False,
+    save_to: Path | None = None,
+    resume_from: Path | None = None,
     **ignored: Any,
 ) -> TrainingResult:
     """Ten evaluations with pauses between them, and no training; all trials are equal, so that none falls behind."""
     del config, corpus, ignored
-    history: tuple[Evaluation, ...] = ()
-    for milestone in range(1, EVALUATIONS + 1):
+    history = load_history(resume_from) if resume_from else ()
+    for milestone in range(len(history) + 1, EVALUATIONS + 1):
         time.sleep(pause_s)
         history = (*history, evaluation_of(milestone, 5.0 - 0.1 * milestone))
+        if resumes and save_to is not None:
+            save_checkpoint(save_to, {"history": [dataclasses.asdict(each) for each in history]})
         decision = on_evaluation(history[-1])
         if decision is Decision.PRUNE:
             return TrainingResult(outcome="pruned", reason="behind", history=history)

@@ -3,7 +3,8 @@
 python benchmarks/storage.py
 
 Both work in one database file or server, with the same engine options, sampler and pruner, trial by trial in turn.
-Bare Optuna is `ask`, three `suggest_*`, ten `report` and `should_prune`, `tell`. Ours is the worker of `hpo run`, whose training is instant: claim, the same under fences, the trial's attributes (with ten evaluations), done.
+Bare Optuna is `ask`, three `suggest_*`, ten `report` and `should_prune`, `tell`. Ours is the worker of `hpo run`, whose
+training is instant: claim, the same under fences, the trial's attributes (with ten evaluations), done.
 """
 
 from __future__ import annotations

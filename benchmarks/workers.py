@@ -2,10 +2,10 @@
 
 python benchmarks/workers.py [sqlite] [postgresql]
 
-Efficiency is trials per second, from the moment when every worker has finished its first trial until the first one finds
-no slot left, over what as many workers would do if nothing but the sleep took time. The sampler is TPE and the pruner asks
-after each report, as in a real study; trials are all equal, so that none is pruned. Sleeping takes no core, so that what
-is lost is the search's own work: on two cores, 32 workers have 1/16 of a core each.
+Efficiency is trials per second, from when every worker has finished its first trial until the first one finds no slot
+left, over what as many workers would do if nothing but the sleep took time. The sampler is TPE and the pruner is asked,
+as in a real study; trials are all equal, so that none is pruned. Sleeping takes no core: what is lost is the search's
+own work, for which 32 workers on two cores have 1/16 of a core each.
 """
 
 from __future__ import annotations

@@ -19,7 +19,7 @@ from model.errors import ModelError
 from reports.errors import ReportError
 
 if TYPE_CHECKING:
-    from hpo.launch import Launch
+    from hpo.launch import Executor, Launch
     from hpo.placement import Wish
     from hpo.storage import Database
 
@@ -58,6 +58,17 @@ TrialsPerGpuOption = Annotated[
     int | None,
     typer.Option("--trials-per-gpu", metavar="K", help="Trials side by side on each GPU, as far as they fit."),
 ]
+ExecutorOption = Annotated[
+    Literal["local", "ray", "slurm"], typer.Option("--executor", help="Who starts the workers, and where.")
+]
+RayAddressOption = Annotated[
+    str | None,
+    typer.Option("--ray-address", metavar="HOST:PORT", help="Head of a Ray cluster; default: as Ray finds it."),
+]
+SlurmOption = Annotated[
+    list[str] | None,
+    typer.Option("--slurm", metavar="KEY=VALUE", help="For Slurm, again and again: partition=gpu, time=240 (minutes)."),
+]
 TimeoutOption = Annotated[
     float | None, typer.Option("--timeout", metavar="MIN", help="Stop after so many minutes, losing nothing.")
 ]
@@ -89,6 +100,9 @@ def run(
     workers: WorkersOption = "auto",
     gpus: GpusOption = None,
     trials_per_gpu: TrialsPerGpuOption = None,
+    executor: ExecutorOption = "local",
+    ray_address: RayAddressOption = None,
+    slurm: SlurmOption = None,
     timeout: TimeoutOption = None,
     storage: StorageOption = None,
 ) -> None:
@@ -98,7 +112,13 @@ def run(
     from hpo.storage import storage_url
 
     home = Home.from_environment()
-    request = Request(study=study, trials=trials, data=data, wish=_wish(workers, gpus, trials_per_gpu))
+    request = Request(
+        study=study,
+        trials=trials,
+        data=data,
+        wish=_wish(workers, gpus, trials_per_gpu),
+        executor=_executor(executor, ray_address, slurm),
+    )
     _work(prepare(request, storage_url(storage, home), home, typer.echo), timeout)
 
 
@@ -109,6 +129,9 @@ def worker(
     workers: WorkersOption = "auto",
     gpus: GpusOption = None,
     trials_per_gpu: TrialsPerGpuOption = None,
+    executor: ExecutorOption = "local",
+    ray_address: RayAddressOption = None,
+    slurm: SlurmOption = None,
     timeout: TimeoutOption = None,
     storage: StorageOption = None,
 ) -> None:
@@ -118,7 +141,12 @@ def worker(
     from hpo.storage import storage_url
 
     home = Home.from_environment()
-    request = Request(study=study, data=data, wish=_wish(workers, gpus, trials_per_gpu))
+    request = Request(
+        study=study,
+        data=data,
+        wish=_wish(workers, gpus, trials_per_gpu),
+        executor=_executor(executor, ray_address, slurm),
+    )
     _work(join(request, storage_url(storage, home), home, typer.echo), timeout)
 
 
@@ -279,13 +307,26 @@ def _wish(workers: str, gpus: str | None, trials_per_gpu: int | None) -> Wish:
     return Wish(workers=parse_workers(workers), gpus=parse_gpus(gpus), trials_per_gpu=trials_per_gpu)
 
 
+def _executor(kind: Literal["local", "ray", "slurm"], ray_address: str | None, slurm: list[str] | None) -> Executor:
+    from hpo.errors import UsageError
+    from hpo.launch import Executor
+
+    options = {}
+    for option in slurm or ():
+        key, sign, value = option.partition("=")
+        if not sign or not key:
+            raise UsageError(f"--slurm takes KEY=VALUE, got {option!r}")
+        options[key] = value
+    return Executor(kind=kind, ray_address=ray_address, slurm_options=options)
+
+
 def _work(launch: Launch, timeout: float | None) -> None:
     """Run workers before the user's eyes until the study is done or a stop is wanted."""
     from rich.console import Console
 
     from hpo.errors import UsageError
     from hpo.executors.stop import Stop
-    from hpo.launch import run_workers
+    from hpo.launch import run_workers, submit
     from hpo.view import Board, open_view
 
     if timeout is not None and not timeout > 0:
@@ -297,6 +338,10 @@ def _work(launch: Launch, timeout: float | None) -> None:
         return
     if not launch.orders:
         typer.echo(f"it waits for `hpo worker --study {launch.sweep.spec.name}`")
+        return
+    if launch.request.executor.kind == "slurm":
+        name = launch.sweep.spec.name
+        typer.echo(f"submitted: {', '.join(submit(launch))}; `hpo status {name}` follows, `hpo stop {name}` ends it")
         return
     stop = Stop(None if timeout is None else 60 * timeout)
     with open_view(board, Console()) as view, stop.on_signals(view.say):

@@ -6,31 +6,46 @@ empty database.
 
 from __future__ import annotations
 
+import os
 import platform
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import optuna
 import torch
 
 from hpo.errors import StudyError, UsageError
 from hpo.executors.local import run_local
+from hpo.executors.ray import run_ray
+from hpo.executors.ray_cluster import has_gpus
+from hpo.executors.ray_cluster import places as ray_places
+from hpo.executors.slurm import submit_slurm
 from hpo.executors.stop import Stop
 from hpo.home import Home
-from hpo.placement import Wish, check_wish, places
+from hpo.placement import Place, Wish, check_wish, most_workers, places
 from hpo.slots import SlotCounts
 from hpo.storage import is_missing, masked, open_database, storage_errors
-from hpo.study_file import StudySpec, load_study_file
+from hpo.study_file import Profile, StudySpec, load_study_file
 from hpo.sweep import LAST_RUN_ATTRIBUTE, Sweep, create_sweep, find_sweep, open_sweep, publish, take_up
 from hpo.text import check_same_text, load_text
 from hpo.worker import Event, WorkerOrder
-from model.hardware import default_device, describe
+from model.hardware import default_device, describe, gpu_count
 from model.tokens import TokenizedCorpus
+
+
+@dataclass(frozen=True, kw_only=True)
+class Executor:
+    """Who starts workers, and where."""
+
+    kind: Literal["local", "ray", "slurm"] = "local"
+    ray_address: str | None = None  # None: as Ray finds its cluster
+    slurm_options: Mapping[str, str] = field(default_factory=dict)
+    cpus_per_worker: int = 1  # of Ray workers; threads that train
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,14 +56,17 @@ class Request:
     trials: int | None = None  # the total; None: what the study file says
     data: Path | None = None  # folder with the text; None: what the study was made from, or its file says
     wish: Wish = field(default_factory=Wish)
+    executor: Executor = field(default_factory=Executor)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Launch:
     """A sweep that is ready to run."""
 
+    request: Request
     sweep: Sweep
     corpus: TokenizedCorpus
+    home: Home
     url: str = field(repr=False)
     total: int | None  # None: all slots that there are, or will be meanwhile
     orders: tuple[tuple[WorkerOrder, Path], ...]
@@ -69,10 +87,9 @@ def prepare(request: Request, url: str, home: Home, announce: Callable[[str], No
     Raises:
         HpoError, ModelError: what is wrong, in one line; no study was changed.
     """
-    device = default_device()
-    spec = load_study_file(request.study, "cuda" if device == "cuda" else "cpu")
+    device = _device(request)
+    spec = load_study_file(request.study, device)
     total = _total(request, spec)
-    check_wish(request.wish, device)
     with storage_errors(url):
         database = None if is_missing(url) else open_database(url, create=True)
         sweep = find_sweep(database, spec.name) if database is not None else None
@@ -81,7 +98,8 @@ def prepare(request: Request, url: str, home: Home, announce: Callable[[str], No
         corpus = load_text(spec, request.data, sweep, home, announce)
         if sweep is None:
             database = database or open_database(url, create=True)
-            sweep = create_sweep(database, spec.name, _record(spec, corpus, device))
+            hardware = describe(device) if request.executor.kind == "local" else f"{request.executor.kind}, {device}"
+            sweep = create_sweep(database, spec.name, _record(spec, corpus, hardware))
             _check_same_file(sweep, spec)  # another process may have made it meanwhile
         check_same_text(sweep, corpus)
         take_up(sweep, spec)
@@ -89,7 +107,7 @@ def prepare(request: Request, url: str, home: Home, announce: Callable[[str], No
         sweep.slots.ensure(total)
         sweep.study.set_user_attr(LAST_RUN_ATTRIBUTE, time.time())
         orders = _orders(request, total, device, sweep, url, home, corpus, announce)
-    return Launch(sweep=sweep, corpus=corpus, url=url, total=total, orders=orders)
+    return Launch(request=request, sweep=sweep, corpus=corpus, home=home, url=url, total=total, orders=orders)
 
 
 def join(request: Request, url: str, home: Home, announce: Callable[[str], None]) -> Launch:
@@ -98,24 +116,75 @@ def join(request: Request, url: str, home: Home, announce: Callable[[str], None]
     Raises:
         HpoError, ModelError: what is wrong, in one line; nothing was changed.
     """
-    device = default_device()
-    check_wish(request.wish, device)
+    device = _device(request)
     with storage_errors(url):
         sweep = open_sweep(open_database(url, create=False), request.study)
         corpus = load_text(sweep.spec, request.data, sweep, home, announce)
         check_same_text(sweep, corpus)
-        if sweep.spec.profile != ("cuda" if device == "cuda" else "cpu"):
-            announce(
-                f"study {sweep.spec.name} was made with profile {sweep.spec.profile}; this machine trains on {device}"
-            )
+        if sweep.spec.profile != device:
+            announce(f"study {sweep.spec.name} was made with profile {sweep.spec.profile}; here it trains on {device}")
         orders = _orders(request, None, device, sweep, url, home, corpus, announce)
-    return Launch(sweep=sweep, corpus=corpus, url=url, total=None, orders=orders)
+    return Launch(request=request, sweep=sweep, corpus=corpus, home=home, url=url, total=None, orders=orders)
 
 
 def run_workers(launch: Launch, on_event: Callable[[Event], None], on_pulse: Callable[[], None], stop: Stop) -> None:
-    """Run the sweep's workers until its slots are done or a stop is wanted."""
+    """Run the sweep's workers, here or on a Ray cluster, until its slots are done or a stop is wanted."""
+    executor, slots = launch.request.executor, launch.sweep.slots
     with storage_errors(launch.url):
-        run_local(launch.orders, launch.sweep.slots, on_event, on_pulse, stop)
+        if executor.kind == "local":
+            run_local(launch.orders, slots, on_event, on_pulse, stop)
+            return
+        run_ray(
+            launch.orders,
+            slots,
+            on_event,
+            on_pulse,
+            stop,
+            address=executor.ray_address,
+            cpus_per_worker=executor.cpus_per_worker,
+            gpus_per_worker=_gpus_per_worker(launch.request) if launch.orders[0][0].device == "cuda" else 0.0,
+        )
+
+
+def submit(launch: Launch) -> list[str]:
+    """Hand the sweep's workers to Slurm, which starts them when it has room; the ids of their jobs."""
+    folder = launch.home.study(launch.sweep.spec.name, launch.sweep.uid) / "slurm" / uuid.uuid4().hex[:8]
+    return submit_slurm(launch.orders, folder, launch.request.executor.slurm_options)
+
+
+def _device(request: Request) -> Profile:
+    """What the workers train on, which also decides the study's profile.
+
+    Raises:
+        UsageError, WorkerError: the machine, or the cluster, does not have what was asked for.
+    """
+    wish, executor = request.wish, request.executor
+    for kind, flag, value in (
+        ("ray", "--ray-address", executor.ray_address),
+        ("slurm", "--slurm", executor.slurm_options),
+    ):
+        if value and executor.kind != kind:
+            raise UsageError(f"{flag} goes with --executor {kind}")
+    if executor.kind == "local":
+        device: Profile = "cuda" if default_device() == "cuda" else "cpu"
+        check_wish(wish, device, gpu_count())
+        return device
+    if wish.gpus is not None:
+        raise UsageError(
+            f"--gpus names GPUs of this machine; with --executor {executor.kind} the cluster hands them out"
+        )
+    if executor.kind == "ray":
+        device = "cuda" if has_gpus(executor.ray_address) else "cpu"
+    else:
+        device = "cuda" if any("gpu" in f"{name}={value}" for name, value in executor.slurm_options.items()) else "cpu"
+        if wish.workers is None or wish.trials_per_gpu is not None:
+            raise UsageError("--executor slurm needs --workers N, the number of its tasks, and no --trials-per-gpu")
+    check_wish(wish, device)
+    return device
+
+
+def _gpus_per_worker(request: Request) -> float:
+    return 1 / (request.wish.trials_per_gpu or 1)
 
 
 def _total(request: Request, spec: StudySpec) -> int:
@@ -152,7 +221,7 @@ def _differences(old: dict[str, Any], new: dict[str, Any], path: str = "") -> It
             yield f"{path}{key} was {before!r}, is {after!r}"
 
 
-def _record(spec: StudySpec, corpus: TokenizedCorpus, device: str) -> dict[str, Any]:
+def _record(spec: StudySpec, corpus: TokenizedCorpus, hardware: str) -> dict[str, Any]:
     return {
         "uid": uuid.uuid4().hex[:8],
         "created_at": time.time(),
@@ -170,7 +239,7 @@ def _record(spec: StudySpec, corpus: TokenizedCorpus, device: str) -> dict[str, 
             "vocabulary": corpus.tokenizer.vocabulary,
             "digest": corpus.tokenizer.digest,
         },
-        "hardware": describe(device),
+        "hardware": hardware,
         "versions": {
             "hpo": version("assay-hpo"),
             "python": platform.python_version(),
@@ -183,7 +252,7 @@ def _record(spec: StudySpec, corpus: TokenizedCorpus, device: str) -> dict[str, 
 def _orders(
     request: Request,
     total: int | None,
-    device: str,
+    device: Profile,
     sweep: Sweep,
     url: str,
     home: Home,
@@ -191,20 +260,25 @@ def _orders(
     announce: Callable[[str], None],
 ) -> tuple[tuple[WorkerOrder, Path], ...]:
     """One order per worker; none where nothing is left to do."""
-    counts = sweep.slots.counts(total)
+    counts, executor = sweep.slots.counts(total), request.executor
     if counts.done == counts.total or request.wish.workers == 0:
         return ()
-    peak = _peak_memory(sweep) if device == "cuda" else None
-    granted = places(request.wish, device, counts.total, sweep.spec, corpus, peak, home.cache, announce)
-    stops, orders = sweep.slots.stops(), []
+    if executor.kind == "local":
+        peak = _peak_memory(sweep) if device == "cuda" else None
+        granted = places(request.wish, device, counts.total, sweep.spec, corpus, peak, home.cache, announce)
+    else:
+        granted = [Place(device=device, threads=executor.cpus_per_worker)] * _cluster_workers(request, device, counts)
+    stops, crew = sweep.slots.stops(), "worker" if total is not None else f"{platform.node()}-{os.getpid()}"
+    orders = []
     for number, place in enumerate(granted[: counts.total]):
-        name = f"worker-{number}"
+        name = f"{crew}-{number}"
         order = WorkerOrder(
             storage_url=url,
             study_name=sweep.spec.name,
             total=total,
             home=home,
-            tokens=corpus.folder,
+            tokens=corpus.folder if executor.kind == "local" else None,
+            data=request.data and request.data.absolute(),
             device=place.device,
             threads=place.threads,
             memory_fraction=place.memory_fraction,
@@ -213,6 +287,15 @@ def _orders(
         )
         orders.append((order, home.worker_log(sweep.spec.name, sweep.uid, name)))
     return tuple(orders)
+
+
+def _cluster_workers(request: Request, device: Profile, counts: SlotCounts) -> int:
+    """How many workers a cluster is asked for: as many as it holds, on CPUs not more than the sampler can use."""
+    if request.wish.workers is not None:
+        return request.wish.workers
+    address, cpus = request.executor.ray_address, request.executor.cpus_per_worker
+    gpus = _gpus_per_worker(request) if device == "cuda" else 0.0
+    return min(ray_places(address, gpus, cpus_per_worker=cpus), most_workers(counts.total))
 
 
 def _peak_memory(sweep: Sweep) -> int | None:

@@ -77,11 +77,21 @@ def parse_gpus(text: str | None) -> tuple[int, ...] | None:
     return gpus
 
 
-def check_wish(wish: Wish, device: str) -> None:
-    """Refuse what this machine does not have.
+def most_workers(total: int) -> int:
+    """How many workers a study of so many trials can use before its sampler has little to learn from."""
+    return max(1, total // TRIALS_PER_WORKER)
+
+
+def check_wish(wish: Wish, device: str, gpus: int = 0) -> None:
+    """Refuse what is not there.
+
+    Args:
+        wish: what the user said.
+        device: "cuda" or "cpu".
+        gpus: how many this process sees.
 
     Raises:
-        UsageError: naming what it has.
+        UsageError: naming what there is.
     """
     if wish.workers is not None and wish.workers < 0:
         raise UsageError(f"--workers must be at least 0, got {wish.workers}")
@@ -92,10 +102,10 @@ def check_wish(wish: Wish, device: str) -> None:
     if device != "cuda":
         for flag, value in (("--gpus", wish.gpus), ("--trials-per-gpu", wish.trials_per_gpu)):
             if value is not None:
-                raise UsageError(f"{flag}: this process sees no GPU{_visible()}")
+                raise UsageError(f"{flag}: there is no GPU{_visible()}")
     for gpu in wish.gpus or ():
-        if gpu >= gpu_count():
-            raise UsageError(f"--gpus {gpu}: this process sees GPUs 0 to {gpu_count() - 1}{_visible()}")
+        if gpu >= gpus:
+            raise UsageError(f"--gpus {gpu}: this process sees GPUs 0 to {gpus - 1}{_visible()}")
 
 
 def places(
@@ -128,7 +138,7 @@ def places(
     cores = cpu_cores()
     workers = wish.workers
     if workers is None:
-        most = max(1, min(cores, total // TRIALS_PER_WORKER))
+        most = min(cores, most_workers(total))
         workers = 1 if most == 1 else _best_on_cpu(spec, corpus, most, cores, cache, announce)
     return [Place(device="cpu", threads=max(1, cores // workers))] * workers
 

@@ -2,6 +2,9 @@
 
 make chaos, or
 python tests/hpo/chaos.py --storage postgresql --workers 8 --trials 400 --kills 200 --outages 10 --seed 1
+python tests/hpo/chaos.py --storage sqlite --trials 24 --kills 30 --real
+
+Toy trials sleep and write checkpoints; real ones train a small network on a little text.
 
 An audit in the database, by triggers that know nothing of the program, notes every report, every change of a trial's
 state and every slot that is done, with the slot's epoch at that moment. What must hold:
@@ -9,7 +12,8 @@ state and every slot that is done, with the slot's epoch at that moment. What mu
 - N slots, N trials, all finished, each exactly once, each slot done exactly once;
 - every report was written under the lease that was in force (its value carries the writer's epoch);
 - a trial's reports only go forward;
-- no trial runs at the end, no lease is left, no trial was given up for killing its processes.
+- no trial runs at the end, no lease is left, no trial was given up for killing its processes;
+- a real trial's loss curve is bit-identical to that of the same run in one piece.
 """
 
 from __future__ import annotations
@@ -20,6 +24,7 @@ import contextlib
 import dataclasses
 import json
 import os
+import pydoc_data.topics
 import random
 import shutil
 import signal
@@ -34,16 +39,43 @@ from typing import Any
 
 import psutil
 import sqlalchemy as sa
+import torch
 from chaos_supervisor import epoch_of
 from postgres import own_postgres_server, restart
 from toy_sweeps import make_record, make_spec
 
+from hpo.home import Home
+from hpo.launch import Request, prepare
+from hpo.placement import Wish
 from hpo.storage import open_database
 from hpo.sweep import create_sweep, open_sweep
+from model.tokens import open_tokens
+from model.training import train
 
 HERE = Path(__file__).parent
 STUDY = "chaos"
 PRUNER = {"kind": "successive_halving", "first_milestone": 3, "reduction": 4, "peers": 3}
+REAL_STUDY = """
+name = "chaos"
+trials = 8
+[text]
+vocabulary = 300
+[run]
+preset = "nano"
+width = 32
+heads = 2
+sequence_length = 32
+batch_size = 4
+budget_tokens = 64000
+evaluations = 10
+evaluation_tokens = 512
+[search]
+lambda_phi = { low = 0.001, high = 0.3, log = true }
+dropout = { low = 0.0, high = 0.4 }
+[baseline]
+lambda_phi = 0.05
+dropout = 0.1
+"""
 LONGEST_S = 900.0  # of a campaign that does not end
 TRIGGERS = {
     "chaos_reports": (
@@ -320,18 +352,66 @@ def place(plan: Plan) -> Iterator[tuple[str, Path, Any]]:
             yield server.get_uri(driver="psycopg"), folder, server
 
 
-def run_toys(plan: Plan) -> Tally:
-    """A whole campaign on trials that sleep instead of training."""
+def make_toys(plan: Plan, url: str) -> None:
+    """The study of trials that sleep instead of training."""
+    database = open_database(url, create=True)
+    spec = make_spec(name=STUDY, trials=plan.trials, sampler={"kind": "random"}, pruner=PRUNER)
+    create_sweep(database, STUDY, make_record(spec)).slots.ensure(plan.trials)
+    database.engine.dispose()
+
+
+def make_real(plan: Plan, url: str, home: Path) -> None:
+    """The study of trials that train, on pages of Python's documentation."""
+    topics = [topic for _, topic in sorted(pydoc_data.topics.topics.items())]
+    for name, part in (("train", topics[:16]), ("valid", topics[30:33]), ("test", topics[33:36])):
+        (home / f"{name}.txt").write_text("\n".join(part), encoding="utf-8")
+    file = home / "chaos.toml"
+    file.write_text(REAL_STUDY, encoding="utf-8")
+    request = Request(study=str(file), trials=plan.trials, data=home, wish=Wish(workers=0))
+    prepare(request, url, Home(home), lambda line: None).sweep.slots.database.engine.dispose()
+
+
+def check_curves(url: str, home: Path) -> None:
+    """Fail where a trial's loss curve is not that of the same run in one piece, to the last bit."""
+    database = open_database(url, create=False)
+    sweep = open_sweep(database, STUDY)
+    (tokens,) = (path for path in (home / "cache" / "tokens").iterdir() if not path.name.startswith("."))
+    threads = torch.get_num_threads()
+    for trial in sweep.study.get_trials(deepcopy=False):
+        torch.set_num_threads(trial.user_attrs["hpo:machine"]["threads"])
+        whole = train(sweep.spec.run_with(trial.params), open_tokens(tokens)).history
+        curve = [evaluation["val_loss"] for evaluation in trial.user_attrs["hpo:history"]]
+        assert curve == [evaluation.val_loss for evaluation in whole[: len(curve)]], f"trial {trial.number}: its curve"
+        assert curve == list(trial.intermediate_values.values()), f"trial {trial.number}: what Optuna was told"
+    torch.set_num_threads(threads)
+    database.engine.dispose()
+
+
+def can_mount() -> bool:
+    """Whether this process may mount a tmpfs."""
+    with tempfile.TemporaryDirectory() as folder:
+        if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", folder], capture_output=True).returncode:
+            return False
+        subprocess.run(["umount", folder], check=True)
+        return True
+
+
+def run_campaign(plan: Plan, *, real: bool = False) -> Tally:
+    """A whole campaign, on toy trials or real ones."""
     with place(plan) as (url, folder, server):
-        database = open_database(url, create=True)
-        spec = make_spec(name=STUDY, trials=plan.trials, sampler={"kind": "random"}, pruner=PRUNER)
-        create_sweep(database, STUDY, make_record(spec)).slots.ensure(plan.trials)
-        install_audit(database.engine)
-        database.engine.dispose()
+        if real:
+            make_real(plan, url, folder / "runs")
+        else:
+            make_toys(plan, url)
+        audited = sa.create_engine(url)
+        install_audit(audited)
+        audited.dispose()
         campaign = Campaign(plan, url, folder, server)
         try:
-            tally = campaign.run()
-            check(url, plan.trials, tally, toys=True)
+            tally = campaign.run(real=real)
+            check(url, plan.trials, tally, toys=not real)
+            if real:
+                check_curves(url, folder / "runs")
         except BaseException:
             kept = Path(tempfile.mkdtemp(prefix="hpo-chaos-failed-"))
             shutil.copytree(folder, kept, dirs_exist_ok=True)
@@ -346,8 +426,13 @@ def main() -> None:
     parser.add_argument("--storage", choices=("sqlite", "postgresql"), required=True)
     for name in ("workers", "supervisors", "trials", "kills", "outages", "full-disks", "seed"):
         parser.add_argument(f"--{name}", type=int, default=getattr(Plan, name.replace("-", "_")))
-    plan = Plan(**vars(parser.parse_args()))
-    tally = run_toys(plan)
+    parser.add_argument("--real", action="store_true", help="train for real")
+    arguments = vars(parser.parse_args())
+    real = arguments.pop("real")
+    plan = Plan(**arguments)
+    if plan.full_disks and not can_mount():
+        parser.error("--full-disks needs the right to mount a small tmpfs")
+    tally = run_campaign(plan, real=real)
     print(json.dumps({"plan": dataclasses.asdict(plan), "tally": dataclasses.asdict(tally)}, indent=1))
 
 

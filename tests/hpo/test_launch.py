@@ -9,16 +9,19 @@ from typing import Any
 
 import optuna
 import pytest
-from toy_sweeps import COMPLETE, run_slot
+from toy_sweeps import COMPLETE, complete, contents, run_slot
 
 import hpo.launch
+import hpo.placement
 from hpo.errors import HpoError, StorageError, StudyError, StudyFileError, UsageError
 from hpo.home import Home
-from hpo.launch import Launch, Request, prepare
-from hpo.slots import SlotCounts
+from hpo.launch import Launch, Request, join, prepare
+from hpo.placement import Wish
+from hpo.slots import SlotCounts, TrialOutcome
 from hpo.storage import open_database
 from hpo.sweep import LAST_RUN_ATTRIBUTE, find_sweep, last_run, study_names
 from model.errors import CorpusError
+from model.training import Pace
 
 STUDY = """
 name = "small"
@@ -65,19 +68,28 @@ class Place:
         self.file = folder / "small.toml"
         self.write(STUDY)
         self.launches: list[Launch] = []
+        self.said: list[str] = []
 
     def write(self, text: str) -> None:
         self.file.write_text(text, encoding="utf-8")
 
     def prepare(self, **request: Any) -> Launch:
-        wanted = Request(**{"study": str(self.file), "data": self.text, **request})
-        self.launches.append(prepare(wanted, self.url, self.home, lambda line: None))
+        wanted = self.request(**{"study": str(self.file), "data": self.text, **request})
+        self.launches.append(prepare(wanted, self.url, self.home, self.said.append))
         return self.launches[-1]
 
-    def refusal(self, kind: type[Exception], **request: Any) -> str:
+    def join(self, study: str = "small", **request: Any) -> Launch:
+        self.launches.append(join(self.request(study=study, **request), self.url, self.home, self.said.append))
+        return self.launches[-1]
+
+    def request(self, **request: Any) -> Request:
+        wish = {name: request.pop(name) for name in ("workers", "gpus", "trials_per_gpu") if name in request}
+        return Request(**request, wish=Wish(**wish))
+
+    def refusal(self, kind: type[Exception], ask: Callable[..., Launch] | None = None, **request: Any) -> str:
         """What is said of a request that cannot be met; always one line."""
         with pytest.raises(kind, match=r"\A[^\n]+\Z") as caught:
-            self.prepare(**request)
+            (ask or self.prepare)(**request)
         return str(caught.value)
 
     def stored(self) -> tuple[Any, ...]:
@@ -94,17 +106,23 @@ class Place:
 @pytest.fixture
 def place(tmp_path: Path, texts: tuple[Path, Path], home: Home, monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.setattr(hpo.launch, "default_device", lambda: "cpu")
-    monkeypatch.setattr(hpo.launch, "cpu_cores", lambda: 8)
+    monkeypatch.setattr(hpo.placement, "cpu_cores", lambda: 8)
+    monkeypatch.setattr(hpo.placement, "_rehearse", each_worker_brings_as_much)
     made = Place(tmp_path, texts, home)
     yield made
     for launch in made.launches:
-        launch.sweep.slots.engine.dispose()
+        launch.sweep.slots.database.engine.dispose()
+
+
+def each_worker_brings_as_much(spec: object, corpus: object, devices: list[tuple[str, int]]) -> list[Pace]:
+    return [Pace(tokens_per_s=1000.0, peak_memory_bytes=2**30)] * len(devices)
 
 
 def use_cuda(monkeypatch: pytest.MonkeyPatch, gpus: int) -> None:
     monkeypatch.setattr(hpo.launch, "default_device", lambda: "cuda")
-    monkeypatch.setattr(hpo.launch, "gpu_count", lambda: gpus)
     monkeypatch.setattr(hpo.launch, "describe", lambda device: "a GPU")
+    monkeypatch.setattr(hpo.placement, "gpu_count", lambda: gpus)
+    monkeypatch.setattr(hpo.placement, "gpu_memory", lambda gpu: 80 * 2**30)
 
 
 # ---------------------------------------------------------------------------------------------- what is made ready
@@ -173,7 +191,7 @@ def test_the_study_that_was_prepared_last_is_the_one_that_was_run_last(place: Pl
 
 def test_a_description_names_study_text_workers_and_database(place: Place) -> None:
     launch = place.prepare(workers=2)
-    assert launch.describe(SlotCounts(done=3)) == (
+    assert launch.describe(SlotCounts(done=3, open=3)) == (
         "study small: 3 of 6 trials finished · profile cpu · pages, bpe with 300 tokens · 2 workers · " + place.url
     )
     assert "1 worker ·" in place.prepare(workers=1).describe(SlotCounts())
@@ -182,7 +200,9 @@ def test_a_description_names_study_text_workers_and_database(place: Place) -> No
 def test_a_description_hides_the_password(place: Place) -> None:
     launch = place.prepare(workers=1)
     ((order, log),) = launch.orders
-    object.__setattr__(order, "storage_url", f"postgresql://user:{PASSWORD}@host/name")
+    url = f"postgresql://user:{PASSWORD}@host/name"
+    object.__setattr__(order, "storage_url", url)
+    object.__setattr__(launch, "url", url)
     assert "postgresql://user:***@host/name" in launch.describe(SlotCounts())
     for text in (launch.describe(SlotCounts()), repr(order), repr(launch), str(log)):
         assert PASSWORD not in text
@@ -211,7 +231,7 @@ def test_workers_share_the_cores(request_: dict[str, Any], count: int, threads: 
 
 
 def test_more_workers_than_cores_have_one_thread_each(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(hpo.launch, "cpu_cores", lambda: 2)
+    monkeypatch.setattr(hpo.placement, "cpu_cores", lambda: 2)
     assert [order.threads for order, _ in place.prepare(workers=5).orders] == [1] * 5
 
 
@@ -219,6 +239,44 @@ def test_workers_take_the_gpus_in_turn(place: Place, monkeypatch: pytest.MonkeyP
     use_cuda(monkeypatch, gpus=2)
     assert [order.device for order, _ in place.prepare().orders] == ["cuda:0", "cuda:1"]
     assert [order.device for order, _ in place.prepare(workers=3).orders] == ["cuda:0", "cuda:1", "cuda:0"]
+
+
+def test_a_worker_gets_its_share_of_a_gpu(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    use_cuda(monkeypatch, gpus=2)
+    orders = [order for order, _ in place.prepare(trials_per_gpu=2, gpus=(1, 0)).orders]
+    assert [(order.device, order.memory_fraction, order.threads) for order in orders] == [
+        ("cuda:1", 0.5, 2),
+        ("cuda:0", 0.5, 2),
+        ("cuda:1", 0.5, 2),
+        ("cuda:0", 0.5, 2),
+    ]
+
+
+def test_memory_that_a_trial_was_seen_to_hold_needs_no_rehearsal(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    use_cuda(monkeypatch, gpus=1)
+    sweep = place.prepare().sweep
+    for device, peak in (("cuda:0", 10 * 2**30), ("cuda:0", 30 * 2**30), ("cpu", 70 * 2**30), ("cuda:0", None)):
+        machine = {"device": device, "peak_memory_bytes": peak}
+        run_slot(sweep, TrialOutcome(state="COMPLETE", values=(4.0,), attributes={"hpo:machine": machine}))
+    monkeypatch.setattr(hpo.placement, "_rehearse", lambda *_: pytest.fail("it was measured again"))
+    assert len(place.prepare(trials=20, trials_per_gpu=5).orders) == 2
+    assert place.said == ["2 instead of 5 trials per GPU: one holds 30.0 GiB at its peak, and a GPU here has 80.0 GiB"]
+
+
+def test_where_nothing_is_left_to_do_nothing_is_measured(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    sweep = place.prepare(trials=20, workers=1).sweep
+    for _ in range(20):
+        run_slot(sweep, COMPLETE)
+    monkeypatch.setattr(hpo.placement, "_rehearse", lambda *_: pytest.fail("it was measured"))
+    assert place.prepare(trials=20).orders == ()
+
+
+def test_orders_know_how_often_a_stop_was_asked_before(place: Place) -> None:
+    launch = place.prepare(workers=2)
+    assert [order.stops for order, _ in launch.orders] == [0, 0]
+    launch.sweep.slots.ask_to_stop()
+    assert [order.stops for order, _ in place.prepare(workers=2).orders] == [1, 1]
+    assert [order.stops for order, _ in place.join(workers=1).orders] == [1]
 
 
 def test_every_worker_has_a_name_and_a_log_of_its_own(place: Place) -> None:
@@ -240,9 +298,14 @@ def test_a_total_below_one_is_refused(trials: int, place: Place) -> None:
     assert message == f"--trials is the total that the study ends with and must be at least 1, got {trials}"
 
 
-@pytest.mark.parametrize("workers", [0, -1])
-def test_fewer_workers_than_one_are_refused(workers: int, place: Place) -> None:
-    assert place.refusal(UsageError, workers=workers) == f"--workers must be at least 1, got {workers}"
+def test_fewer_workers_than_none_are_refused(place: Place) -> None:
+    assert place.refusal(UsageError, workers=-1) == "--workers must be at least 0, got -1"
+
+
+def test_no_workers_make_the_study_ready_for_others(place: Place) -> None:
+    launch = place.prepare(workers=0)
+    assert launch.orders == ()
+    assert launch.sweep.slots.counts(None) == SlotCounts(open=6)
 
 
 def test_more_trials_than_a_grid_has_points_are_refused(place: Place) -> None:
@@ -259,7 +322,9 @@ def test_more_trials_than_a_grid_has_points_are_refused(place: Place) -> None:
         (StudyFileError, {"study": "nothing"}, "unknown study 'nothing'"),
         (StudyFileError, {"study": "none.toml"}, "none.toml: cannot be read"),
         (UsageError, {"trials": 0}, "--trials"),
-        (UsageError, {"workers": 0}, "--workers"),
+        (UsageError, {"workers": -1}, "--workers"),
+        (UsageError, {"gpus": (0,)}, "--gpus"),
+        (UsageError, {"workers": 2, "trials_per_gpu": 2}, "--trials-per-gpu"),
     ],
 )
 def test_a_bad_argument_is_found_before_the_database_is_made(
@@ -389,3 +454,72 @@ def test_a_missing_corpus_is_found_before_the_database_is_made(place: Place) -> 
 def test_a_grid_without_a_total_runs_every_point_once(place: Place) -> None:
     place.write('name = "g"\n[run]\n[search]\ndropout = { choices = [0.1, 0.2] }\n[sampler]\nkind = "grid"')
     assert place.prepare(trials=None).total == 2
+
+
+# ---------------------------------------------------------------------------------------------- joining
+
+
+def test_who_joins_works_on_what_the_database_has(place: Place) -> None:
+    made = place.prepare(workers=0)
+    place.file.unlink()
+    before = contents(made.sweep.slots.database)
+    joined = place.join(workers=2)
+    assert contents(made.sweep.slots.database) == before
+    assert joined.sweep.record == made.sweep.record
+    assert joined.corpus.corpus_digest == made.corpus.corpus_digest
+    assert joined.total is None
+    assert [order.total for order, _ in joined.orders] == [None, None]
+    assert [order.name for order, _ in joined.orders] == ["worker-0", "worker-1"]
+    assert place.said == []
+
+
+def test_who_joins_a_study_that_is_done_has_nothing_to_do(place: Place) -> None:
+    sweep = place.prepare(trials=2).sweep
+    for _ in range(2):
+        run_slot(sweep, complete(3.0))
+    assert place.join().orders == ()
+
+
+def test_who_joins_may_have_the_text_elsewhere_but_no_other_text(place: Place) -> None:
+    launch = place.prepare(workers=0)
+    before = contents(launch.sweep.slots.database)
+    moved = place.folder / "moved"
+    moved.mkdir()
+    for path in place.text.iterdir():
+        (moved / path.name).write_bytes(path.read_bytes())
+    assert place.join(data=moved).corpus.corpus_digest == launch.corpus.corpus_digest
+    assert "made with another corpus" in place.refusal(StudyError, place.join, data=place.other_text)
+    assert contents(launch.sweep.slots.database) == before
+
+
+def test_a_text_that_is_gone_is_asked_for(place: Place) -> None:
+    gone = place.folder / "gone"
+    gone.mkdir()
+    for path in place.text.iterdir():
+        (gone / path.name).write_bytes(path.read_bytes())
+    place.prepare(data=gone)
+    for path in gone.iterdir():
+        path.unlink()
+    for ask, request in ((place.join, {}), (place.prepare, {"data": None})):
+        message = place.refusal(StudyError, ask, **request)
+        assert message.startswith("the text of study 'small' is gone (")
+        assert message.endswith("; --data says where it is now")
+
+
+def test_only_a_study_of_ours_that_is_there_can_be_joined(place: Place) -> None:
+    assert "no such database" in place.refusal(StorageError, place.join)
+    assert [path.name for path in place.folder.iterdir()] == ["small.toml"]
+    database = place.prepare().sweep.slots.database
+    assert "unknown study 'large': there are small" in place.refusal(StudyError, place.join, study="large")
+    optuna.create_study(storage=database.storage, study_name="theirs").optimize(lambda trial: 1.0, n_trials=1)
+    assert "made by another program" in place.refusal(StudyError, place.join, study="theirs")
+    assert place.refusal(UsageError, place.join, workers=-1) == "--workers must be at least 0, got -1"
+
+
+def test_another_profile_than_this_machine_s_is_told(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = place.prepare(workers=0)
+    use_cuda(monkeypatch, gpus=1)
+    joined = place.join()
+    assert place.said == ["study small was made with profile cpu; this machine trains on cuda"]
+    assert joined.sweep.spec == made.sweep.spec
+    assert [order.device for order, _ in joined.orders] == ["cuda:0"]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,7 +12,17 @@ import pytest
 from toy_sweeps import make_spec
 
 import hpo.objective
-from hpo.objective import Interrupted, TrialSetting, deadly, newest_checkpoint, run_trial, tidy
+from hpo.objective import (
+    Interrupted,
+    TrialSetting,
+    deadly,
+    discard,
+    newest_checkpoint,
+    reached_before,
+    run_trial,
+    tidy,
+)
+from hpo.slots import LeaseLost
 from model.evaluation import Evaluation
 from model.tokens import TokenizedCorpus
 
@@ -127,3 +139,120 @@ def test_a_trial_over_which_processes_die_is_avoided() -> None:
     outcome = deadly(3, Path("worker.log"))
     assert (outcome.state, outcome.violations) == ("PRUNED", ("process_died",))
     assert "died 3 times; see worker.log" in outcome.attributes["hpo:reason"]
+
+
+# ---------------------------------------------------------------------------------------------- reports that were lost
+
+
+def test_an_evaluation_is_reported_before_anybody_is_asked_to_leave(
+    trial: optuna.Trial, setting: Callable[[int], TrialSetting]
+) -> None:
+    stored: list[list[int]] = []
+
+    def look(evaluation: Evaluation) -> bool:
+        stored.append(sorted(trial.study.trials[0].intermediate_values))
+        return evaluation.milestone < 2
+
+    with pytest.raises(Interrupted):
+        run_trial(trial, {"dropout": 0.1}, setting(1), look)
+    assert stored == [[1], [1, 2]]
+
+
+def test_an_evaluation_whose_report_was_lost_in_a_crash_is_reported_on_return(
+    trial: optuna.Trial, setting: Callable[[int], TrialSetting], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = hpo.objective._report
+
+    def crash(trial: optuna.Trial, evaluation: Evaluation) -> None:
+        if evaluation.milestone == 3:
+            raise LeaseLost
+        real(trial, evaluation)
+
+    monkeypatch.setattr(hpo.objective, "_report", crash)
+    with pytest.raises(LeaseLost):
+        run_trial(trial, {"dropout": 0.1}, setting(1), until(99))
+    assert sorted(trial.study.trials[0].intermediate_values) == [1, 2]
+    monkeypatch.setattr(hpo.objective, "_report", real)
+    outcome = run_trial(again(trial), {"dropout": 0.1}, setting(2), until(99))
+    losses = trial.study.trials[0].intermediate_values
+    assert [losses[milestone] for milestone in range(1, 6)] == [
+        each["val_loss"] for each in outcome.attributes["hpo:history"]
+    ]
+
+
+def again(trial: optuna.Trial) -> optuna.Trial:
+    """The trial as the next worker gets it."""
+    return optuna.Trial(trial.study, trial._trial_id)
+
+
+def test_a_trial_whose_checkpoints_are_gone_starts_over_and_says_so(
+    trial: optuna.Trial, setting: Callable[[int], TrialSetting], tmp_path: Path
+) -> None:
+    said: list[str] = []
+    for epoch, milestone in ((1, 2), (2, 1)):
+        each = dataclasses.replace(setting(epoch), announce=said.append)
+        with pytest.raises(Interrupted):
+            run_trial(again(trial), {"dropout": 0.1}, each, until(milestone))
+        shutil.rmtree(tmp_path / "trial")
+    trial.storage.set_trial_intermediate_value(trial._trial_id, 1, 99.0)  # stands for another machine's number
+    assert len(said) == 1
+    assert said[0].startswith("trial 0 starts over, though it had reached evaluation 2: ")
+    assert said[0].endswith(f" does not have its later checkpoints in {tmp_path / 'trial'}")
+    outcome = run_trial(
+        again(trial), {"dropout": 0.1}, dataclasses.replace(setting(3), announce=said.append), until(99)
+    )
+    (found,) = trial.study.trials
+    assert found.user_attrs["hpo:repeated"] == 4
+    assert list(found.intermediate_values.values()) == [
+        each["val_loss"] for each in outcome.attributes["hpo:history"]
+    ], "its numbers stand in place of the earlier ones"
+    assert len(said) == 2
+
+
+def test_a_trial_some_of_whose_checkpoints_are_gone_goes_on_from_the_last_there_is(
+    trial: optuna.Trial, setting: Callable[[int], TrialSetting], tmp_path: Path
+) -> None:
+    said: list[str] = []
+    for epoch, milestone in ((1, 2), (2, 4)):
+        with pytest.raises(Interrupted):
+            run_trial(again(trial), {"dropout": 0.1}, setting(epoch), until(milestone))
+    (tmp_path / "trial" / "checkpoint-2.pt").unlink()
+    run_trial(again(trial), {"dropout": 0.1}, dataclasses.replace(setting(3), announce=said.append), until(99))
+    assert said[0].startswith("trial 0 goes on from evaluation 2, though it had reached evaluation 4: ")
+    assert trial.study.trials[0].user_attrs["hpo:repeated"] == 2
+
+
+def test_how_far_a_trial_has_come_is_known(trial: optuna.Trial) -> None:
+    assert reached_before(trial) == 0
+    trial.report(4.0, 1)
+    trial.report(4.0, 3)
+    assert reached_before(again(trial)) == 3
+
+
+@pytest.mark.parametrize(
+    ("there", "left"),
+    [
+        ([1, 2], [1, 2]),  # nobody has written since
+        ([1, 2, 3], [1, 3]),
+        ([1], [1]),
+        ([2], [2]),
+        ([3], [3]),
+        ([], []),
+        ([2, 10], [10]),  # tenth, not first
+    ],
+)
+def test_who_lost_the_lease_takes_back_what_the_next_holder_does_not_need(
+    there: list[int], left: list[int], tmp_path: Path
+) -> None:
+    for epoch in there:
+        (tmp_path / f"checkpoint-{epoch}.pt").touch()
+    discard(tmp_path, epoch=2)
+    assert sorted(int(path.stem.rpartition("-")[2]) for path in tmp_path.iterdir()) == left
+
+
+def test_the_most_memory_that_a_trial_held_is_noted(
+    trial: optuna.Trial, setting: Callable[[int], TrialSetting]
+) -> None:
+    attributes = run_trial(trial, {"dropout": 0.1}, setting(1), until(99)).attributes
+    peaks = [each["peak_memory_bytes"] for each in attributes["hpo:history"]]
+    assert attributes["hpo:machine"]["peak_memory_bytes"] == max(peaks)

@@ -13,9 +13,11 @@ import sqlite3
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import optuna
+import psutil
 import pytest
 import torch
 
@@ -137,6 +139,12 @@ def place(tmp_path: Path, text: Path) -> Place:
     return Place(tmp_path)
 
 
+def workers_of(process: subprocess.Popen[str]) -> list[psutil.Process]:
+    """The workers of a run: processes that were not started by the run itself but by its server of forks."""
+    children = psutil.Process(process.pid).children(recursive=True)
+    return [child for child in children if child.ppid() != process.pid]
+
+
 def assert_one_line(result: subprocess.CompletedProcess[str], *words: str) -> None:
     assert result.returncode == 1, result
     assert "Traceback" not in result.stdout + result.stderr
@@ -254,8 +262,8 @@ def test_a_killed_worker_is_started_again_and_its_trial_goes_on(place: Place) ->
     place.study(budget=60_000)
     process = place.start("run", "--study", "small.toml", "--data", "text", "--trials", "3", "--workers", "1")
     place.wait_for_trials(1)
-    children = subprocess.run(["pgrep", "-P", str(process.pid), "-f", "spawn_main"], capture_output=True, text=True)
-    os.kill(int(children.stdout.split()[0]), signal.SIGKILL)
+    (worker,) = workers_of(process)
+    worker.kill()
     out, err = process.communicate(timeout=200)
     assert process.returncode == 0, err
     assert "worker-0 was killed by SIGKILL" in out
@@ -302,6 +310,60 @@ def test_two_runs_started_together_share_one_total(place: Place) -> None:
         _, err = process.communicate(timeout=200)
         assert process.returncode == 0, err
     assert_exact(place, 6)
+
+
+def test_workers_join_a_study_that_was_made_without_any(place: Place) -> None:
+    place.study(budget=25_000)
+    made = place.run("--trials", "4", "--workers", "0")
+    assert made.returncode == 0, made.stderr
+    assert "0 of 4 trials finished" in made.stdout
+    assert "it waits for `hpo worker --study small`" in made.stdout
+    joined = [place.start("worker", "--study", "small", "--workers", "1") for _ in range(2)]
+    for process in joined:
+        out, err = process.communicate(timeout=200)
+        assert process.returncode == 0, err
+        assert "4 of 4 trials finished" in out
+    assert_exact(place, 4)
+    again = place.hpo("worker", "--study", "small")
+    assert "nothing to do" in again.stdout
+    assert_one_line(place.hpo("worker", "--study", "large"), "unknown study 'large'", "small")
+    assert_one_line(place.hpo("worker", "--study", "small", "--data", "nowhere"), "nowhere")
+
+
+def test_a_stop_reaches_all_workers_and_a_later_run_goes_on(place: Place) -> None:
+    place.study(budget=100_000)
+    first = place.start("run", "--study", "small.toml", "--data", "text", "--trials", "6", "--workers", "1")
+    place.wait_for_trials(1)
+    second = place.start("worker", "--study", "small", "--workers", "1")
+    place.wait_for_trials(2)
+    stopped = place.hpo("stop", "small")
+    assert stopped.returncode == 0, stopped.stderr
+    assert "no worker is left" in stopped.stdout
+    for process in (first, second):
+        out, err = process.communicate(timeout=60)
+        assert process.returncode == 0, err
+        assert "hpo stop" in out
+        assert "run again to go on" in out
+    assert "0 leased" in place.hpo("status", "small").stdout
+    last = place.run("--trials", "3", "--workers", "2")
+    assert last.returncode == 0, last.stderr
+    assert "3 of 3 trials finished" in last.stdout
+
+
+def test_a_study_goes_on_in_the_database_to_which_it_was_copied(place: Place, new_url: Callable[[str], str]) -> None:
+    place.study()
+    assert place.run("--trials", "2", "--workers", "1").returncode == 0
+    here, there = f"sqlite:///{place.home.database}", new_url("postgresql")
+    copied = place.hpo("storage", "copy", here, there)
+    assert copied.returncode == 0, copied.stderr
+    assert copied.stdout == "small: 2 trials, 2 slots\n"
+    assert_one_line(place.hpo("storage", "copy", here, there), "small", "in the target already")
+    more = place.hpo("run", "--study", "small.toml", "--trials", "4", "--workers", "2", HPO_STORAGE=there)
+    assert more.returncode == 0, more.stderr
+    assert "2 of 4 trials finished" in more.stdout
+    assert "4 of 4 trials finished" in more.stdout
+    assert "nothing to do" in place.hpo("storage", "upgrade", HPO_STORAGE=there).stdout
+    assert_exact(place, 2)
 
 
 def test_a_study_without_improvement_ends_early_and_stays_ended(place: Place) -> None:
@@ -393,7 +455,16 @@ class TestBadInput:
             (["run", "--study", "nowhere.toml"], ["nowhere.toml", "cannot be read"]),
             (["run", "--study", "small.toml", "--data", "text", "--trials", "0"], ["--trials", "at least 1"]),
             (["run", "--study", "small.toml", "--data", "text", "--trials", "-3"], ["--trials", "at least 1"]),
-            (["run", "--study", "small.toml", "--data", "text", "--workers", "0"], ["--workers"]),
+            (["run", "--study", "small.toml", "--data", "text", "--workers", "-1"], ["--workers"]),
+            (["run", "--study", "small.toml", "--data", "text", "--workers", "many"], ["--workers", "auto", "'many'"]),
+            (["run", "--study", "small.toml", "--data", "text", "--gpus", "0,0"], ["--gpus", "twice"]),
+            (["run", "--study", "small.toml", "--data", "text", "--ray-address", "x:1"], ["--executor ray"]),
+            (["run", "--study", "small.toml", "--executor", "slurm"], ["--workers N"]),
+            (["run", "--study", "small.toml", "--executor", "slurm", "--slurm", "time"], ["KEY=VALUE", "'time'"]),
+            (["worker", "--study", "small"], ["no such database"]),
+            (["stop"], ["no such database"]),
+            (["storage", "upgrade"], ["no such database"]),
+            (["storage", "copy", "nonsense", "sqlite:///b.db"], ["not a database URL"]),
             (["run", "--study", "small.toml", "--data", "text", "--timeout", "-1"], ["--timeout"]),
             (["run", "--study", "small.toml", "--data", "nowhere"], ["nowhere", "neither a folder"]),
             (["run", "--study", "lambda_phi_grid", "--trials", "9"], ["the grid of lambda_phi_grid has 8 points"]),

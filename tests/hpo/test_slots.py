@@ -2,21 +2,40 @@
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import itertools
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 
+import optuna
 import pytest
 import sqlalchemy as sa
 from hypothesis import given
 from hypothesis import strategies as st
+from optuna.exceptions import StorageInternalError
 from side_processes import PROCESSES, claim_all
-from toy_sweeps import COMPLETE, DIVERGED, ENGINES, FAIL, PRUNED
+from toy_sweeps import (
+    COMPLETE,
+    DIVERGED,
+    ENGINES,
+    FAIL,
+    PATIENT,
+    PRUNED,
+    Pause,
+    contents,
+    make_sweep,
+    opened,
+    set_slot,
+    slot_row,
+    unheard,
+)
 
-from hpo.slots import Lease, SlotCounts, Slots, TrialOutcome, renewed
-from hpo.storage import Database, open_database
+from hpo.slots import Lease, LeaseLost, SlotCounts, Slots, TrialOutcome
+from hpo.storage import Database
+from hpo.sweep import Sweep, open_sweep
 
 STUDIES = itertools.count(1000)  # ids; a test's slots are those of a study of its own
 
@@ -25,11 +44,14 @@ class SlotSetting:
     """The slots of one study, seen by workers whose leases last, and by one whose leases expire at once."""
 
     def __init__(self, database: Database, total: int) -> None:
-        self.total = total
-        self.slots = Slots(database.engine, next(STUDIES), lease_s=60.0)
-        self.lapsing = Slots(database.engine, self.slots.study_id, lease_s=-1.0)
+        self.database, self.total = database, total
+        self.slots = self.leasing(60.0, next(STUDIES))
+        self.lapsing = self.leasing(-1.0, self.slots.study_id)
         self.slots.create({"uid": "toy"})
         self.slots.ensure(total)
+
+    def leasing(self, lease_s: float, study_id: int | None = None) -> Slots:
+        return Slots(self.database, self.slots.study_id if study_id is None else study_id, lease_s)
 
     def claim(self, owner: str) -> Lease:
         lease = self.slots.claim(owner, self.total)
@@ -42,16 +64,11 @@ class SlotSetting:
         return lease
 
     def bound(self, lease: Lease, trial_number: int) -> Lease:
-        assert self.slots.bind(lease, trial_number)
+        set_slot(self.database, self.slots.study_id, lease.slot, trial_number=trial_number)
         return lease
 
     def row(self, slot: int) -> dict[str, object]:
-        with self.slots.engine.connect() as connection:
-            found = connection.execute(
-                sa.text("SELECT * FROM hpo_slots WHERE study_id = :study AND number = :slot"),
-                {"study": self.slots.study_id, "slot": slot},
-            )
-            return dict(found.mappings().one())
+        return slot_row(self.database, self.slots.study_id, slot)
 
 
 @pytest.fixture
@@ -153,8 +170,8 @@ class TestClaim:
 
 
 WRITES: dict[str, Callable[[Slots, Lease], bool]] = {
-    "bind": lambda slots, lease: slots.bind(lease, 99),
     "renew": lambda slots, lease: slots.renew(lease),
+    "forgive": lambda slots, lease: slots.forgive(lease),
     "finish": lambda slots, lease: slots.finish(lease, COMPLETE),
     "done": lambda slots, lease: slots.done(lease),
     "release": lambda slots, lease: slots.release(lease),
@@ -165,7 +182,7 @@ class TestLease:
     def test_an_expired_lease_is_taken_over_under_the_next_epoch(self, make: Callable[[int], SlotSetting]) -> None:
         setting = make(1)
         setting.bound(setting.claim_and_lapse("a"), 7)
-        assert setting.claim("b") == Lease(slot=0, owner="b", epoch=2, trial_number=7, outcome=None)
+        assert setting.claim("b") == Lease(slot=0, owner="b", epoch=2, trial_number=7, deaths=1, outcome=None)
 
     @pytest.mark.parametrize("taker", ["b", "a"])  # the same worker may claim again what it has lost
     @pytest.mark.parametrize("write", WRITES)
@@ -260,10 +277,10 @@ class TestLease:
 class TestRenewed:
     def test_a_short_lease_lives_as_long_as_its_holder_works(self, make: Callable[[int], SlotSetting]) -> None:
         setting = make(1)
-        short = Slots(setting.slots.engine, setting.slots.study_id, lease_s=0.6)
+        short = setting.leasing(0.6)
         lease = short.claim("a", 1)
         assert lease is not None
-        with renewed(short, lease):
+        with short.renewed(lease):
             until = time.monotonic() + 1.3
             while time.monotonic() < until:
                 assert short.claim("b", 1) is None
@@ -276,7 +293,7 @@ class TestRenewed:
         alive = []
 
         def work() -> None:
-            with renewed(setting.slots, lease):
+            with setting.slots.renewed(lease):
                 alive.extend(renewers())
                 raise RuntimeError("in the trial")
 
@@ -289,9 +306,9 @@ class TestRenewed:
         setting = make(1)
         lease = setting.claim_and_lapse("a")
         setting.claim("b")
-        short = Slots(setting.slots.engine, setting.slots.study_id, lease_s=0.03)
+        short = setting.leasing(0.03)
         before = setting.row(0)
-        with renewed(short, lease):
+        with short.renewed(lease):
             wait_until(lambda: not renewers())
         assert setting.row(0) == before
 
@@ -300,20 +317,43 @@ class TestRenewed:
     ) -> None:
         setting = make(1)
         lease = setting.claim("a")
-        short = Slots(setting.slots.engine, setting.slots.study_id, lease_s=0.03)
+        short = setting.leasing(0.03)
         answers: list[bool] = []
-        renew = short.renew
+        renew = Slots.renew
 
-        def sometimes(lease: Lease) -> bool:
+        def sometimes(slots: Slots, lease: Lease) -> bool:
             answers.append(len(answers) >= 2)
             if not answers[-1]:
                 raise sa.exc.OperationalError("UPDATE", {}, ConnectionError("server closed the connection"))
-            return renew(lease)
+            return renew(slots, lease)
 
-        monkeypatch.setattr(short, "renew", sometimes)
-        with renewed(short, lease):
+        monkeypatch.setattr(Slots, "renew", sometimes)
+        with short.renewed(lease):
             wait_until(lambda: answers.count(True) >= 2)
             assert len(renewers()) == 1
+
+    def test_what_it_is_told_to_call_is_called_after_each_renewal_and_may_meet_an_outage(
+        self, make: Callable[[int], SlotSetting]
+    ) -> None:
+        setting = make(1)
+        short = setting.leasing(0.03)
+        lease = short.claim("a", 1)
+        assert lease is not None
+        called: list[int] = []
+
+        def on_renewal() -> None:
+            called.append(1)
+            if len(called) == 1:
+                raise sa.exc.OperationalError("SELECT", {}, ConnectionError("server closed the connection"))
+
+        with short.renewed(lease, on_renewal):
+            wait_until(lambda: len(called) >= 3)
+
+    def test_its_thread_waits_for_no_database_that_is_away(self, database: Database) -> None:
+        patient = Slots(database, next(STUDIES), lease_s=60.0, patience=PATIENT)
+        assert patient.impatient().patience.longest_s == 0.0
+        assert patient.impatient().study_id == patient.study_id
+        assert patient.impatient().lease_s == 60.0
 
 
 def renewers() -> list[threading.Thread]:
@@ -378,15 +418,15 @@ class TestTotals:
 
 class TestRecord:
     def test_the_first_record_stands(self, database: Database) -> None:
-        slots = Slots(database.engine, next(STUDIES))
+        slots = Slots(database, next(STUDIES))
         assert slots.create({"uid": "first", "text": "Φ"}) == {"uid": "first", "text": "Φ"}
         assert slots.create({"uid": "second"}) == {"uid": "first", "text": "Φ"}
         assert slots.record() == {"uid": "first", "text": "Φ"}
 
     def test_one_of_many_at_once_is_the_first(self, database: Database) -> None:
-        slots = Slots(database.engine, next(STUDIES))
+        slots = Slots(database, next(STUDIES))
         slots.create({})  # the tables are there
-        slots = Slots(database.engine, next(STUDIES))
+        slots = Slots(database, next(STUDIES))
         start = threading.Barrier(6)
 
         def create(place: int) -> object:
@@ -399,35 +439,406 @@ class TestRecord:
         assert slots.record() == {"place": standing.pop()}
 
     def test_a_study_of_another_program_has_no_record(self, database: Database) -> None:
-        assert Slots(database.engine, next(STUDIES)).record() is None
+        assert Slots(database, next(STUDIES)).record() is None
 
     @pytest.mark.parametrize("engine", ENGINES)
     def test_a_database_without_our_tables_has_no_record(self, engine: str, new_url: Callable[[str], str]) -> None:
-        bare = sa.create_engine(new_url(engine))
-        assert Slots(bare, 1).record() is None
-        bare.dispose()
+        with opened(new_url(engine)) as bare:
+            assert Slots(bare, 1).record() is None
+            assert not sa.inspect(bare.engine).has_table("hpo_slots")
 
-    @pytest.mark.parametrize(
-        "engine",
-        [
-            "sqlite",
-            "postgresql",
-        ],
-    )
+    @pytest.mark.parametrize("engine", ENGINES)
     def test_the_tables_may_be_made_by_many_at_once(self, engine: str, new_url: Callable[[str], str]) -> None:
         for _ in range(3):
-            opened = open_database(new_url(engine), create=True)
             start = threading.Barrier(4)
+            with opened(new_url(engine)) as bare, ThreadPoolExecutor(4) as threads:
 
-            def create(place: int, opened: Database = opened, start: threading.Barrier = start) -> object:
-                start.wait(30)
-                return Slots(opened.engine, 1).create({"place": place})["place"]
+                def create(place: int, bare: Database = bare, start: threading.Barrier = start) -> object:
+                    start.wait(30)
+                    return Slots(bare, 1).create({"place": place})["place"]
 
-            try:
-                with ThreadPoolExecutor(4) as threads:
-                    assert len(set(threads.map(create, range(4)))) == 1
-            finally:
-                opened.engine.dispose()
+                assert len(set(threads.map(create, range(4)))) == 1
+
+    def test_a_record_may_be_replaced(self, database: Database) -> None:
+        slots, other = Slots(database, next(STUDIES)), Slots(database, next(STUDIES))
+        for each in (slots, other):
+            each.create({"uid": "first"})
+        slots.replace_record({"uid": "second"})
+        assert slots.record() == {"uid": "second"}
+        assert other.record() == {"uid": "first"}
+
+    def test_a_forgotten_study_leaves_the_others(self, make: Callable[[int], SlotSetting]) -> None:
+        gone, kept = make(2), make(2)
+        assert not gone.slots.begun()
+        gone.bound(gone.claim("a"), 1)
+        assert gone.slots.begun()
+        assert not kept.slots.begun()
+        gone.slots.forget()
+        assert (gone.slots.record(), gone.slots.total()) == (None, 0)
+        assert (kept.slots.record(), kept.slots.total()) == ({"uid": "toy"}, 2)
+
+
+class TestStops:
+    def test_each_wish_to_stop_is_counted_for_its_study_alone(self, make: Callable[[int], SlotSetting]) -> None:
+        one, two = make(1), make(1)
+        assert one.slots.stops() == 0
+        for wishes in (1, 2):
+            one.slots.ask_to_stop()
+            assert one.slots.stops() == wishes
+        assert two.slots.stops() == 0
+
+    def test_a_study_without_a_record_was_never_asked_to_stop(self, database: Database) -> None:
+        assert Slots(database, next(STUDIES)).stops() == 0
+
+
+class TestDeaths:
+    def test_a_lease_that_expired_is_a_death_and_the_next_one_too(self, make: Callable[[int], SlotSetting]) -> None:
+        setting = make(1)
+        assert [setting.claim_and_lapse(owner).deaths for owner in "abac"] == [0, 1, 2, 3]
+
+    @pytest.mark.parametrize(("died", "deaths"), [(True, 1), (False, 0)])
+    def test_a_gone_worker_s_lease_is_a_death_if_it_died_of_itself(
+        self, make: Callable[[int], SlotSetting], died: bool, deaths: int
+    ) -> None:
+        setting = make(1)
+        setting.claim("a")
+        setting.slots.release_owner("a", died=died)
+        assert setting.claim("b").deaths == deaths
+
+    def test_no_death_is_counted_twice(self, make: Callable[[int], SlotSetting]) -> None:
+        setting = make(1)
+        setting.claim_and_lapse("a")  # expired, and its supervisor says that it died, and says it again
+        for _ in range(2):
+            setting.slots.release_owner("a", died=True)
+        assert setting.claim_and_lapse("b").deaths == 1
+        assert setting.claim("c").deaths == 2  # before the supervisor of b has spoken
+        setting.slots.release_owner("b", died=True)
+        assert setting.row(0)["deaths"] == 2
+
+    def test_who_gives_the_slot_back_is_not_dead(self, make: Callable[[int], SlotSetting]) -> None:
+        setting = make(1)
+        assert setting.slots.release(setting.claim_and_lapse("a"))
+        assert setting.claim("b").deaths == 0
+
+    def test_a_trial_that_only_has_to_be_told_kills_nobody(self, make: Callable[[int], SlotSetting]) -> None:
+        setting = make(1)
+        assert setting.lapsing.finish(setting.claim("a"), COMPLETE)
+        taken = setting.claim("b")
+        assert (taken.outcome, taken.deaths) == (COMPLETE, 0)
+
+    def test_progress_forgives(self, make: Callable[[int], SlotSetting]) -> None:
+        setting = make(2)
+        other = setting.claim("other")
+        lease = [setting.claim_and_lapse("a") for _ in range(3)][-1]
+        assert lease.deaths == 2
+        assert setting.slots.forgive(lease)
+        assert setting.claim("b").deaths == 1  # the lease that it forgave expired in its turn
+        assert setting.slots.renew(other)
+
+    def test_deaths_are_those_of_one_slot(self, make: Callable[[int], SlotSetting]) -> None:
+        setting = make(2)
+        setting.claim("a")
+        setting.claim("b")
+        setting.slots.release_owner("b", died=True)
+        setting.slots.release_owner("a", died=False)
+        assert [setting.claim("c").deaths for _ in range(2)] == [0, 1]
+
+
+Write = Callable[[Slots, Lease], object]
+REPEATABLE: dict[str, Write] = {
+    **WRITES,
+    "release the dead": lambda slots, lease: slots.release_owner(lease.owner, died=True),
+    "release the stopped": lambda slots, lease: slots.release_owner(lease.owner, died=False),
+    "more slots": lambda slots, lease: slots.ensure(5),
+    "replace the record": lambda slots, lease: slots.replace_record({"uid": "other"}),
+    "forget": lambda slots, lease: slots.forget(),
+}
+
+
+class TestUnheardAnswers:
+    """A server that is restarted can have committed what its client never heard of."""
+
+    @pytest.fixture
+    def patient(self, database_url: str) -> Iterator[Database]:
+        with opened(database_url, PATIENT) as database:
+            yield database
+
+    @pytest.mark.parametrize("begin_new", [True, False])
+    def test_a_claim_ends_with_one_lease(self, patient: Database, begin_new: bool) -> None:
+        setting = SlotSetting(patient, 3)
+        setting.slots.release(setting.bound(setting.claim("before"), 7))
+        with unheard(patient, 1, 2) as broken:
+            lease = setting.slots.claim("a", 3, begin_new=begin_new)
+        assert broken == [1, 2]
+        assert lease is not None
+        assert (lease.slot, lease.trial_number, lease.deaths) == (0, 7, 0)
+        assert setting.slots.counts(3) == SlotCounts(leased=1, open=2)
+        assert setting.slots.renew(lease)
+        assert setting.slots.claim("b", 3).slot == 1  # type: ignore[union-attr]
+
+    def test_a_claim_of_the_last_slot_does_not_lose_it(self, patient: Database) -> None:
+        setting = SlotSetting(patient, 1)
+        with unheard(patient, 1):
+            assert setting.claim("a").slot == 0
+
+    def test_a_claim_counts_the_death_before_it_once(self, patient: Database) -> None:
+        setting = SlotSetting(patient, 1)
+        setting.claim_and_lapse("dead")
+        with unheard(patient, 1):
+            assert setting.claim("a").deaths == 1
+
+    def test_a_claim_of_what_is_only_to_be_told_keeps_the_outcome(self, patient: Database) -> None:
+        setting = SlotSetting(patient, 2)
+        assert setting.lapsing.finish(setting.bound(setting.claim("dead"), 7), DIVERGED)
+        with unheard(patient, 1):
+            lease = setting.claim("a")
+        assert (lease.slot, lease.trial_number, lease.outcome) == (0, 7, DIVERGED)
+        assert setting.row(0)["state"] == "finishing"
+        assert setting.slots.done(lease)
+
+    @pytest.mark.parametrize("write", REPEATABLE)
+    def test_a_write_that_was_sent_twice_is_as_one(self, patient: Database, write: str) -> None:
+        stored = []
+        for times in (1, 2):
+            setting = SlotSetting(patient, 3)
+            lease = setting.bound(setting.claim("a"), 7)
+            with unheard(patient, *range(1, times)) as broken:
+                REPEATABLE[write](setting.slots, lease)
+            assert len(broken) == times - 1
+            stored.append([setting.slots.record(), *(without_times(setting.row(slot)) for slot in present(setting))])
+        assert stored[0] == stored[1]
+
+    def test_making_slots_twice_makes_them_once(self, patient: Database) -> None:
+        slots = Slots(patient, next(STUDIES))
+        with unheard(patient, 1, 3) as broken:
+            assert slots.create({"uid": "first"}) == {"uid": "first"}
+            slots.ensure(4)
+        assert broken == [1, 3]
+        assert slots.counts(None) == SlotCounts(open=4)
+
+
+def present(setting: SlotSetting) -> range:
+    return range(setting.slots.total())
+
+
+def without_times(row: dict[str, object]) -> dict[str, object]:
+    return {name: value for name, value in row.items() if name not in ("expires_at", "study_id")}
+
+
+# ---------------------------------------------------------------------------------------------- the fence
+
+
+@pytest.fixture
+def own(database_url: str) -> Iterator[Database]:
+    """A worker's own view of the database: what it fences there, `database` does not feel."""
+    with opened(database_url, PATIENT) as database:
+        yield database
+
+
+class Worker:
+    """A worker in the middle of the first trial of its sweep."""
+
+    def __init__(self, own: Database, database: Database, lease_s: float = 60.0) -> None:
+        self.name = make_sweep(database).spec.name
+        self.sweep: Sweep = open_sweep(own, self.name, lease_s)
+        self.slots, self.study = self.sweep.slots, self.sweep.study
+        self.others = open_sweep(database, self.name).slots
+        lease = self.slots.claim("me", 10)
+        assert lease is not None
+        self.lease = lease
+        self.trial = self.sweep.begin(lease)
+        self.trial.report(4.0, 1)
+        self.trial.report(4.0, 3)
+
+    def report(self, loss: float, milestone: int) -> None:
+        self.trial.storage.set_trial_intermediate_value(self.trial._trial_id, milestone, loss)
+
+    def losses(self) -> dict[int, float]:
+        return self.study.get_trials()[0].intermediate_values
+
+    def row(self) -> dict[str, object]:
+        return slot_row(self.slots.database, self.slots.study_id, 0)
+
+    def expire(self) -> None:
+        set_slot(self.slots.database, self.slots.study_id, 0, expires_at=0.0)
+
+
+def of_a_search(worker: Worker) -> None:
+    worker.trial.suggest_float("dropout", 0.0, 0.4)
+
+
+THROUGH_OPTUNA: dict[str, Callable[[Worker], object]] = {
+    "report": lambda worker: worker.trial.report(3.0, 4),
+    "report again": lambda worker: worker.report(3.0, 1),
+    "attribute": lambda worker: worker.trial.set_user_attr("hpo:note", "text"),
+    "system attribute": lambda worker: worker.trial.storage.set_trial_system_attr(
+        worker.trial._trial_id, "note", "text"
+    ),
+    "parameter": of_a_search,
+    "constraint": lambda worker: worker.trial.set_constraint("diverged", 1.0),
+    "rung": lambda worker: worker.trial.should_prune(),
+    "value": lambda worker: worker.study.tell(worker.trial, 4.0),
+    "pruned": lambda worker: worker.study.tell(worker.trial, state=optuna.trial.TrialState.PRUNED),
+    "settle": lambda worker: worker.sweep.settle(worker.lease, worker.trial.number, COMPLETE),
+    "another trial": lambda worker: worker.sweep.storage.create_new_trial(worker.study._study_id),
+    "another trial as the program makes it": lambda worker: worker.sweep.begin(
+        dataclasses.replace(worker.lease, trial_number=None)
+    ),
+    "ask": lambda worker: worker.study.ask(),
+    "study's attribute": lambda worker: worker.study.set_user_attr("note", "text"),
+}
+
+
+class TestFence:
+    @pytest.mark.parametrize("write", THROUGH_OPTUNA)
+    def test_who_lost_the_lease_changes_nothing_through_optuna(
+        self, own: Database, database: Database, write: str
+    ) -> None:
+        worker = Worker(own, database, lease_s=-1.0)
+        assert worker.others.claim("other", 10) is not None
+        before = contents(database)
+        with worker.slots.fence(worker.lease):
+            for _ in range(2):
+                with pytest.raises(LeaseLost):
+                    THROUGH_OPTUNA[write](worker)
+                assert contents(database) == before
+
+    @pytest.mark.parametrize("write", [each for each in THROUGH_OPTUNA if "as the program" not in each])
+    def test_what_the_holder_writes_through_optuna_renews_the_lease(
+        self, own: Database, database: Database, write: str
+    ) -> None:
+        worker = Worker(own, database)
+        worker.expire()
+        before = contents(database)
+        with worker.slots.fence(worker.lease):
+            THROUGH_OPTUNA[write](worker)
+        expires_at = worker.row()["expires_at"]
+        assert expires_at is None if write == "settle" else expires_at > time.time() + 50  # type: ignore[operator]
+        changed = {name for name, rows in contents(database).items() if rows != before[name]}
+        assert changed > {"hpo_slots"}
+
+    def test_reads_are_free_and_renew_nothing(self, own: Database, database: Database) -> None:
+        worker = Worker(own, database, lease_s=-1.0)
+        before = worker.row()
+        with worker.slots.fence(worker.lease):
+            read(worker)
+            assert worker.row() == before
+        assert worker.others.claim("other", 10) is not None
+        with worker.slots.fence(worker.lease):
+            read(worker)
+            with pytest.raises(LeaseLost):
+                worker.trial.set_user_attr("note", "text")
+            read(worker)
+
+    def test_after_a_write_that_failed_reads_are_as_free_as_before(self, own: Database, database: Database) -> None:
+        worker = Worker(own, database, lease_s=-1.0)
+        assert worker.others.claim("other", 10) is not None
+        with worker.slots.fence(worker.lease):
+            with broken_statement(own, "INSERT INTO trial_user_attributes"), pytest.raises(StorageInternalError):
+                worker.trial.set_user_attr("note", "text")
+            read(worker)
+
+    def test_nothing_is_fenced_afterwards_nor_elsewhere(self, own: Database, database: Database) -> None:
+        worker = Worker(own, database, lease_s=-1.0)
+        assert worker.others.claim("other", 10) is not None
+        elsewhere = open_sweep(database, worker.name)
+        with worker.slots.fence(worker.lease):
+            elsewhere.study.set_user_attr("note", "text")
+            with pytest.raises(RuntimeError, match="in the trial"), worker.slots.fence(worker.lease):
+                raise RuntimeError("in the trial")
+        worker.report(3.0, 4)
+        assert worker.losses() == {1: 4.0, 3: 4.0, 4: 3.0}
+
+    def test_it_may_be_raised_and_taken_down_at_every_trial(self, own: Database, database: Database) -> None:
+        worker = Worker(own, database)
+        for milestone in range(4, 8):
+            with worker.slots.fence(worker.lease):
+                worker.report(3.0, milestone)
+        assert len(worker.losses()) == 6
+
+    def test_holding_is_the_fence_and_the_timer(self, own: Database, database: Database) -> None:
+        worker = Worker(own, database, lease_s=-1.0)
+        with worker.sweep.holding(worker.lease):
+            worker.report(3.0, 4)
+            assert worker.others.claim("other", 10) is not None
+            with pytest.raises(LeaseLost):
+                worker.report(3.0, 5)
+        assert not renewers()
+
+    def test_a_threads_writes_are_fenced_too(self, own: Database, database: Database) -> None:
+        worker = Worker(own, database, lease_s=-1.0)
+        assert worker.others.claim("other", 10) is not None
+        with worker.slots.fence(worker.lease), ThreadPoolExecutor(1) as thread:
+            assert type(thread.submit(worker.report, 3.0, 4).exception()) is LeaseLost
+
+    def test_a_claim_that_meets_a_report_gets_nothing(self, own: Database, database: Database) -> None:
+        worker = Worker(own, database)
+        worker.expire()
+        with ThreadPoolExecutor(2) as threads, worker.slots.fence(worker.lease), Pause(own.engine) as pause:
+            report = threads.submit(worker.report, 3.0, 4)
+            assert pause.reached.wait(30)
+            with first_statement(database.engine) as sent:
+                claim = threads.submit(worker.others.claim, "other", 1)
+                assert sent.wait(30)
+            pause.go_on.set()
+            assert report.result(30) is None
+            assert claim.result(30) is None
+        assert worker.losses()[4] == 3.0
+        assert worker.row()["owner"] == "me"
+
+    def test_a_report_that_meets_a_claim_is_refused(self, own: Database, database: Database) -> None:
+        worker = Worker(own, database)
+        worker.expire()
+        with ThreadPoolExecutor(2) as threads, worker.slots.fence(worker.lease), Pause(database.engine) as pause:
+            claim = threads.submit(worker.others.claim, "other", 1)
+            assert pause.reached.wait(30)
+            with first_statement(own.engine) as sent:
+                report = threads.submit(worker.report, 3.0, 4)
+                assert sent.wait(30)
+            pause.go_on.set()
+            lease = claim.result(30)
+            assert type(report.exception(30)) is LeaseLost
+        assert lease is not None
+        assert lease.epoch == 2
+        assert worker.losses() == {1: 4.0, 3: 4.0}
+
+
+def read(worker: Worker) -> None:
+    """All that a worker reads through Optuna."""
+    assert len(worker.study.get_trials()) == 1
+    assert worker.trial.storage.get_trial(worker.trial._trial_id).number == 0
+    assert worker.trial.user_attrs["hpo:slot"] == 0
+    assert worker.study.user_attrs
+    assert worker.sweep.best() is None
+    assert not worker.sweep.stopped_improving()
+    assert worker.sweep.storage.get_all_studies()
+
+
+@contextlib.contextmanager
+def first_statement(engine: sa.Engine) -> Iterator[threading.Event]:
+    """Set once the engine sends a statement that writes."""
+    sent = threading.Event()
+
+    def note(connection: object, cursor: object, statement: str, *rest: object) -> None:
+        if statement.startswith(("INSERT", "UPDATE")):
+            sent.set()
+
+    sa.event.listen(engine, "before_cursor_execute", note)
+    yield sent
+    sa.event.remove(engine, "before_cursor_execute", note)
+
+
+@contextlib.contextmanager
+def broken_statement(database: Database, begin: str) -> Iterator[None]:
+    """Let statements that begin so fail for a reason that no repetition mends."""
+
+    def fail(connection: object, cursor: object, statement: str, *rest: object) -> None:
+        if statement.startswith(begin):
+            raise sa.exc.OperationalError(statement, {}, Exception("disk is full"))
+
+    sa.event.listen(database.engine, "before_cursor_execute", fail)
+    yield
+    sa.event.remove(database.engine, "before_cursor_execute", fail)
 
 
 finite = st.floats(allow_nan=False, allow_infinity=False)

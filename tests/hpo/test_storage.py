@@ -1,8 +1,9 @@
 from __future__ import annotations
 
+import contextlib
 import re
 import sqlite3
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, wait
 from pathlib import Path
 
@@ -10,12 +11,15 @@ import optuna
 import pytest
 import sqlalchemy as sa
 from optuna.exceptions import StorageInternalError
+from optuna.storages import BaseStorage
 from side_processes import PROCESSES, make_study
-from toy_sweeps import ENGINES
+from sqlalchemy import orm
+from toy_sweeps import ENGINES, PATIENT, lost_connection, opened, unheard
 
 import hpo.storage
 from hpo.errors import StorageError
 from hpo.home import Home
+from hpo.patience import IMPATIENT
 from hpo.storage import Database, masked, open_database, storage_errors, storage_url
 
 Open = Callable[..., Database]
@@ -106,6 +110,104 @@ def test_every_sqlite_connection_writes_ahead_without_full_synchronisation(sqlit
     finally:
         for connection in connections:
             connection.close()
+
+
+def test_attributes_of_a_trial_are_set_in_one_transaction_and_replace_older_ones(database: Database) -> None:
+    study = optuna.create_study(storage=database.storage)
+    trial = study.ask()
+    study.ask()
+    trial.set_user_attr("kept", "Φ")
+    trial.set_user_attr("replaced", 1)
+    commits: list[int] = []
+    with commits_of(database, commits):
+        database.set_user_attributes(trial._trial_id, {"replaced": [None, 0.5], "new": {"a": "b"}})
+    assert len(commits) == 1
+    assert study.trials[0].user_attrs == {"kept": "Φ", "replaced": [None, 0.5], "new": {"a": "b"}}
+    assert study.trials[1].user_attrs == {}
+    with commits_of(database, commits):
+        database.set_user_attributes(trial._trial_id, {})
+    assert len(commits) == 1
+
+
+@contextlib.contextmanager
+def commits_of(database: Database, commits: list[int]) -> Iterator[None]:
+    def note(connection: object) -> None:
+        commits.append(1)
+
+    sa.event.listen(database.engine, "commit", note)
+    yield
+    sa.event.remove(database.engine, "commit", note)
+
+
+def test_attributes_whose_answer_is_lost_are_set_once(database_url: str) -> None:
+    with opened(database_url, PATIENT) as database:
+        study = optuna.create_study(storage=database.storage)
+        with unheard(database, 2) as broken:
+            database.set_user_attributes(study.ask()._trial_id, {"a": 1, "b": 2})
+        assert broken == [2]
+        assert study.trials[0].user_attrs == {"a": 1, "b": 2}
+
+
+X = optuna.distributions.FloatDistribution(0.0, 1.0)
+FAILED = optuna.trial.TrialState.FAIL
+Call = Callable[[BaseStorage, int, int], object]
+CALLS: dict[str, Call] = {  # of a study and its second trial
+    "set_study_user_attr": lambda storage, study, trial: storage.set_study_user_attr(study, "a", 1),
+    "set_study_system_attr": lambda storage, study, trial: storage.set_study_system_attr(study, "a", 1),
+    "get_study_id_from_name": lambda storage, study, trial: storage.get_study_id_from_name("toy"),
+    "get_study_name_from_id": lambda storage, study, trial: storage.get_study_name_from_id(study),
+    "get_study_directions": lambda storage, study, trial: storage.get_study_directions(study),
+    "get_study_user_attrs": lambda storage, study, trial: storage.get_study_user_attrs(study),
+    "get_study_system_attrs": lambda storage, study, trial: storage.get_study_system_attrs(study),
+    "get_all_studies": lambda storage, study, trial: storage.get_all_studies(),
+    "set_trial_param": lambda storage, study, trial: storage.set_trial_param(trial, "x", 0.5, X),
+    "get_trial_id": lambda storage, study, trial: storage.get_trial_id_from_study_id_trial_number(study, 1),
+    "get_trial_number_from_id": lambda storage, study, trial: storage.get_trial_number_from_id(trial),
+    "get_trial_param": lambda storage, study, trial: storage.get_trial_param(trial, "y"),
+    "set_trial_state_values": lambda storage, study, trial: storage.set_trial_state_values(trial, FAILED),
+    "set_trial_intermediate_value": lambda storage, study, trial: storage.set_trial_intermediate_value(trial, 1, 2.0),
+    "set_trial_user_attr": lambda storage, study, trial: storage.set_trial_user_attr(trial, "a", 1),
+    "set_trial_system_attr": lambda storage, study, trial: storage.set_trial_system_attr(trial, "a", 1),
+    "get_trial": lambda storage, study, trial: storage.get_trial(trial),
+    "get_all_trials": lambda storage, study, trial: storage.get_all_trials(study),
+    "get_n_trials": lambda storage, study, trial: storage.get_n_trials(study),
+    "get_best_trial": lambda storage, study, trial: storage.get_best_trial(study),
+    "get_trial_params": lambda storage, study, trial: storage.get_trial_params(trial),
+    "get_trial_user_attrs": lambda storage, study, trial: storage.get_trial_user_attrs(trial),
+    "get_trial_system_attrs": lambda storage, study, trial: storage.get_trial_system_attrs(trial),
+}
+
+
+@pytest.mark.parametrize("call", CALLS)
+def test_each_of_optuna_s_calls_outlasts_an_outage_for_the_patient(call: str, sqlite_url: str) -> None:
+    with opened(sqlite_url) as database:
+        study = optuna.create_study(storage=database.storage, study_name="toy")
+        study.add_trial(optuna.create_trial(value=1.0, state=optuna.trial.TrialState.COMPLETE))
+        trial = study.ask()
+        trial.suggest_float("y", 0.0, 1.0)
+    for patience in (IMPATIENT, PATIENT):
+        with opened(sqlite_url, patience) as database:
+            if call == "set_trial_param":  # which takes a trial that was read before
+                database.storage.get_all_trials(study._study_id)
+            with outage(database, times=2):
+                refusal = pytest.raises(StorageInternalError, match="during the commit")
+                with contextlib.nullcontext() if patience is PATIENT else refusal:
+                    CALLS[call](database.storage, study._study_id, trial._trial_id)
+
+
+@contextlib.contextmanager
+def outage(database: Database, times: int) -> Iterator[None]:
+    """Fail so many of the next statements, as a database that is away does."""
+    left = [times]
+
+    def fail(connection: object, cursor: object, statement: str, *rest: object) -> None:
+        if left[0]:
+            left[0] -= 1
+            raise sa.exc.OperationalError(statement, {}, lost_connection(database.engine))
+
+    sa.event.listen(database.engine, "before_cursor_execute", fail)
+    yield
+    sa.event.remove(database.engine, "before_cursor_execute", fail)
 
 
 def test_dropped_postgres_connections_are_replaced(new_url: Callable[[str], str], open_url: Open) -> None:
@@ -280,7 +382,8 @@ def test_a_wrong_password_is_not_told(new_url: Callable[[str], str]) -> None:
 def test_no_repr_shows_the_password(tmp_path: Path) -> None:
     storage = optuna.storages.RDBStorage(f"sqlite:///{tmp_path}/studies.db")
     engine = sa.create_engine(f"postgresql+psycopg://user:{PASSWORD}@127.0.0.1:1/name")
-    assert PASSWORD not in repr(Database(storage, engine))
+    sessions = orm.scoped_session(orm.sessionmaker(bind=engine))
+    assert PASSWORD not in repr(Database(storage, engine, sessions))
     storage.engine.dispose()
 
 

@@ -1,14 +1,16 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
+import sqlalchemy as sa
 from optuna.trial import TrialState, create_trial
 from rich.console import Console
-from toy_sweeps import COMPLETE, complete, make_evaluation, make_event, make_sweep, run_slot
+from toy_sweeps import COMPLETE, complete, lost_connection, make_evaluation, make_event, make_sweep, run_slot
 
+import hpo.view
 from hpo.slots import TrialOutcome
 from hpo.storage import Database, open_database
 from hpo.view import (
@@ -18,6 +20,7 @@ from hpo.view import (
     clock,
     describe_best,
     describe_parameters,
+    drained,
     open_view,
     sentence,
 )
@@ -32,7 +35,7 @@ def own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Database]:
 
 @pytest.fixture
 def board(own: Database) -> Board:
-    return Board(make_sweep(own), total=10)
+    return Board(make_sweep(own), slots=10)
 
 
 class Screen:
@@ -102,6 +105,15 @@ def test_a_restart_is_told(board: Board) -> None:
     message = "worker-0 was killed by SIGKILL (see worker-0.log); it is started again"
     Lines(board, screen.console).hear(make_event("restarted", message=message))
     assert screen.text == f"{message}\n"
+
+
+def test_a_warning_is_told_with_its_worker_and_leaves_the_table_as_it_is(board: Board) -> None:
+    screen = Screen()
+    view = Lines(board, screen.console)
+    view.hear(make_event("evaluated", trial=3, evaluation=make_evaluation()))
+    view.hear(make_event("warned", message="the database is away (x); waiting for it"))
+    assert screen.text == "worker-0: the database is away (x); waiting for it\n"
+    assert board.workers["worker-0"].trial == 3
 
 
 MARKUP = ["[bold]not bold[/bold]", "[/nothing to close]", "[red", "ends in \\", "\\[x]", "[link=file:///etc]x[/link]"]
@@ -199,7 +211,7 @@ def test_the_time_left_counts_this_session_s_trials_alone(own: Database) -> None
     sweep = make_sweep(own)
     for _ in range(4):
         run_slot(sweep, COMPLETE)
-    board = Board(sweep, total=10)
+    board = Board(sweep, slots=10)
     assert board.seconds_left() is None
     run_slot(sweep, COMPLETE)
     run_slot(sweep, COMPLETE)
@@ -210,7 +222,7 @@ def test_the_time_left_counts_this_session_s_trials_alone(own: Database) -> None
 
 def test_nothing_is_left_when_all_are_done(own: Database) -> None:
     sweep = make_sweep(own)
-    board = Board(sweep, total=1)
+    board = Board(sweep, slots=1)
     run_slot(sweep, COMPLETE)
     board.refresh()
     assert board.search_is_over()
@@ -218,7 +230,7 @@ def test_nothing_is_left_when_all_are_done(own: Database) -> None:
 
 
 def test_a_search_that_stopped_improving_is_over(own: Database) -> None:
-    board = Board(make_sweep(own, stopping={"trials_without_improvement": 2}), total=10)
+    board = Board(make_sweep(own, stopping={"trials_without_improvement": 2}), slots=10)
     for loss in (1.0, 2.0, 2.0):
         assert not board.search_is_over()
         run_slot(board.sweep, complete(loss))
@@ -234,6 +246,77 @@ def test_speed_is_that_of_all_workers_together(board: Board) -> None:
     assert board.tokens_per_s() == 3000.0
     board.hear(make_event("waiting", worker="worker-0"))
     assert board.tokens_per_s() == 2000.0
+
+
+def test_a_board_without_a_number_of_slots_is_about_all_there_are(own: Database) -> None:
+    sweep = make_sweep(own, trials=3)
+    board = Board(sweep)
+    assert board.total == 3
+    sweep.slots.ensure(5)
+    run_slot(sweep, COMPLETE)
+    board.refresh()
+    assert (board.total, board.ending()) == (5, "1 of 5 trials finished · best value 4 (trial 0)")
+    assert Board(sweep, slots=2).total == 2
+
+
+def test_what_was_known_stands_while_the_database_is_away(board: Board, monkeypatch: pytest.MonkeyPatch) -> None:
+    run_slot(board.sweep, COMPLETE)
+    board.refresh()
+    errors: list[Exception] = [sa.exc.OperationalError("SELECT", {}, lost_connection(board.sweep.database.engine))]
+    monkeypatch.setattr(board.sweep.slots, "counts", lambda total: raise_(errors[-1]))
+    board.hear(make_event("finished", trial=1, outcome=COMPLETE))
+    assert board.counts.done == 1
+    with pytest.raises(sa.exc.OperationalError):
+        board.refresh()  # when somebody has to know
+    errors.append(ValueError("a defect"))
+    with pytest.raises(ValueError, match="a defect"):
+        board.hear(make_event("finished", trial=1, outcome=COMPLETE))
+
+
+def raise_(error: Exception) -> None:
+    raise error
+
+
+# ---------------------------------------------------------------------------------------------- who still works
+
+
+class Lull:
+    """Stands for `time`: at each pause something happens."""
+
+    def __init__(self, *happenings: Callable[[], object]) -> None:
+        self.left = list(happenings)
+
+    def sleep(self, pause_s: float) -> None:
+        assert pause_s > 0
+        self.left.pop(0)()
+
+
+def test_without_workers_nobody_is_waited_for(own: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hpo.view, "time", Lull())
+    drained(make_sweep(own).slots, (said := []).append)
+    assert said == ["no worker is left"]
+
+
+def test_workers_are_waited_for_and_named_when_they_change(own: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    sweep = make_sweep(own)
+    leases = {owner: sweep.slots.claim(owner, 10) for owner in ("b", "a")}
+    for lease in leases.values():
+        assert lease is not None
+        sweep.begin(lease)
+    steps = [sweep.slots.stops, *(lambda lease=lease: sweep.slots.release(lease) for lease in leases.values())]
+    monkeypatch.setattr(hpo.view, "time", Lull(*steps))
+    drained(sweep.slots, (said := []).append)
+    assert said == ["at work: a, b", "at work: a", "no worker is left"]
+
+
+def test_a_worker_that_is_about_to_begin_its_trial_is_waited_for(
+    own: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slots = make_sweep(own).slots
+    slots.claim("worker", 10)
+    monkeypatch.setattr(hpo.view, "time", Lull(lambda: slots.release_owner("worker", died=False)))
+    drained(slots, (said := []).append)
+    assert said == ["at work: worker", "no worker is left"]
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,316 @@
+"""Workers as Ray actors, wherever a cluster has room for them, watched by the process that started them.
+
+When a worker dies, with its process or with its node, Ray tells: its lease is freed and it is started again, within a
+limit. Workers whose supervisor dies are ended by Ray, and their trials go on from their last checkpoints.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+import platform
+import queue
+import re
+import textwrap
+import threading
+import time
+import traceback
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from hpo.errors import HpoError, WorkerError
+from hpo.executors.local import PULSE_S, RESTARTS, STRAGGLERS_S
+from hpo.executors.ray_cluster import Share, amounts, connected, nodes
+from hpo.executors.stop import Stop, StopLevel
+from hpo.patience import is_away
+from hpo.slots import Slots
+from hpo.worker import Event, WorkerOrder, new_owner, work
+from model.errors import ModelError
+
+LISTEN_S = 0.25  # for which a worker waits for something to tell before it answers
+ROOM_S = 20.0  # without an answer from a new worker, after which it is said that it waits for room
+LONGEST_WORDS = 300  # characters of Ray's on a death
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Answer:
+    """What a worker says when it is asked."""
+
+    node: str  # Ray's name of where it runs
+    host: str
+    events: tuple[Event, ...]
+    ended: bool
+    crash: str  # what it ended by, if nobody expected that
+
+
+class RayWorker:
+    """A worker on its node: one thread works while Ray's answers."""
+
+    def __init__(self, order: WorkerOrder, log: Path) -> None:
+        self.told: queue.SimpleQueue[Event] = queue.SimpleQueue()
+        self.stopped = False
+        self.ended = threading.Event()
+        self.crash = ""
+        threading.Thread(target=self._work, args=(order, log), name="work", daemon=True).start()
+
+    def answer(self, stop: bool) -> Answer:
+        """What was told since the last answer, as soon as there is something, else after a moment.
+
+        Args:
+            stop: whether to leave at the next evaluation.
+        """
+        import ray
+
+        self.stopped = self.stopped or stop
+        ended = self.ended.is_set()  # asked first: what was told last is read below
+        events = []
+        with contextlib.suppress(queue.Empty):
+            events.append(self.told.get(timeout=0 if ended else LISTEN_S))
+            while True:
+                events.append(self.told.get_nowait())
+        node = ray.get_runtime_context().get_node_id()
+        return Answer(node=node, host=platform.node(), events=tuple(events), ended=ended, crash=self.crash)
+
+    def tell(self, event: Event) -> None:
+        """Keep an event for the next answer."""
+        self.told.put(event)
+
+    def stop_wanted(self) -> bool:
+        """Whether to leave at the next evaluation."""
+        return self.stopped
+
+    def _work(self, order: WorkerOrder, log: Path) -> None:
+        try:
+            log.parent.mkdir(parents=True, exist_ok=True)
+            with log.open("a", encoding="utf-8") as file:
+                os.dup2(file.fileno(), 1)
+                os.dup2(file.fileno(), 2)
+            work(order, self)
+        except (HpoError, ModelError) as error:
+            traceback.print_exc()
+            self.tell(Event(kind="fatal", worker=order.name, message=str(error)))
+        except Exception as error:
+            traceback.print_exc()
+            self.crash = f"{type(error).__name__}: {error} (in {log})"
+        finally:
+            self.ended.set()
+
+
+def run_ray(
+    orders: Sequence[tuple[WorkerOrder, Path]],
+    slots: Slots,
+    on_event: Callable[[Event], None],
+    on_pulse: Callable[[], None],
+    stop: Stop,
+    *,
+    address: str | None,
+    cpus_per_worker: int,
+    gpus_per_worker: float,
+) -> None:
+    """Run workers on a Ray cluster until all have ended.
+
+    Args:
+        orders: a worker's order and the file for what it prints, on its node. Device, threads and memory of an order do
+            not count: they follow from what each worker gets.
+        slots: of the sweep, to free the leases of dead workers.
+        on_event: told what workers tell.
+        on_pulse: called a few times a second.
+        stop: raised by signals and time limits; raised here after a fault.
+        address: of the cluster, as `connected` takes it.
+        cpus_per_worker: cores, and threads that train.
+        gpus_per_worker: 0.5: two workers on each GPU; 0: workers compute on CPUs.
+
+    Raises:
+        WorkerError: no cluster, none that can hold a worker, or a worker told that it cannot go on, or died too often.
+            The others have left at an evaluation.
+    """
+    share = Share(cpus=cpus_per_worker, gpus=gpus_per_worker)
+    with connected(address):
+        resources = [node["Resources"] for node in nodes()]
+        if not any(share.places(each) for each in resources):
+            largest = ", ".join(sorted({amounts(each) for each in resources}))
+            raise WorkerError(f"no node of the Ray cluster can hold a worker, which takes {share}: they have {largest}")
+        fleet = _Fleet(slots.impatient(), on_event, stop, share)
+        fleet.run(orders, on_pulse)
+    if fleet.faults:
+        raise WorkerError(fleet.faults[0])
+
+
+class _Actor:
+    """A worker as its supervisor sees it."""
+
+    def __init__(self, order: WorkerOrder, log: Path, share: Share, restarts: int) -> None:
+        import ray
+
+        self.order = dataclasses.replace(share.placed(order), owner=new_owner(order.name))
+        self.log = log
+        self.restarts = restarts
+        self.node = ""  # until it has answered
+        self.host = ""
+        self.started_at = time.monotonic()
+        self.told_of_waiting = False
+        made = ray.remote(RayWorker).options(num_cpus=share.cpus, num_gpus=share.gpus)
+        self.handle = made.remote(self.order, log)
+        self.ask(stop=False)
+
+    def ask(self, *, stop: bool) -> None:
+        self.answer = self.handle.answer.remote(stop)
+
+    def kill(self) -> None:
+        import ray
+
+        ray.kill(self.handle)
+
+
+class _Fleet:
+    """The workers of one run, from the first start to the last end."""
+
+    def __init__(self, slots: Slots, on_event: Callable[[Event], None], stop: Stop, share: Share) -> None:
+        self.slots, self.on_event, self.stop, self.share = slots, on_event, stop, share
+        self.running: list[_Actor] = []
+        self.gone: list[tuple[str, bool]] = []  # owners whose leases are still to be freed, and whether they died
+        self.faults: list[str] = []
+        self.first_end: float | None = None  # of a worker that found all slots done
+
+    def run(self, orders: Sequence[tuple[WorkerOrder, Path]], on_pulse: Callable[[], None]) -> None:
+        """Start the workers and watch them until all have ended or are to end at once."""
+        import ray
+
+        try:
+            for order, log in orders:
+                self.running.append(_Actor(order, log, self.share, restarts=0))
+            while self.running and self.stop.level < StopLevel.NOW:
+                on_pulse()
+                if self.only_stragglers(orders[0][0].total):
+                    break
+                answers = [worker.answer for worker in self.running]
+                ray.wait(answers, num_returns=len(answers), timeout=PULSE_S)
+                for worker in list(self.running):
+                    self.look_at(worker)
+                self.free_leases()
+        finally:
+            for worker in list(self.running):
+                self.dismiss(worker)
+            self.free_leases()
+
+    def look_at(self, worker: _Actor) -> None:
+        """Take in what a worker has told, and its end."""
+        import ray
+        from ray.exceptions import ActorUnavailableError, RayError
+
+        if not ray.wait([worker.answer], timeout=0)[0]:
+            self.mind_waiting(worker)
+            return
+        try:
+            answer = ray.get(worker.answer)
+        except ActorUnavailableError:  # its network failed, or its node: Ray is finding out
+            worker.ask(stop=self.leaving())
+        except RayError as error:
+            self.running.remove(worker)
+            worker.kill()
+            if getattr(error, "actor_init_failed", False):
+                self.fault(
+                    f"{worker.order.name} cannot begin: {_words(error)}; every node needs this program installed"
+                )
+            else:
+                self.replace(worker, _words(error), died=_is_up(worker.node))
+        else:
+            self.take_in(worker, answer)
+
+    def take_in(self, worker: _Actor, answer: Answer) -> None:
+        """Pass on what a worker has told, and ask again unless it has ended."""
+        worker.node, worker.host = answer.node, answer.host
+        for event in answer.events:
+            self.on_event(event)
+            if event.kind in ("evaluated", "finished"):
+                worker.restarts = 0
+            elif event.kind == "fatal":
+                self.fault(event.message)
+        if not answer.ended:
+            worker.ask(stop=self.leaving())
+            return
+        self.running.remove(worker)
+        worker.kill()
+        if answer.crash:
+            self.replace(worker, answer.crash, died=True)
+        elif not self.leaving():
+            self.first_end = self.first_end or time.monotonic()
+
+    def mind_waiting(self, worker: _Actor) -> None:
+        """Dismiss a worker that has not begun if there is no need of it any more; say once that it waits."""
+        if worker.node:
+            return
+        if self.leaving() or self.first_end is not None:
+            self.running.remove(worker)
+            self.dismiss(worker)
+        elif not worker.told_of_waiting and time.monotonic() > worker.started_at + ROOM_S:
+            import ray
+
+            free = amounts(ray.available_resources())
+            message = f"has not begun: it takes {self.share}, and {free} of the Ray cluster are free"
+            self.on_event(Event(kind="warned", worker=worker.order.name, message=message))
+            worker.told_of_waiting = True
+
+    def only_stragglers(self, total: int | None) -> bool:
+        """Whether what still runs hangs: others have finished its slots. Workers that `hpo stop` asked do not hang."""
+        if self.first_end is None or time.monotonic() < self.first_end + STRAGGLERS_S:
+            return False
+        self.first_end = time.monotonic()  # to look again after as long
+        try:
+            return self.slots.counts(total).begun == 0
+        except Exception as error:
+            if not is_away(error):
+                raise
+            return False
+
+    def replace(self, worker: _Actor, cause: str, *, died: bool) -> None:
+        """Free a dead worker's lease and start its successor, if it may have one."""
+        self.gone.append((worker.order.owner, died))
+        self.free_leases()
+        reason = f"{worker.order.name}{f' on {worker.host}' if worker.host else ''}: {cause}"
+        if self.leaving():
+            return
+        if worker.restarts == RESTARTS:
+            self.fault(f"{reason}; it died {RESTARTS + 1} times, so the run ends here")
+            return
+        self.on_event(Event(kind="restarted", worker=worker.order.name, message=f"{reason}; it is started again"))
+        self.running.append(_Actor(worker.order, worker.log, self.share, worker.restarts + 1))
+
+    def dismiss(self, worker: _Actor) -> None:
+        """End a worker at once; its trial goes on from its last checkpoint."""
+        worker.kill()
+        self.gone.append((worker.order.owner, False))
+
+    def leaving(self) -> bool:
+        """Whether workers are to leave."""
+        return self.stop.level > StopLevel.NONE
+
+    def fault(self, message: str) -> None:
+        """Let all leave at their next evaluation, because of this."""
+        self.faults.append(message)
+        self.stop.wish(StopLevel.AT_NEXT_EVALUATION, "a fault")
+
+    def free_leases(self) -> None:
+        """Give back what gone workers held; while the database is away, at a later pulse."""
+        for owner, died in list(self.gone):
+            try:
+                self.slots.release_owner(owner, died=died)
+            except Exception as error:
+                if not is_away(error):
+                    raise
+                return
+            self.gone.remove((owner, died))
+
+
+def _is_up(node: str) -> bool:
+    """Whether a node is still part of the cluster."""
+    return not node or any(each["NodeID"] == node for each in nodes())
+
+
+def _words(error: Exception) -> str:
+    """What Ray says of a death, in one line without the actor's particulars."""
+    text = re.sub(r"(?m)^\t(class_name|actor_id|pid|name|namespace|ip): .*$", "", str(error))
+    if getattr(error, "actor_init_failed", False):
+        text = text.strip().splitlines()[-1]  # of a traceback
+    return textwrap.shorten(text, LONGEST_WORDS, placeholder=" …")
