@@ -19,9 +19,13 @@ from model.errors import ModelError
 from reports.errors import ReportError
 
 if TYPE_CHECKING:
-    from hpo.launch import Executor, Launch
+    from collections.abc import Callable
+
+    from hpo.home import Home
+    from hpo.launch import Executor, Launch, Request
     from hpo.placement import Wish
     from hpo.storage import Database
+    from hpo.view import Board
 
 INTERRUPTED = 130  # exit code of a command that a signal ended
 SIGNALS = ("Ctrl-C", "SIGTERM", "SIGHUP")
@@ -107,11 +111,8 @@ def run(
     storage: StorageOption = None,
 ) -> None:
     """Run a study until it has TRIALS finished trials; run it again to resume."""
-    from hpo.home import Home
     from hpo.launch import Request, prepare
-    from hpo.storage import storage_url
 
-    home = Home.from_environment()
     request = Request(
         study=study,
         trials=trials,
@@ -119,7 +120,7 @@ def run(
         wish=_wish(workers, gpus, trials_per_gpu),
         executor=_executor(executor, ray_address, slurm),
     )
-    _work(prepare(request, storage_url(storage, home), home, typer.echo), timeout)
+    _work(prepare, request, storage, timeout)
 
 
 @app.command()
@@ -136,18 +137,15 @@ def worker(
     storage: StorageOption = None,
 ) -> None:
     """Work on a study that is in the database already, beside whoever else does, until it is done."""
-    from hpo.home import Home
     from hpo.launch import Request, join
-    from hpo.storage import storage_url
 
-    home = Home.from_environment()
     request = Request(
         study=study,
         data=data,
         wish=_wish(workers, gpus, trials_per_gpu),
         executor=_executor(executor, ray_address, slurm),
     )
-    _work(join(request, storage_url(storage, home), home, typer.echo), timeout)
+    _work(join, request, storage, timeout)
 
 
 @app.command()
@@ -320,29 +318,45 @@ def _executor(kind: Literal["local", "ray", "slurm"], ray_address: str | None, s
     return Executor(kind=kind, ray_address=ray_address, slurm_options=options)
 
 
-def _work(launch: Launch, timeout: float | None) -> None:
+def _work(
+    make_ready: Callable[[Request, str, Home, Callable[[str], None]], Launch],
+    request: Request,
+    storage: str | None,
+    timeout: float | None,
+) -> None:
     """Run workers before the user's eyes until the study is done or a stop is wanted."""
-    from rich.console import Console
-
     from hpo.errors import UsageError
-    from hpo.executors.stop import Stop
-    from hpo.launch import run_workers, submit
-    from hpo.view import Board, open_view
+    from hpo.home import Home
+    from hpo.launch import connected_to, submit
+    from hpo.storage import storage_url
+    from hpo.view import Board
 
     if timeout is not None and not timeout > 0:
         raise UsageError(f"--timeout must be above 0 minutes, got {timeout:g}")
-    board = Board(launch.sweep, launch.total)
-    typer.echo(launch.describe(board.counts))
-    if board.search_is_over():
-        typer.echo(f"nothing to do: {board.ending()}")
-        return
-    if not launch.orders:
-        typer.echo(f"it waits for `hpo worker --study {launch.sweep.spec.name}`")
-        return
-    if launch.request.executor.kind == "slurm":
+    home = Home.from_environment()
+    with connected_to(request.executor):
+        launch = make_ready(request, storage_url(storage, home), home, typer.echo)
         name = launch.sweep.spec.name
-        typer.echo(f"submitted: {', '.join(submit(launch))}; `hpo status {name}` follows, `hpo stop {name}` ends it")
-        return
+        board = Board(launch.sweep, launch.total)
+        typer.echo(launch.describe(board.counts))
+        if board.search_is_over():
+            typer.echo(f"nothing to do: {board.ending()}")
+        elif not launch.orders:
+            typer.echo(f"it waits for `hpo worker --study {name}`")
+        elif request.executor.kind == "slurm":
+            jobs = ", ".join(submit(launch))
+            typer.echo(f"submitted: {jobs}; `hpo status {name}` follows, `hpo stop {name}` ends it")
+        else:
+            _watch(launch, board, timeout)
+
+
+def _watch(launch: Launch, board: Board, timeout: float | None) -> None:
+    from rich.console import Console
+
+    from hpo.executors.stop import Stop
+    from hpo.launch import run_workers
+    from hpo.view import open_view
+
     stop = Stop(None if timeout is None else 60 * timeout)
     with open_view(board, Console()) as view, stop.on_signals(view.say):
         run_workers(launch, view.hear, view.pulse, stop)

@@ -6,6 +6,7 @@ empty database.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import platform
 import time
@@ -22,7 +23,7 @@ import torch
 from hpo.errors import StudyError, UsageError
 from hpo.executors.local import run_local
 from hpo.executors.ray import run_ray
-from hpo.executors.ray_cluster import has_gpus
+from hpo.executors.ray_cluster import connected, has_gpus
 from hpo.executors.ray_cluster import places as ray_places
 from hpo.executors.slurm import submit_slurm
 from hpo.executors.stop import Stop
@@ -79,6 +80,11 @@ class Launch:
             f"{self.corpus.corpus_name}, {tokenizer.kind} with {tokenizer.vocabulary:,} tokens · "
             f"{len(self.orders)} worker{'' if len(self.orders) == 1 else 's'} · {masked(self.url)}"
         )
+
+
+def connected_to(executor: Executor) -> contextlib.AbstractContextManager[None]:
+    """Within this, a cluster is connected to, or started, once and for all that is asked of it."""
+    return connected(executor.ray_address) if executor.kind == "ray" else contextlib.nullcontext()
 
 
 def prepare(request: Request, url: str, home: Home, announce: Callable[[str], None]) -> Launch:

@@ -12,7 +12,6 @@ import multiprocessing
 import os
 import pickle
 import signal
-import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from multiprocessing.connection import Connection, wait
@@ -21,16 +20,13 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 from hpo.errors import HpoError, WorkerError
+from hpo.executors.crew import PULSE_S, Crew
 from hpo.executors.stop import Stop, StopLevel
-from hpo.patience import is_away
 from hpo.slots import Slots
-from hpo.worker import DEATHS, Event, Link, WorkerOrder, new_owner, work
+from hpo.worker import Event, Link, WorkerOrder, new_owner, work
 from model.errors import ModelError
 
 Work = Callable[[WorkerOrder, Link], None]  # what a worker's process runs
-RESTARTS = DEATHS  # of each worker in a row, without an evaluation between: a deadly trial is given up before
-STRAGGLERS_S = 15.0  # after all slots are done
-PULSE_S = 0.25  # longest time between two looks at clock and signals
 
 
 class _PipeLink:
@@ -112,32 +108,27 @@ def run_local(
     Raises:
         WorkerError: a worker told that it cannot go on, or died too often. The others have left at an evaluation.
     """
-    crew = _Crew(slots.impatient(), on_event, stop, work)
+    crew = _Crew(slots, on_event, stop, work)
     crew.run(orders, on_pulse)
     if crew.faults:
         raise WorkerError(crew.faults[0])
 
 
-class _Crew:
-    """The workers of one run, from the first start to the last end."""
+class _Crew(Crew[_Process]):
+    """Workers as processes."""
 
     def __init__(self, slots: Slots, on_event: Callable[[Event], None], stop: Stop, work: Work) -> None:
-        self.slots, self.on_event, self.stop, self.work = slots, on_event, stop, work
-        self.running: list[_Process] = []
-        self.gone: list[tuple[str, bool]] = []  # owners whose leases are still to be freed, and whether they died
-        self.faults: list[str] = []
-        self.first_end: float | None = None  # of a worker that found all slots done
+        super().__init__(slots, on_event, stop)
+        self.work = work
 
     def run(self, orders: Sequence[tuple[WorkerOrder, Path]], on_pulse: Callable[[], None]) -> None:
         """Start the workers and watch them until all have ended or are to end at once."""
         try:
             for order, log in orders:
-                self.running.append(_start(order, log, self.work))
-            while self.running and self.stop.level < StopLevel.NOW:
+                self.running.append(self.start(order, log, restarts=0))
+            while self.running and self.stop.level < StopLevel.NOW and not self.only_stragglers(orders[0][0].total):
                 on_pulse()
-                if self.first_end is not None and time.monotonic() > self.first_end + STRAGGLERS_S:
-                    break  # what still runs hangs: its slots have been finished by others
-                if self.stop.level is StopLevel.AT_NEXT_EVALUATION:
+                if self.leaving():
                     for worker in self.running:
                         worker.ask_to_stop()
                 stirring = wait([part for each in self.running for part in (each.line, each.process.sentinel)], PULSE_S)
@@ -155,58 +146,26 @@ class _Crew:
         """Take in what a worker has told, and its end."""
         ended = worker.process.exitcode is not None  # asked first: what it said last is read below
         for event in worker.events():
-            self.on_event(event)
-            if event.kind in ("evaluated", "finished"):
-                worker.restarts = 0
-            elif event.kind == "fatal":
-                self.fault(event.message)
+            self.hear(worker, event)
         if ended:
             self.running.remove(worker)
-            if worker.process.exitcode != 0:
-                self.replace(worker)
-            elif self.stop.level is StopLevel.NONE:
-                self.first_end = self.first_end or time.monotonic()
+            if worker.process.exitcode == 0:
+                self.left()
+            else:
+                self.replace(worker, f"{worker.order.name} {worker.cause_of_death()}", died=True)
 
-    def replace(self, worker: _Process) -> None:
-        """Free a dead worker's lease and start its successor, if it may have one."""
-        self.gone.append((worker.order.owner, True))
-        self.free_leases()
-        reason = f"{worker.order.name} {worker.cause_of_death()}"
-        if self.stop.level > StopLevel.NONE:
-            return
-        if worker.restarts == RESTARTS:
-            self.fault(f"{reason}; it died {RESTARTS + 1} times, so the run ends here")
-            return
-        self.on_event(Event(kind="restarted", worker=worker.order.name, message=f"{reason}; it is started again"))
-        self.running.append(_start(worker.order, worker.log, self.work, worker.restarts + 1))
-
-    def fault(self, message: str) -> None:
-        """Let all leave at their next evaluation, because of this."""
-        self.faults.append(message)
-        self.stop.wish(StopLevel.AT_NEXT_EVALUATION, "a fault")
-
-    def free_leases(self) -> None:
-        """Give back what gone workers held; while the database is away, at a later pulse."""
-        for owner, died in list(self.gone):
-            try:
-                self.slots.release_owner(owner, died=died)
-            except Exception as error:
-                if not is_away(error):
-                    raise
-                return
-            self.gone.remove((owner, died))
-
-
-def _start(order: WorkerOrder, log: Path, work: Work, restarts: int = 0) -> _Process:
-    context = process_context()
-    ours, theirs = context.Pipe()
-    order = dataclasses.replace(order, owner=new_owner(order.name))
-    log_began = log.stat().st_size if log.is_file() else 0
-    process = context.Process(target=_run_worker, args=(order, log, theirs, work), name=order.name, daemon=True)
-    with _without_sigint():
-        process.start()
-    theirs.close()
-    return _Process(order, log, process, ours, restarts, log_began)
+    def start(self, order: WorkerOrder, log: Path, restarts: int) -> _Process:
+        """Start a worker's process."""
+        context = process_context()
+        ours, theirs = context.Pipe()
+        order = dataclasses.replace(order, owner=new_owner(order.name))
+        log_began = log.stat().st_size if log.is_file() else 0
+        arguments = (order, log, theirs, self.work)
+        process = context.Process(target=_run_worker, args=arguments, name=order.name, daemon=True)
+        with _without_sigint():
+            process.start()
+        theirs.close()
+        return _Process(order, log, process, ours, restarts, log_began)
 
 
 def process_context() -> SpawnContext | ForkServerContext:

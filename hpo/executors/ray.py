@@ -20,10 +20,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from hpo.errors import HpoError, WorkerError
-from hpo.executors.local import PULSE_S, RESTARTS, STRAGGLERS_S
+from hpo.executors.crew import PULSE_S, Crew
 from hpo.executors.ray_cluster import Share, amounts, connected, nodes
 from hpo.executors.stop import Stop, StopLevel
-from hpo.patience import is_away
 from hpo.slots import Slots
 from hpo.worker import Event, WorkerOrder, new_owner, work
 from model.errors import ModelError
@@ -92,7 +91,7 @@ class RayWorker:
             self.tell(Event(kind="fatal", worker=order.name, message=str(error)))
         except Exception as error:
             traceback.print_exc()
-            self.crash = f"{type(error).__name__}: {error} (in {log})"
+            self.crash = f"{type(error).__name__}: {' '.join(str(error).split())} (in {log})"
         finally:
             self.ended.set()
 
@@ -131,7 +130,7 @@ def run_ray(
         if not any(share.places(each) for each in resources):
             largest = ", ".join(sorted({amounts(each) for each in resources}))
             raise WorkerError(f"no node of the Ray cluster can hold a worker, which takes {share}: they have {largest}")
-        fleet = _Fleet(slots.impatient(), on_event, stop, share)
+        fleet = _Fleet(slots, on_event, stop, share)
         fleet.run(orders, on_pulse)
     if fleet.faults:
         raise WorkerError(fleet.faults[0])
@@ -154,6 +153,9 @@ class _Actor:
         self.handle = made.remote(self.order, log)
         self.ask(stop=False)
 
+    def __str__(self) -> str:
+        return f"{self.order.name} on {self.host}" if self.host else self.order.name
+
     def ask(self, *, stop: bool) -> None:
         self.answer = self.handle.answer.remote(stop)
 
@@ -163,15 +165,12 @@ class _Actor:
         ray.kill(self.handle)
 
 
-class _Fleet:
-    """The workers of one run, from the first start to the last end."""
+class _Fleet(Crew[_Actor]):
+    """Workers as actors."""
 
     def __init__(self, slots: Slots, on_event: Callable[[Event], None], stop: Stop, share: Share) -> None:
-        self.slots, self.on_event, self.stop, self.share = slots, on_event, stop, share
-        self.running: list[_Actor] = []
-        self.gone: list[tuple[str, bool]] = []  # owners whose leases are still to be freed, and whether they died
-        self.faults: list[str] = []
-        self.first_end: float | None = None  # of a worker that found all slots done
+        super().__init__(slots, on_event, stop)
+        self.share = share
 
     def run(self, orders: Sequence[tuple[WorkerOrder, Path]], on_pulse: Callable[[], None]) -> None:
         """Start the workers and watch them until all have ended or are to end at once."""
@@ -179,11 +178,9 @@ class _Fleet:
 
         try:
             for order, log in orders:
-                self.running.append(_Actor(order, log, self.share, restarts=0))
-            while self.running and self.stop.level < StopLevel.NOW:
+                self.running.append(self.start(order, log, restarts=0))
+            while self.running and self.stop.level < StopLevel.NOW and not self.only_stragglers(orders[0][0].total):
                 on_pulse()
-                if self.only_stragglers(orders[0][0].total):
-                    break
                 answers = [worker.answer for worker in self.running]
                 ray.wait(answers, num_returns=len(answers), timeout=PULSE_S)
                 for worker in list(self.running):
@@ -193,6 +190,10 @@ class _Fleet:
             for worker in list(self.running):
                 self.dismiss(worker)
             self.free_leases()
+
+    def start(self, order: WorkerOrder, log: Path, restarts: int) -> _Actor:
+        """Start a worker's actor, where there is room for it."""
+        return _Actor(order, log, self.share, restarts)
 
     def look_at(self, worker: _Actor) -> None:
         """Take in what a worker has told, and its end."""
@@ -210,11 +211,9 @@ class _Fleet:
             self.running.remove(worker)
             worker.kill()
             if getattr(error, "actor_init_failed", False):
-                self.fault(
-                    f"{worker.order.name} cannot begin: {_words(error)}; every node needs this program installed"
-                )
+                self.fault(f"{worker.order.name} cannot begin: {_words(error)}; every node needs this installation")
             else:
-                self.replace(worker, _words(error), died=_is_up(worker.node))
+                self.replace(worker, f"{worker}: {_words(error)}", died=_is_up(worker.node))
         else:
             self.take_in(worker, answer)
 
@@ -222,26 +221,22 @@ class _Fleet:
         """Pass on what a worker has told, and ask again unless it has ended."""
         worker.node, worker.host = answer.node, answer.host
         for event in answer.events:
-            self.on_event(event)
-            if event.kind in ("evaluated", "finished"):
-                worker.restarts = 0
-            elif event.kind == "fatal":
-                self.fault(event.message)
+            self.hear(worker, event)
         if not answer.ended:
             worker.ask(stop=self.leaving())
             return
         self.running.remove(worker)
         worker.kill()
         if answer.crash:
-            self.replace(worker, answer.crash, died=True)
-        elif not self.leaving():
-            self.first_end = self.first_end or time.monotonic()
+            self.replace(worker, f"{worker}: {answer.crash}", died=True)
+        else:
+            self.left()
 
     def mind_waiting(self, worker: _Actor) -> None:
         """Dismiss a worker that has not begun if there is no need of it any more; say once that it waits."""
         if worker.node:
             return
-        if self.leaving() or self.first_end is not None:
+        if self.leaving() or self.looked_at is not None:
             self.running.remove(worker)
             self.dismiss(worker)
         elif not worker.told_of_waiting and time.monotonic() > worker.started_at + ROOM_S:
@@ -252,55 +247,10 @@ class _Fleet:
             self.on_event(Event(kind="warned", worker=worker.order.name, message=message))
             worker.told_of_waiting = True
 
-    def only_stragglers(self, total: int | None) -> bool:
-        """Whether what still runs hangs: others have finished its slots. Workers that `hpo stop` asked do not hang."""
-        if self.first_end is None or time.monotonic() < self.first_end + STRAGGLERS_S:
-            return False
-        self.first_end = time.monotonic()  # to look again after as long
-        try:
-            return self.slots.counts(total).begun == 0
-        except Exception as error:
-            if not is_away(error):
-                raise
-            return False
-
-    def replace(self, worker: _Actor, cause: str, *, died: bool) -> None:
-        """Free a dead worker's lease and start its successor, if it may have one."""
-        self.gone.append((worker.order.owner, died))
-        self.free_leases()
-        reason = f"{worker.order.name}{f' on {worker.host}' if worker.host else ''}: {cause}"
-        if self.leaving():
-            return
-        if worker.restarts == RESTARTS:
-            self.fault(f"{reason}; it died {RESTARTS + 1} times, so the run ends here")
-            return
-        self.on_event(Event(kind="restarted", worker=worker.order.name, message=f"{reason}; it is started again"))
-        self.running.append(_Actor(worker.order, worker.log, self.share, worker.restarts + 1))
-
     def dismiss(self, worker: _Actor) -> None:
         """End a worker at once; its trial goes on from its last checkpoint."""
         worker.kill()
         self.gone.append((worker.order.owner, False))
-
-    def leaving(self) -> bool:
-        """Whether workers are to leave."""
-        return self.stop.level > StopLevel.NONE
-
-    def fault(self, message: str) -> None:
-        """Let all leave at their next evaluation, because of this."""
-        self.faults.append(message)
-        self.stop.wish(StopLevel.AT_NEXT_EVALUATION, "a fault")
-
-    def free_leases(self) -> None:
-        """Give back what gone workers held; while the database is away, at a later pulse."""
-        for owner, died in list(self.gone):
-            try:
-                self.slots.release_owner(owner, died=died)
-            except Exception as error:
-                if not is_away(error):
-                    raise
-                return
-            self.gone.remove((owner, died))
 
 
 def _is_up(node: str) -> bool:

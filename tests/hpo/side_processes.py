@@ -88,16 +88,14 @@ def leaves(order: WorkerOrder, link: Link) -> None:
 
 def waits_for_stop(order: WorkerOrder, link: Link) -> None:
     _note(order)
-    while not link.stop_wanted():
-        time.sleep(0.01)
-    (order.home.root / f"left-{order.name}").touch()
+    _wait(order, link)
 
 
 def dies_once(order: WorkerOrder, link: Link) -> None:
     if _note(order) == 0:
         print("no memory is left\n\n", flush=True)
         os.kill(os.getpid(), signal.SIGKILL)
-    waits_for_stop(order, link)
+    _wait(order, link)
 
 
 def dies_always(order: WorkerOrder, link: Link) -> None:
@@ -140,7 +138,7 @@ def dies_over_its_trial(order: WorkerOrder, link: Link) -> None:
         assert lease is not None
         sweep.begin(lease)
         os.kill(os.getpid(), signal.SIGKILL)
-    waits_for_stop(order, link)
+    _wait(order, link)
 
 
 def hangs(order: WorkerOrder, link: Link) -> None:
@@ -168,9 +166,17 @@ def works_on(order: WorkerOrder, link: Link) -> None:
     (order.home.root / f"left-{order.name}").touch()
 
 
+def _wait(order: WorkerOrder, link: Link) -> None:
+    while not link.stop_wanted():
+        time.sleep(0.01)
+    (order.home.root / f"left-{order.name}").touch()
+
+
 def _note(order: WorkerOrder) -> int:
     """Leave a trace of this process; how many of this worker there were before it."""
     before = len(list(order.home.root.glob(f"{order.name}-*")))
     facts = {"pid": os.getpid(), "parent": os.getppid(), "module": id(sys.modules["hpo.worker"]), "owner": order.owner}
-    (order.home.root / f"{order.name}-{before}").write_text(json.dumps(facts))
+    draft = order.home.root / f"draft-{order.name}"
+    draft.write_text(json.dumps(facts))
+    draft.rename(order.home.root / f"{order.name}-{before}")
     return before

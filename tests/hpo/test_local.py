@@ -24,9 +24,10 @@ from side_processes import (
 )
 from toy_sweeps import lost_connection, make_sweep, slot_row
 
-import hpo.executors.local
+import hpo.executors.crew
 from hpo.errors import WorkerError
-from hpo.executors.local import RESTARTS, Work, run_local
+from hpo.executors.crew import RESTARTS
+from hpo.executors.local import Work, run_local
 from hpo.executors.stop import Stop, StopLevel
 from hpo.home import Home
 from hpo.slots import SlotCounts
@@ -132,14 +133,14 @@ def test_a_fault_of_the_supervisor_ends_its_workers(crew: Crew) -> None:
 
 
 def test_who_hangs_after_the_others_have_found_all_done_is_ended(crew: Crew, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(hpo.executors.local, "STRAGGLERS_S", 0.3)
+    monkeypatch.setattr(hpo.executors.crew, "STRAGGLERS_S", 0.3)
     crew.run(hangs, workers=2)
     assert not alive(crew.processes()[0]["pid"])
     assert crew.restarts() == []
 
 
 def test_who_is_on_a_trial_is_not_ended_because_another_has_left(crew: Crew, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(hpo.executors.local, "STRAGGLERS_S", 0.3)
+    monkeypatch.setattr(hpo.executors.crew, "STRAGGLERS_S", 0.3)
     others_left: list[int] = []
 
     def look() -> None:
@@ -196,7 +197,8 @@ def test_who_dies_again_and_again_ends_the_run(crew: Crew) -> None:
     with pytest.raises(WorkerError) as caught:
         crew.run(dies_always, workers=2)
     assert len(crew.processes()) == RESTARTS + 1
-    first, second, third = crew.restarts()
+    assert len(crew.restarts()) == RESTARTS
+    first, second, third = crew.restarts()[:3]
     assert "worker-0 ended with exit code 1; its last words: ValueError: a defect" in first
     assert "worker-0 was killed by SIGTERM" in second
     assert "a defect" not in second, "those were another process's words"
@@ -230,7 +232,7 @@ def test_who_cannot_go_on_says_why_and_the_others_leave(crew: Crew) -> None:
 
 def test_a_log_that_cannot_be_written_ends_the_run_in_one_line(crew: Crew) -> None:
     (crew.root / "logs").touch()
-    with pytest.raises(WorkerError, match=r"\A[^\n]*worker-0\.log: cannot be written \(Not a directory\)\Z"):
+    with pytest.raises(WorkerError, match=r"\A[^\n]*worker-0\.log: cannot be written \([^\n]+\)\Z"):
         crew.run(leaves)
     assert crew.processes() == []
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import optuna
 import pytest
+import torch
 from toy_sweeps import make_spec
 
 import hpo.objective
@@ -46,6 +47,15 @@ def setting(small_corpus: TokenizedCorpus, tmp_path: Path) -> Callable[[int], Tr
         return TrialSetting(spec=spec, corpus=small_corpus, folder=tmp_path / "trial", epoch=epoch, device="cpu")
 
     return lease
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """Threads that wait for each other take the cores of other tests."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture

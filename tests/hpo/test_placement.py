@@ -71,12 +71,10 @@ def test_a_gpu_is_named_once(text: str) -> None:
 
 
 @pytest.fixture
-def two_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(hpo.placement, "gpu_count", lambda: 2)
+def all_visible(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
 
 
-@pytest.mark.usefixtures("two_gpus")
 @pytest.mark.parametrize(
     ("wish", "device"),
     [
@@ -89,10 +87,10 @@ def two_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
     ],
 )
 def test_what_a_machine_has_may_be_wished(wish: Wish, device: str) -> None:
-    check_wish(wish, device)
+    check_wish(wish, device, 2)
 
 
-@pytest.mark.usefixtures("two_gpus")
+@pytest.mark.usefixtures("all_visible")
 @pytest.mark.parametrize(
     ("wish", "device", "words"),
     [
@@ -104,19 +102,18 @@ def test_what_a_machine_has_may_be_wished(wish: Wish, device: str) -> None:
             "cuda",
             "--workers and --trials-per-gpu both say how many: give one of them",
         ),
-        (Wish(gpus=(0,)), "cpu", "--gpus: this process sees no GPU"),
-        (Wish(trials_per_gpu=1), "cpu", "--trials-per-gpu: this process sees no GPU"),
+        (Wish(gpus=(0,)), "cpu", "--gpus: there is no GPU"),
+        (Wish(trials_per_gpu=1), "cpu", "--trials-per-gpu: there is no GPU"),
         (Wish(gpus=(0, 2)), "cuda", "--gpus 2: this process sees GPUs 0 to 1"),
     ],
 )
 def test_what_a_machine_does_not_have_is_refused(wish: Wish, device: str, words: str) -> None:
-    assert refusal(lambda: check_wish(wish, device)) == words
+    assert refusal(lambda: check_wish(wish, device, 2)) == words
 
 
-@pytest.mark.usefixtures("two_gpus")
 def test_a_refusal_names_what_the_environment_lets_see(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,5")
-    message = refusal(lambda: check_wish(Wish(gpus=(4,)), "cuda"))
+    message = refusal(lambda: check_wish(Wish(gpus=(4,)), "cuda", 2))
     assert message == "--gpus 4: this process sees GPUs 0 to 1 (CUDA_VISIBLE_DEVICES=4,5)"
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     assert refusal(lambda: check_wish(Wish(gpus=(0,)), "cpu")).endswith("no GPU (CUDA_VISIBLE_DEVICES=)")

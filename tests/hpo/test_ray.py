@@ -14,6 +14,7 @@ import psutil
 import pytest
 from far_workers import FarStudy, wait_until
 
+import hpo.executors.crew
 import hpo.executors.ray
 import hpo.executors.ray_cluster
 from hpo.errors import WorkerError
@@ -103,6 +104,11 @@ class Run:
     def kinds(self, kind: str) -> list[Event]:
         return [event for event in self.events if event.kind == kind]
 
+    def waited(self, workers: int) -> str:
+        """The one of so many workers that never began a trial."""
+        (name,) = {f"worker-{number}" for number in range(workers)} - {event.worker for event in self.kinds("started")}
+        return name
+
     def when_both_have_a_checkpoint(self, act: Callable[[], None]) -> None:
         """Do something once, while two trials are under way."""
         done: list[bool] = []
@@ -191,7 +197,7 @@ class TestOnTwoNodes:
         run.go(study.orders(3))  # one of them waits for room
         counts = study.sweep.slots.counts(4)
         assert (counts.done, counts.leased, counts.released, counts.open) == (0, 0, 2, 2)
-        assert run.freed == [("worker-2", False)]
+        assert run.freed == [(run.waited(3), False)]
         Run.go(start(study), study.orders(2))
         study.assert_exact()
         assert len(study.continued()) == 2
@@ -210,7 +216,7 @@ class TestOnTwoNodes:
     def test_hpo_stop_lets_each_worker_reach_its_next_evaluation(
         self, far_study: Make, start: Callable[[FarStudy], Run], monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(hpo.executors.ray, "STRAGGLERS_S", 0.0)  # the first to leave is no sign that all is done
+        monkeypatch.setattr(hpo.executors.crew, "STRAGGLERS_S", 0.0)  # the first to leave is no sign that all is done
         study = far_study(trials=4, lease_s=3.0, budget_tokens=400_000)
         run = start(study)
         run.when_both_have_a_checkpoint(study.sweep.slots.ask_to_stop)
@@ -236,7 +242,7 @@ class TestOnTwoNodes:
     def test_a_worker_that_dies_again_and_again_ends_the_run(
         self, far_study: Make, start: Callable[[FarStudy], Run], monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(hpo.executors.ray, "RESTARTS", 1)
+        monkeypatch.setattr(hpo.executors.crew, "RESTARTS", 1)
         study = far_study(trials=1)
         run = start(study)
         file = study.home.root / "file"
@@ -247,15 +253,17 @@ class TestOnTwoNodes:
         assert len(run.kinds("restarted")) == 1
         assert study.sweep.slots.counts(1).open == 1
 
-    def test_a_node_without_the_program_ends_the_run(
+    def test_a_node_without_the_installation_ends_the_run(
         self, far_study: Make, start: Callable[[FarStudy], Run], cluster: Any, tmp_path: Path
     ) -> None:
-        package = tmp_path / "broken" / "hpo"
+        package = tmp_path / "broken" / "torch"
         package.mkdir(parents=True)
-        (package / "__init__.py").write_text("raise ModuleNotFoundError('no hpo')", encoding="utf-8")
+        (package / "__init__.py").write_text("raise ModuleNotFoundError('no torch')", encoding="utf-8")
         node = cluster.add_node(num_cpus=2, env_vars={"PYTHONPATH": str(package.parent)})
         try:
-            with pytest.raises(WorkerError, match=r"\Aworker-0 cannot begin: ModuleNotFoundError: no hpo; every node"):
+            with pytest.raises(
+                WorkerError, match=r"\Aworker-0 cannot begin: ModuleNotFoundError: no torch; every node"
+            ):
                 start(study := far_study(trials=1)).go(study.orders(1), cpus_per_worker=2)
         finally:
             cluster.remove_node(node)
@@ -268,8 +276,7 @@ class TestOnTwoNodes:
         run = start(study)
         run.go(study.orders(3))
         study.assert_exact()
-        (waited,) = {"worker-0", "worker-1", "worker-2"} - {event.worker for event in run.kinds("started")}
-        (said,) = [event.message for event in run.kinds("warned") if event.worker == waited]
+        (said,) = [event.message for event in run.kinds("warned") if event.worker == run.waited(3)]
         assert said == "has not begun: it takes 1 CPU, and 0 CPUs of the Ray cluster are free"
 
     def test_workers_that_no_node_can_hold_are_refused(self, far_study: Make, start: Callable[[FarStudy], Run]) -> None:

@@ -1,10 +1,25 @@
+"""How a run ends before its total: signals and time limits here, `hpo stop` wherever workers are."""
+
 from __future__ import annotations
 
 import signal
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
+from toy_sweeps import COMPLETE, make_sweep, run_slot
 
+import hpo.worker
 from hpo.executors.stop import Stop, StopLevel
+from hpo.home import Home
+from hpo.slots import SlotCounts
+from hpo.storage import Database
+from hpo.sweep import Sweep
+from hpo.worker import Event, WorkerOrder, work
+from model.tokens import TokenizedCorpus
 
 
 def test_nothing_is_wished_at_first() -> None:
@@ -85,3 +100,132 @@ def test_signals_mean_what_they_did_before_once_the_run_is_over() -> None:
         run()
     assert not set(during) & set(before)
     assert [signal.getsignal(number) for number in numbers] == before
+
+
+# ---------------------------------------------------------------------------------------------- hpo stop
+
+RUN = {
+    "preset": "nano",
+    "width": 32,
+    "heads": 2,
+    "sequence_length": 32,
+    "batch_size": 2,
+    "budget_tokens": 1280,
+    "evaluations": 5,
+    "evaluation_tokens": 128,
+}
+
+
+class Site:
+    """A study that really trains, its workers in this process, and what they tell."""
+
+    def __init__(self, database: Database, url: str, root: Path, corpus: TokenizedCorpus) -> None:
+        self.sweep: Sweep = make_sweep(database, trials=3, run=RUN, pruner={"kind": "none"})
+        self.url, self.root, self.corpus = url, root, corpus
+        self.heard: list[Event] = []
+        self.at: dict[str, Callable[[], object]] = {}  # a kind of event: what happens when it is told first
+
+    def tell(self, event: Event) -> None:
+        self.heard.append(event)
+        self.at.pop(event.kind, lambda: None)()
+
+    def stop_wanted(self) -> bool:
+        return False
+
+    def kinds(self) -> list[str]:
+        return [event.kind for event in self.heard]
+
+    def work(self, stops: int | None = None) -> None:
+        facts: dict[str, Any] = {"study_name": self.sweep.spec.name, "total": None, "tokens": self.corpus.folder}
+        work(
+            WorkerOrder(
+                **facts,
+                storage_url=self.url,
+                home=Home(self.root),
+                device="cpu",
+                threads=1,
+                name="worker-0",
+                owner=f"worker-{len(self.heard)}",
+                stops=stops,
+                lease_s=0.3,  # renewed every tenth of a second, which is when a worker looks for a stop
+            ),
+            self,
+        )
+
+
+@pytest.fixture
+def site(
+    sqlite_url: str, open_url: Callable[..., Database], tmp_path: Path, small_corpus: TokenizedCorpus
+) -> Iterator[Site]:
+    threads = torch.get_num_threads()
+    yield Site(open_url(sqlite_url), sqlite_url, tmp_path / "home", small_corpus)
+    torch.set_num_threads(threads)  # a worker sets its own
+
+
+@pytest.fixture
+def seen(monkeypatch: pytest.MonkeyPatch) -> threading.Event:
+    """Set when a worker has seen that a stop was asked for."""
+    found, look = threading.Event(), hpo.worker._Worker.look_for_stop
+
+    def look_and_tell(worker: Any, *slots: Any) -> None:
+        look(worker, *slots)
+        if worker.stop_asked:
+            found.set()
+
+    monkeypatch.setattr(hpo.worker._Worker, "look_for_stop", look_and_tell)
+    return found
+
+
+def test_a_worker_leaves_at_the_evaluation_after_the_stop(site: Site, seen: threading.Event) -> None:
+    def stop() -> None:
+        site.sweep.slots.ask_to_stop()
+        assert seen.wait(30)
+
+    site.at["evaluated"] = stop
+    site.work()
+    assert site.kinds() == ["started", "evaluated"]
+    assert site.sweep.slots.counts(None) == SlotCounts(released=1, open=2)
+    (trial,) = site.sweep.study.get_trials()
+    assert sorted(trial.intermediate_values) == [1]
+
+
+def test_who_begins_after_the_stop_goes_on_with_what_was_left(site: Site, seen: threading.Event) -> None:
+    test_a_worker_leaves_at_the_evaluation_after_the_stop(site, seen)
+    site.work()
+    assert site.sweep.slots.counts(None) == SlotCounts(done=3)
+    first = site.sweep.study.get_trials()[0]
+    assert sorted(first.intermediate_values) == [1, 2, 3, 4, 5]
+    assert first.user_attrs["hpo:continued"] == 1
+
+
+def test_an_order_from_after_the_stop_is_carried_out(site: Site) -> None:
+    site.sweep.slots.ask_to_stop()
+    site.work(stops=site.sweep.slots.stops())
+    assert site.sweep.slots.counts(None) == SlotCounts(done=3)
+
+
+def test_an_order_from_before_the_stop_begins_no_trial(site: Site) -> None:
+    stops = site.sweep.slots.stops()
+    site.sweep.slots.ask_to_stop()
+    site.work(stops=stops)
+    assert site.kinds() == []
+    assert site.sweep.slots.counts(None) == SlotCounts(open=3)
+
+
+def test_who_waits_for_others_leaves_too(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hpo.worker, "WAIT_S", 0.001)
+    for slot in range(3):
+        lease = site.sweep.slots.claim(f"other-{slot}", None)
+        assert lease is not None
+    site.at["waiting"] = site.sweep.slots.ask_to_stop
+    site.work()
+    assert set(site.kinds()) == {"waiting"}
+    assert site.sweep.slots.counts(None) == SlotCounts(leased=3)
+
+
+def test_a_stop_of_one_study_is_none_of_another(site: Site) -> None:
+    other = make_sweep(site.sweep.slots.database, trials=1)
+    run_slot(other, COMPLETE)
+    site.at["evaluated"] = other.slots.ask_to_stop
+    site.work()
+    assert site.sweep.slots.counts(None) == SlotCounts(done=3)

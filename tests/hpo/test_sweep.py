@@ -33,7 +33,7 @@ from toy_sweeps import (
 
 import hpo.sweep
 from hpo.errors import StudyError
-from hpo.search_space import suggest
+from hpo.search_space import is_behind, suggest
 from hpo.slots import Lease, LeaseLost, SlotCounts, Slots, TrialOutcome
 from hpo.storage import Database
 from hpo.sweep import (
@@ -518,7 +518,31 @@ def test_a_sweep_prunes_as_its_file_says(database: Database, kind: str) -> None:
         "median": optuna.pruners.MedianPruner,
         "none": optuna.pruners.NopPruner,
     }
-    assert type(sweep.study.pruner) is expected[kind]
+    assert type(sweep.asking.pruner) is expected[kind]
+
+
+def test_a_trial_is_compared_with_what_others_have_reported_meanwhile(database: Database, own: Database) -> None:
+    mine = open_sweep(own, make_sweep(database, pruner={"kind": "successive_halving", "peers": 3}).spec.name)
+    others = open_sweep(database, mine.spec.name)
+    others.begin(claim(others, "baseline"))  # which is never pruned
+    trial = mine.begin(claim(mine))
+    for loss in (1.0, 2.0, 3.0):
+        peer = others.begin(claim(others, f"peer of {loss}"))
+        peer.report(loss, 3)
+        assert not is_behind(others.spec, peer, 3), "too few peers"
+    trial.report(9.0, 3)
+    assert is_behind(mine.spec, trial, 3)
+
+
+def test_a_sampler_learns_from_what_others_have_finished(database: Database, own: Database) -> None:
+    mine = open_sweep(own, make_sweep(database).spec.name)
+    mine.begin(claim(mine, "first"))
+    others = open_sweep(database, mine.spec.name)
+    for _ in range(3):
+        run_slot(others, COMPLETE)
+    trial = mine.begin(claim(mine, "second"))
+    states = [each.state.name for each in trial.study.get_trials()]
+    assert states == ["RUNNING", "COMPLETE", "COMPLETE", "COMPLETE", "RUNNING"]
 
 
 def test_of_two_that_make_one_study_the_first_one_s_record_stands(database: Database) -> None:
