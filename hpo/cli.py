@@ -276,8 +276,10 @@ def upgrade_storage(storage: StorageOption = None) -> None:
     from hpo.home import Home
     from hpo.storage import storage_url, upgrade
 
-    before, after = upgrade(storage_url(storage, Home.from_environment()))
-    typer.echo(f"Optuna's tables: {before} → {after}" if before != after else f"nothing to do: tables are of {after}")
+    for line in upgrade(storage_url(storage, Home.from_environment())) or [
+        "nothing to do: its tables are of this version"
+    ]:
+        typer.echo(line)
 
 
 @app.command()

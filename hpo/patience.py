@@ -16,6 +16,12 @@ from optuna.exceptions import StorageInternalError
 FIRST_PAUSE_S = 0.1  # doubled after each attempt
 LONGEST_PAUSE_S = 5.0
 AWAY = ("08", "57P", "40", "53300", "55P03", "25P03")  # SQLSTATE: connection, shutdown, deadlock, full, locked, idle
+REFUSED = (
+    "does not exist",
+    "authentication failed",
+    "no password supplied",
+    "pg_hba.conf",
+)  # by a server that is there
 
 _Result = TypeVar("_Result")
 
@@ -70,8 +76,9 @@ def is_away(error: BaseException) -> bool:
         return False
     driver = error.orig
     if isinstance(driver, psycopg.Error):
-        if driver.sqlstate is None:  # the server said nothing: no connection, or it broke
-            return isinstance(driver, (psycopg.OperationalError, psycopg.InterfaceError))
+        if driver.sqlstate is None:  # no connection, or it broke; the server's reasons come as text alone
+            unreachable = isinstance(driver, (psycopg.OperationalError, psycopg.InterfaceError))
+            return unreachable and not any(sign in str(driver) for sign in REFUSED)
         return driver.sqlstate.startswith(AWAY)
     if isinstance(driver, sqlite3.OperationalError):
         return "locked" in str(driver) or "busy" in str(driver)

@@ -170,7 +170,14 @@ def _gpu_places(
     devices = [f"cuda:{gpu}" for _ in range(each) for gpu in gpus]
     devices = devices[: wish.workers]
     threads = max(1, cpu_cores() // max(1, len(devices)))
-    return [Place(device=device, threads=threads, memory_fraction=1 / each) for device in devices]
+    return [Place(device=device, threads=threads, memory_fraction=_fraction(device, each)) for device in devices]
+
+
+def _fraction(device: str, sharers: int) -> float:
+    """Of a GPU's memory that one of its workers may fill with tensors, so that all fit beside their contexts."""
+    if sharers == 1:
+        return 1.0
+    return 1 / sharers - CONTEXT_BYTES / gpu_memory(int(device.partition(":")[2]))
 
 
 def fitting(memory_bytes: int, peak_bytes: int) -> int:

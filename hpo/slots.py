@@ -322,8 +322,12 @@ class Slots:
 
     @property
     def _listeners(self) -> dict[str, Callable[..., None]]:
-        statement, flush = self._note_statement, self._note_flush
-        return {"do_orm_execute": statement, "after_flush": flush, "before_commit": self._hold_fence}
+        return {
+            "do_orm_execute": self._note_statement,
+            "after_flush": self._note_flush,
+            "after_rollback": self._note_rollback,
+            "before_commit": self._hold_fence,
+        }
 
     def _note_statement(self, statement: orm.ORMExecuteState) -> None:
         if not statement.is_select:
@@ -332,6 +336,9 @@ class Slots:
     def _note_flush(self, session: orm.Session, context: object) -> None:
         del context
         session.info[_WROTE] = True
+
+    def _note_rollback(self, session: orm.Session) -> None:
+        session.info.pop(_WROTE, None)
 
     def _hold_fence(self, session: orm.Session) -> None:
         """Before a session commits: if it wrote, hold the lease in the same transaction or fail."""
@@ -395,11 +402,17 @@ class Slots:
 
     def owners(self) -> dict[int, str]:
         """Owner of each live lease, by trial number."""
+        return {trial: owner for trial, owner in self._live_leases() if trial is not None}
+
+    def at_work(self) -> tuple[str, ...]:
+        """Owners of live leases, those included whose trial is about to be made."""
+        return tuple(sorted({owner for _, owner in self._live_leases()}))
+
+    def _live_leases(self) -> list[tuple[int | None, str]]:
         live = _slots.state.in_(("leased", "finishing")) & (_slots.expires_at >= self._now)
-        bound = _slots.trial_number.is_not(None)
-        held = sa.select(_slots.trial_number, _slots.owner).where(self._among(None) & bound & live)
+        held = sa.select(_slots.trial_number, _slots.owner).where(self._among(None) & live)
         rows = self._in_transaction(lambda connection: connection.execute(held).all())
-        return {row.trial_number: row.owner for row in rows}
+        return [(row.trial_number, row.owner) for row in rows]
 
     # ------------------------------------------------------------------------------------------------------- SQL
 

@@ -70,6 +70,11 @@ class Database:
     sessions: orm.scoped_session[orm.Session]  # in which Optuna writes
     patience: Patience = IMPATIENT
 
+    def close(self) -> None:
+        """Close its connections."""
+        self.sessions.remove()
+        self.engine.dispose()
+
     def set_user_attributes(self, trial_id: int, attributes: Mapping[str, Any]) -> None:
         """Set a trial's attributes in one transaction, where Optuna takes one for each."""
         rows = [{"trial_id": trial_id, "key": key, "value_json": json.dumps(v)} for key, v in attributes.items()]
@@ -152,27 +157,35 @@ def _open(url: str, parsed: sa.URL, create: bool) -> _PatientStorage:
     return storage
 
 
-def upgrade(url: str) -> tuple[str, str]:
+def upgrade(url: str) -> list[str]:
     """Bring the tables of Optuna and our own to the versions of this program; done twice, it changes nothing.
 
     Returns:
-        Versions of Optuna's tables, before and after.
+        A line for each of the two that changed.
 
     Raises:
         StorageError: the database cannot be used, or was made by a newer version.
     """
     with storage_errors(url):
         parsed = _parse(url)
+        if parsed.get_backend_name() == "sqlite":
+            _check_sqlite_file(parsed, create=False)
         options = _engine_options(parsed)
-        _check_sqlite_file(parsed, create=False) if parsed.get_backend_name() == "sqlite" else None
         _check_tables(url, options, create=False)
-        storage = RDBStorage(url, engine_kwargs=options, skip_compatibility_check=True)
-        before = storage.get_current_version()
-        if before not in storage.get_all_versions():
-            raise StorageError(f"{masked(url)}: Optuna's tables are of the unknown, probably newer version {before}")
-        storage.upgrade()
-        tables.upgrade(storage.engine)
-        return before, storage.get_current_version()
+        storage = RDBStorage(url, engine_kwargs=options, skip_compatibility_check=True, skip_table_creation=True)
+        with contextlib.closing(Database(storage, storage.engine, storage.scoped_session)):
+            theirs, ours = storage.get_current_version(), tables.version(storage.engine)
+            if theirs not in storage.get_all_versions():
+                raise StorageError(f"{masked(url)}: Optuna's tables are of the newer version {theirs}")
+            if ours is not None and ours > tables.SCHEMA:
+                tables.check(storage.engine)
+            storage.upgrade()
+            tables.upgrade(storage.engine)
+            changes = {
+                "Optuna's tables": (theirs, storage.get_current_version()),
+                "slots": (ours, tables.version(storage.engine)),
+            }
+            return [f"{what}: {before} → {after}" for what, (before, after) in changes.items() if before != after]
 
 
 @contextlib.contextmanager

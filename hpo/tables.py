@@ -35,7 +35,12 @@ schema = sa.Table("hpo_schema", metadata, sa.Column("version", sa.Integer, prima
 
 
 def create(engine: sa.Engine) -> None:
-    """Make the tables where they are missing."""
+    """Make the tables where they are missing.
+
+    Raises:
+        StorageError: there are some of another version.
+    """
+    check(engine)
     already_made = (sa.exc.IntegrityError, sa.exc.ProgrammingError)  # PostgreSQL's IF NOT EXISTS has a race
     with contextlib.suppress(*already_made), engine.begin() as connection:
         for table in metadata.sorted_tables:
@@ -53,7 +58,7 @@ def version(engine: sa.Engine) -> int | None:
             stored: int | None = connection.scalar(sa.select(sa.func.max(schema.c.version)))
         if stored is not None:
             return stored
-    if slots.name not in present:
+    if not {slots.name, studies.name} <= present:  # or another process is just making them
         return None
     columns = {column["name"] for column in sa.inspect(engine).get_columns(studies.name)}
     return 2 if "stops" in columns else 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 
 import optuna
@@ -25,13 +26,19 @@ def copy_studies(source_url: str, target_url: str, name: str | None) -> Iterator
         StudyError: unknown, in the target already, or workers are at it.
         StorageError: a database cannot be used.
     """
+    with contextlib.ExitStack() as stack:
+        yield from _copy_studies(source_url, target_url, name, stack)
+
+
+def _copy_studies(source_url: str, target_url: str, name: str | None, stack: contextlib.ExitStack) -> Iterator[str]:
     with storage_errors(source_url):
-        source = open_database(source_url, create=False)
+        source = stack.enter_context(contextlib.closing(open_database(source_url, create=False)))
         names = study_names(source) if name is None else [load_study(source, name).study_name]
         for each in names:
             _check_at_rest(source, each)
     with storage_errors(target_url):
-        target = open_database(target_url, create=True)
+        target = stack.enter_context(contextlib.closing(open_database(target_url, create=True)))
+        tables.check(target.engine)
         for each in names:
             _make_room(target, each)
         for each in names:
@@ -39,8 +46,11 @@ def copy_studies(source_url: str, target_url: str, name: str | None) -> Iterator
 
 
 def _check_at_rest(source: Database, name: str) -> None:
-    owners = Slots(source, load_study(source, name)._study_id)
-    if owners.record() is not None and (at_work := sorted(set(owners.owners().values()))):
+    study = load_study(source, name)
+    if study.user_attrs.get(COPYING_ATTRIBUTE):
+        raise StudyError(f"study {name!r} is half a copy; copy it again from where it came")
+    slots = Slots(source, study._study_id)
+    if slots.record() is not None and (at_work := slots.at_work()):
         raise StudyError(f"study {name!r}: {', '.join(at_work[:3])} at work; `hpo stop {name}` first")
 
 
@@ -49,7 +59,8 @@ def _make_room(target: Database, name: str) -> None:
     if name not in study_names(target):
         return
     study = load_study(target, name)
-    if not study.user_attrs.get(COPYING_ATTRIBUTE):
+    untouched = not study.user_attrs and not study.get_trials(deepcopy=False)
+    if not untouched and not study.user_attrs.get(COPYING_ATTRIBUTE):
         raise StudyError(f"study {name!r} is in the target already; nothing was copied")
     optuna.delete_study(study_name=name, storage=target.storage)
 
@@ -61,7 +72,8 @@ def _copy(source: Database, target: Database, name: str) -> str:
     for key, value in original._storage.get_study_system_attrs(original._study_id).items():
         target.storage.set_study_system_attr(copy._study_id, key, value)
     for key, value in original.user_attrs.items():
-        copy.set_user_attr(key, value)
+        if key != COPYING_ATTRIBUTE:
+            copy.set_user_attr(key, value)
     trials = original.get_trials(deepcopy=False)
     for trial in trials:
         target.storage.create_new_trial(copy._study_id, template_trial=trial)
@@ -75,7 +87,6 @@ def _copy_slots(source: Database, target: Database, old: int, new: int) -> int:
     if not tables.check(source.engine):
         return 0
     tables.create(target.engine)
-    tables.check(target.engine)
     with source.engine.connect() as connection:
         record = connection.execute(sa.select(tables.studies).where(tables.studies.c.study_id == old)).mappings().all()
         slots = connection.execute(sa.select(tables.slots).where(tables.slots.c.study_id == old)).mappings().all()

@@ -188,10 +188,10 @@ def open_view(board: Board, console: Console) -> Lines:
 
 def drained(slots: Slots, say: Callable[[str], None]) -> None:
     """Wait until no lease is left, telling who still works."""
-    told: set[str] = set()
-    while owners := set(slots.owners().values()):
+    told: tuple[str, ...] = ()
+    while owners := slots.at_work():
         if owners != told:
-            say(f"at work: {', '.join(sorted(owners))}")
+            say(f"at work: {', '.join(owners)}")
             told = owners
         time.sleep(DRAIN_PULSE_S)
     say("no worker is left")

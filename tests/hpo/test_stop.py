@@ -10,11 +10,13 @@ from typing import Any
 
 import pytest
 import torch
+from optuna.trial import TrialState
 from toy_sweeps import COMPLETE, make_sweep, run_slot
 
 import hpo.worker
 from hpo.executors.stop import Stop, StopLevel
 from hpo.home import Home
+from hpo.search_space import suggest
 from hpo.slots import SlotCounts
 from hpo.storage import Database
 from hpo.sweep import Sweep
@@ -229,3 +231,23 @@ def test_a_stop_of_one_study_is_none_of_another(site: Site) -> None:
     site.at["evaluated"] = other.slots.ask_to_stop
     site.work()
     assert site.sweep.slots.counts(None) == SlotCounts(done=3)
+
+
+# ---------------------------------------------------------------------------------------------- ended by somebody else
+
+
+@pytest.mark.parametrize("begun", ["created", "with its values", "with a report"])
+def test_a_trial_that_somebody_else_has_ended_meanwhile_fills_its_slot(site: Site, begun: str) -> None:
+    lease = site.sweep.slots.claim("before", None)
+    assert lease is not None
+    trial = site.sweep.begin(lease)
+    if begun != "created":
+        suggest(site.sweep.spec, trial)
+    if begun == "with a report":
+        trial.report(5.0, 1)
+    site.sweep.slots.release(lease)
+    site.sweep.study.tell(0, state=TrialState.FAIL)  # as from the dashboard
+    site.work()
+    assert site.sweep.slots.counts(None) == SlotCounts(done=3)
+    states = [each.state.name for each in site.sweep.study.get_trials()]
+    assert states == ["FAIL", "COMPLETE", "COMPLETE"]
