@@ -10,6 +10,7 @@ import io
 import os
 import sys
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
@@ -23,11 +24,13 @@ if TYPE_CHECKING:
 
     from hpo.home import Home
     from hpo.launch import Executor, Launch, Request
+    from hpo.patience import Patience
     from hpo.placement import Wish
     from hpo.storage import Database
     from hpo.view import Board
 
 INTERRUPTED = 130  # exit code of a command that a signal ended
+STOP_PATIENCE_S = 60.0  # with a database that is away, before `hpo stop` has not been heard
 SIGNALS = ("Ctrl-C", "SIGTERM", "SIGHUP")
 
 app = typer.Typer(
@@ -155,11 +158,12 @@ def stop(
     storage: StorageOption = None,
 ) -> None:
     """Let all workers of a study leave at their next evaluation, on every machine; `hpo run` goes on later."""
+    from hpo.patience import Patience
     from hpo.storage import storage_errors
     from hpo.sweep import last_run, open_sweep
     from hpo.view import drained
 
-    url, opened = _open(storage)
+    url, opened = _open(storage, Patience(longest_s=STOP_PATIENCE_S, announce=typer.echo))
     with storage_errors(url):
         sweep = open_sweep(opened, study or _last(last_run(opened)))
         sweep.slots.ask_to_stop()
@@ -264,9 +268,10 @@ def copy_storage(
     study: Annotated[str | None, typer.Option(metavar="NAME", help="The study; default: all of them.")] = None,
 ) -> None:
     """Copy studies to another database, with their slots: the copy goes on where the original stands."""
+    from hpo.home import Home
     from hpo.transfer import copy_studies
 
-    for line in copy_studies(source, target, study):
+    for line in copy_studies(source, target, study, Home.from_environment()):
         typer.echo(line)
 
 
@@ -330,21 +335,22 @@ def _work(
     from hpo.errors import UsageError
     from hpo.home import Home
     from hpo.launch import connected_to, submit
-    from hpo.storage import storage_url
+    from hpo.storage import storage_errors, storage_url
     from hpo.view import Board
 
     if timeout is not None and not timeout > 0:
         raise UsageError(f"--timeout must be above 0 minutes, got {timeout:g}")
     home = Home.from_environment()
-    with connected_to(request.executor):
-        launch = make_ready(request, storage_url(storage, home), home, typer.echo)
+    url = storage_url(storage, home)
+    with connected_to(request.executor), storage_errors(url):
+        launch = make_ready(request, url, home, typer.echo)
         name = launch.sweep.spec.name
         board = Board(launch.sweep, launch.total)
         typer.echo(launch.describe(board.counts))
         if board.search_is_over():
             typer.echo(f"nothing to do: {board.ending()}")
         elif not launch.orders:
-            typer.echo(f"it waits for `hpo worker --study {name}`")
+            typer.echo(f"it waits for `hpo worker --study {quote(name)}`")
         elif request.executor.kind == "slurm":
             jobs = ", ".join(submit(launch))
             typer.echo(f"submitted: {jobs}; `hpo status {name}` follows, `hpo stop {name}` ends it")
@@ -362,20 +368,21 @@ def _watch(launch: Launch, board: Board, timeout: float | None) -> None:
     stop = Stop(None if timeout is None else 60 * timeout)
     with open_view(board, Console()) as view, stop.on_signals(view.say):
         run_workers(launch, view.hear, view.pulse, stop)
-    board.refresh()
+    board.try_to_refresh()
     reason = stop.reason or ("" if board.search_is_over() else "somebody asked for it by `hpo stop`")
     typer.echo(f"{board.ending()}{f' ({reason}); run again to go on' if reason else ''}")
     if stop.reason in SIGNALS:
         raise typer.Exit(INTERRUPTED)
 
 
-def _open(flag: str | None) -> tuple[str, Database]:
+def _open(flag: str | None, patience: Patience | None = None) -> tuple[str, Database]:
     """The database that must be there already, and its URL."""
     from hpo.home import Home
+    from hpo.patience import IMPATIENT
     from hpo.storage import open_database, storage_url
 
     url = storage_url(flag, Home.from_environment())
-    return url, open_database(url, create=False)
+    return url, open_database(url, create=False, patience=patience or IMPATIENT)
 
 
 def _last(name: str | None) -> str:

@@ -25,7 +25,7 @@ from hpo.executors.local import run_local
 from hpo.executors.ray import run_ray
 from hpo.executors.ray_cluster import connected, has_gpus
 from hpo.executors.ray_cluster import places as ray_places
-from hpo.executors.slurm import submit_slurm
+from hpo.executors.slurm import asks_for_gpus, check_slurm, submit_slurm
 from hpo.executors.stop import Stop
 from hpo.home import Home
 from hpo.placement import Place, Wish, check_wish, most_workers, places
@@ -93,7 +93,7 @@ def prepare(request: Request, url: str, home: Home, announce: Callable[[str], No
     Raises:
         HpoError, ModelError: what is wrong, in one line; no study was changed.
     """
-    device = _device(request)
+    device = _device(request, url)
     spec = load_study_file(request.study, device)
     total = _total(request, spec)
     with storage_errors(url):
@@ -107,12 +107,13 @@ def prepare(request: Request, url: str, home: Home, announce: Callable[[str], No
             hardware = describe(device) if request.executor.kind == "local" else f"{request.executor.kind}, {device}"
             sweep = create_sweep(database, spec.name, _record(spec, corpus, hardware))
             _check_same_file(sweep, spec)  # another process may have made it meanwhile
+        stops = sweep.slots.stops()  # a stop that is asked from here on is meant for this run too
         check_same_text(sweep, corpus)
         take_up(sweep, spec)
         publish(sweep)
         sweep.slots.ensure(total)
         sweep.study.set_user_attr(LAST_RUN_ATTRIBUTE, time.time())
-        orders = _orders(request, total, device, sweep, url, home, corpus, announce)
+        orders = _orders(request, total, device, sweep, stops, url, home, corpus, announce)
     return Launch(request=request, sweep=sweep, corpus=corpus, home=home, url=url, total=total, orders=orders)
 
 
@@ -122,14 +123,17 @@ def join(request: Request, url: str, home: Home, announce: Callable[[str], None]
     Raises:
         HpoError, ModelError: what is wrong, in one line; nothing was changed.
     """
-    device = _device(request)
+    device = _device(request, url)
+    if request.wish.workers == 0:
+        raise UsageError("--workers 0: a worker that is to join has to work")
     with storage_errors(url):
         sweep = open_sweep(open_database(url, create=False), request.study)
+        stops = sweep.slots.stops()
         corpus = load_text(sweep.spec, request.data, sweep, home, announce)
         check_same_text(sweep, corpus)
         if sweep.spec.profile != device:
             announce(f"study {sweep.spec.name} was made with profile {sweep.spec.profile}; here it trains on {device}")
-        orders = _orders(request, None, device, sweep, url, home, corpus, announce)
+        orders = _orders(request, None, device, sweep, stops, url, home, corpus, announce)
     return Launch(request=request, sweep=sweep, corpus=corpus, home=home, url=url, total=None, orders=orders)
 
 
@@ -158,11 +162,11 @@ def submit(launch: Launch) -> list[str]:
     return submit_slurm(launch.orders, folder, launch.request.executor.slurm_options)
 
 
-def _device(request: Request) -> Profile:
+def _device(request: Request, url: str) -> Profile:
     """What the workers train on, which also decides the study's profile.
 
     Raises:
-        UsageError, WorkerError: the machine, or the cluster, does not have what was asked for.
+        UsageError, WorkerError, StorageError: the machine, or the cluster, does not have what was asked for.
     """
     wish, executor = request.wish, request.executor
     for kind, flag, value in (
@@ -182,7 +186,8 @@ def _device(request: Request) -> Profile:
     if executor.kind == "ray":
         device = "cuda" if has_gpus(executor.ray_address) else "cpu"
     else:
-        device = "cuda" if any("gpu" in f"{name}={value}" for name, value in executor.slurm_options.items()) else "cpu"
+        check_slurm(url, executor.slurm_options)
+        device = "cuda" if asks_for_gpus(executor.slurm_options) else "cpu"
         if wish.workers is None or wish.trials_per_gpu is not None:
             raise UsageError("--executor slurm needs --workers N, the number of its tasks, and no --trials-per-gpu")
     check_wish(wish, device)
@@ -260,6 +265,7 @@ def _orders(
     total: int | None,
     device: Profile,
     sweep: Sweep,
+    stops: int,
     url: str,
     home: Home,
     corpus: TokenizedCorpus,
@@ -274,7 +280,7 @@ def _orders(
         granted = places(request.wish, device, counts.total, sweep.spec, corpus, peak, home.cache, announce)
     else:
         granted = [Place(device=device, threads=executor.cpus_per_worker)] * _cluster_workers(request, device, counts)
-    stops, crew = sweep.slots.stops(), "worker" if total is not None else f"{platform.node()}-{os.getpid()}"
+    crew = "worker" if total is not None else f"{platform.node()}-{os.getpid()}"
     orders = []
     for number, place in enumerate(granted[: counts.total]):
         name = f"{crew}-{number}"

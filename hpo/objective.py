@@ -130,11 +130,13 @@ def newest_checkpoint(folder: Path) -> tuple[Path | None, tuple[Evaluation, ...]
     return None, ()
 
 
-def discard(folder: Path, epoch: int) -> None:
-    """Remove what a worker wrote that had lost its lease, where the next holder has written since."""
+def discard(folder: Path, epoch: int, *, ended: bool) -> None:
+    """Remove what a worker wrote that had lost its lease, where a later holder has written or ended the trial since."""
     paths = _checkpoints(folder)
-    if not paths or _epoch(paths[-1]) > epoch:
+    if ended or (paths and _epoch(paths[-1]) > epoch):
         (folder / f"checkpoint-{epoch}.pt").unlink(missing_ok=True)
+    if folder.is_dir() and not any(folder.iterdir()):
+        folder.rmdir()
 
 
 def _epoch(checkpoint: Path) -> int:

@@ -15,7 +15,8 @@ from optuna.exceptions import StorageInternalError
 
 FIRST_PAUSE_S = 0.1  # doubled after each attempt
 LONGEST_PAUSE_S = 5.0
-AWAY = ("08", "57P", "40", "53300", "55P03", "25P03")  # SQLSTATE: connection, shutdown, deadlock, full, locked, idle
+# SQLSTATEs: connection, shutdown or time-out, deadlock, full, locked, idle too long, no longer the primary server
+AWAY = ("08", "57", "40", "53300", "55P03", "25P03", "25006")
 REFUSED = (
     "does not exist",
     "authentication failed",

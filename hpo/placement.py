@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 import os
@@ -14,7 +15,7 @@ from pathlib import Path
 import torch
 
 from hpo.errors import UsageError, WorkerError
-from hpo.executors.local import process_context
+from hpo.executors.local import process_context, start_quietly
 from hpo.study_file import StudySpec
 from model.config import RunConfig
 from model.errors import ModelError
@@ -134,17 +135,19 @@ def places(
         WorkerError: not even one trial fits into a GPU's memory.
     """
     if device == "cuda":
-        return _gpu_places(wish, spec, corpus, peak_memory_bytes, announce)
+        return _gpu_places(wish, total, spec, corpus, peak_memory_bytes, announce)
     cores = cpu_cores()
     workers = wish.workers
     if workers is None:
         most = min(cores, most_workers(total))
         workers = 1 if most == 1 else _best_on_cpu(spec, corpus, most, cores, cache, announce)
+    workers = min(workers, total)
     return [Place(device="cpu", threads=max(1, cores // workers))] * workers
 
 
 def _gpu_places(
     wish: Wish,
+    total: int,
     spec: StudySpec,
     corpus: TokenizedCorpus,
     peak_memory_bytes: int | None,
@@ -153,7 +156,7 @@ def _gpu_places(
     gpus = wish.gpus or tuple(range(gpu_count()))
     each = wish.trials_per_gpu or 1
     if wish.workers is not None:
-        each = -(-wish.workers // len(gpus))
+        each = -(-min(wish.workers, total) // len(gpus))
     if each > 1:
         if peak_memory_bytes is None:
             (measured,) = _rehearse(spec, corpus, [(f"cuda:{gpus[0]}", cpu_cores())])
@@ -191,7 +194,7 @@ def _best_on_cpu(
     """The number of workers that trains most tokens per second, all together; measured once per machine and network."""
     path = cache / "placements.json"
     known: dict[str, dict[str, float]] = {}
-    if path.is_file():
+    with contextlib.suppress(FileNotFoundError, json.JSONDecodeError):  # what is damaged is measured again
         known = json.loads(path.read_text(encoding="utf-8"))
     key = f"{describe('cpu')}; torch {torch.__version__}; run {spec.run_with({}).digest()}; up to {most}"
     if key not in known:
@@ -233,7 +236,7 @@ def _rehearse(spec: StudySpec, corpus: TokenizedCorpus, devices: list[tuple[str,
         ours, theirs = context.Pipe(duplex=False)
         arguments = (spec.run_with({}), corpus.folder, device, threads, start, theirs)
         process = context.Process(target=_rehearse_here, args=arguments, daemon=True)
-        process.start()
+        start_quietly(process)
         theirs.close()
         lines.append(ours)
         processes.append(process)

@@ -58,6 +58,9 @@ def make_pruner(spec: StudySpec) -> optuna.pruners.BasePruner:
     return optuna.pruners.NopPruner()
 
 
+RUNG = "completed_rung_"  # how Optuna's successive halving begins the names of its notes
+
+
 class AttentiveStudy(optuna.Study):
     """A study that reads its trials when told to look, and answers from what it saw.
 
@@ -84,18 +87,22 @@ def is_behind(spec: StudySpec, trial: optuna.Trial, milestone: int) -> bool:
 
     The pruner is asked wherever its answer can be yes, because asking is how successive halving takes note of a trial.
     The answer counts only with enough peers, and never against the baseline and other planned trials: verdicts need
-    them whole.
+    them whole. A question is asked again as if for the first time: a crash can come between answer and consequence, or
+    a trial may have had to start over, and the note that the first question left would make the second answer no.
     """
     if not _may_prune(spec, milestone):
         return False
-    if isinstance(trial.study, AttentiveStudy):
-        trial.study.look()
-    behind = trial.should_prune()
-    if not behind or trial.user_attrs.get("hpo:role") in PLANNED:
+    study = trial.study
+    assert isinstance(study, AttentiveStudy)
+    study.look()
+    frozen = copy.copy(study.seen[trial.number])
+    study.seen = study.seen[: trial.number] + study.seen[trial.number + 1 :]
+    frozen.intermediate_values = {at: loss for at, loss in frozen.intermediate_values.items() if at <= milestone}
+    frozen.system_attrs = {key: value for key, value in frozen.system_attrs.items() if not key.startswith(RUNG)}
+    behind = study.pruner.prune(study, frozen)
+    if not behind or frozen.user_attrs.get("hpo:role") in PLANNED:
         return False
-    others = trial.study.get_trials(deepcopy=False)
-    peers = sum(milestone in other.intermediate_values for other in others if other.number != trial.number)
-    return peers >= spec.pruner.peers
+    return sum(milestone in other.intermediate_values for other in study.seen) >= spec.pruner.peers
 
 
 def _may_prune(spec: StudySpec, milestone: int) -> bool:

@@ -176,18 +176,26 @@ class Slots:
         """Ask all workers that have begun, wherever they are, to leave at their next evaluation."""
         self._write_study(stops=_studies.stops + 1)
 
-    def begun(self) -> bool:
-        """Whether any slot has a trial."""
-        return bool(self._count(_slots.trial_number.is_not(None)))
+    def forget_deleted(self, name: str) -> bool:
+        """Delete what a deleted study left, whose number has come round again; whether there was any.
 
-    def forget(self) -> None:
-        """Delete the study's slots and record: SQLite gives a deleted study's number to the next one."""
+        Its slots have trials where the study of this name has none, or its record is of another name. One transaction:
+        a trial and its slot are bound in one, too, so that a live study is never taken for a deleted one.
+        """
+        record = self.record()
+        if record is None:
+            return False
+        trials = sa.select(TrialModel.trial_id).where(TrialModel.study_id == self.study_id)
+        begun = sa.select(_slots.number).where(self._among(None) & _slots.trial_number.is_not(None))
+        stale = ~sa.exists(trials) & (sa.exists(begun) | sa.literal(record["spec"]["name"] != name))
 
-        def delete(connection: sa.Connection) -> None:
-            for table in (tables.slots, tables.studies):
-                connection.execute(table.delete().where(table.c.study_id == self.study_id))
+        def delete(connection: sa.Connection) -> bool:
+            gone = connection.execute(tables.studies.delete().where((_studies.study_id == self.study_id) & stale))
+            if gone.rowcount:
+                connection.execute(tables.slots.delete().where(self._among(None)))
+            return bool(gone.rowcount)
 
-        self._in_transaction(delete)
+        return self._in_transaction(delete)
 
     def ensure(self, total: int) -> None:
         """Add the slots that are missing up to `total`; none is ever removed."""
@@ -274,6 +282,10 @@ class Slots:
     def done(self, lease: Lease) -> bool:
         """Note that Optuna knows. False: the lease is lost."""
         return self._write(lease, state="done", owner=None, expires_at=None)
+
+    def is_done(self, slot: int) -> bool:
+        """Whether a slot's trial has ended and Optuna knows."""
+        return self._count((_slots.number == slot) & (_slots.state == "done")) == 1
 
     def release(self, lease: Lease) -> bool:
         """Give the slot back, its trial to be continued by anyone. False: the lease is lost."""

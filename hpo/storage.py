@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import json
+import logging
 import os
 import sqlite3
 import time
@@ -69,6 +70,18 @@ class Database:
     engine: sa.Engine
     sessions: orm.scoped_session[orm.Session]  # in which Optuna writes
     patience: Patience = IMPATIENT
+    file: tuple[Path, int] | None = None  # of SQLite, with the number by which the file system knows it
+
+    def check_file(self) -> None:
+        """See that what is written goes where others find it.
+
+        Raises:
+            StorageError: SQLite's file was removed or replaced since it was opened.
+        """
+        if self.file is not None:
+            path, number = self.file
+            if not path.exists() or path.stat().st_ino != number:
+                raise StorageError(f"{path}: was removed or replaced meanwhile; what was written since is lost")
 
     def close(self) -> None:
         """Close its connections."""
@@ -134,18 +147,26 @@ def open_database(url: str, *, create: bool, patience: Patience = IMPATIENT) -> 
     """
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     with storage_errors(url):
-        parsed = _parse(url)
+        parsed = _with_driver(_parse(url))
         if parsed.get_backend_name() not in ("sqlite", "postgresql"):
             raise StorageError(f"{masked(url)}: only SQLite and PostgreSQL hold studies")
         if parsed.get_backend_name() == "sqlite":
             _check_sqlite_file(parsed, create)
-        storage = patience.outlast(lambda: _open(url, parsed, create))
+        elif parsed.get_driver_name() != "psycopg":
+            raise StorageError(f"{masked(url)}: the driver for PostgreSQL is psycopg: postgresql+psycopg://…")
+        storage = patience.outlast(lambda: _open(parsed, create))
         storage.patience = patience
-        return Database(optuna.storages.get_storage(storage), storage.engine, storage.scoped_session, patience)
+        return Database(
+            storage=optuna.storages.get_storage(storage),
+            engine=storage.engine,
+            sessions=storage.scoped_session,
+            patience=patience,
+            file=_file(parsed),
+        )
 
 
-def _open(url: str, parsed: sa.URL, create: bool) -> _PatientStorage:
-    options = _engine_options(parsed)
+def _open(parsed: sa.URL, create: bool) -> _PatientStorage:
+    url, options = parsed.render_as_string(hide_password=False), _engine_options(parsed)
     _check_tables(url, options, create)
     storage = _optuna_storage(url, options)
     sqlite = parsed.get_backend_name() == "sqlite"
@@ -167,12 +188,13 @@ def upgrade(url: str) -> list[str]:
         StorageError: the database cannot be used, or was made by a newer version.
     """
     with storage_errors(url):
-        parsed = _parse(url)
+        parsed = _with_driver(_parse(url))
         if parsed.get_backend_name() == "sqlite":
             _check_sqlite_file(parsed, create=False)
-        options = _engine_options(parsed)
-        _check_tables(url, options, create=False)
-        storage = RDBStorage(url, engine_kwargs=options, skip_compatibility_check=True, skip_table_creation=True)
+        named, options = parsed.render_as_string(hide_password=False), _engine_options(parsed)
+        _check_tables(named, options, create=False)
+        storage = RDBStorage(named, engine_kwargs=options, skip_compatibility_check=True, skip_table_creation=True)
+        logging.getLogger("alembic").setLevel(logging.WARNING)
         with contextlib.closing(Database(storage, storage.engine, storage.scoped_session)):
             theirs, ours = storage.get_current_version(), tables.version(storage.engine)
             if theirs not in storage.get_all_versions():
@@ -250,11 +272,26 @@ def _check_sqlite_file(url: sa.engine.URL, create: bool) -> None:
 
 def _parse(url: str) -> sa.URL:
     try:
-        return sa.make_url(url)
+        parsed = sa.make_url(url)
     except (sa.exc.ArgumentError, ValueError) as error:  # the latter for a port that is no number
         raise StorageError(
             "(not a database URL): a storage is named like sqlite:///my.db or postgresql+psycopg://…"
         ) from error
+    if "@" in (parsed.host or ""):
+        raise StorageError("(not a database URL): in a user's name or password write @ as %40")
+    return parsed
+
+
+def _with_driver(url: sa.URL) -> sa.URL:
+    """The URL with the driver that this program brings, where it names none."""
+    return url.set(drivername="postgresql+psycopg") if url.drivername in ("postgres", "postgresql") else url
+
+
+def _file(url: sa.URL) -> tuple[Path, int] | None:
+    if url.get_backend_name() != "sqlite" or _is_uri(url):
+        return None
+    path = Path(str(url.database)).absolute()
+    return path, path.stat().st_ino
 
 
 def _is_uri(url: sa.URL) -> bool:

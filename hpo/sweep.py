@@ -153,7 +153,7 @@ def find_sweep(database: Database, name: str, lease_s: float = LEASE_S) -> Sweep
     if not study.get_trials(deepcopy=False) and STUDY_ATTRIBUTE not in study.user_attrs:
         if study.directions != [StudyDirection.MINIMIZE]:
             raise StudyError(f"study {name!r} was made to maximize; losses are minimized: name another")
-        if record is None or _forget_deleted(study, slots):
+        if record is None or slots.forget_deleted(name):
             return None  # empty: its making was interrupted, or somebody made room for it
     if record is None:
         raise StudyError(f"study {name!r} was made by another program, which alone can run it; name another")
@@ -175,21 +175,14 @@ def open_sweep(database: Database, name: str, lease_s: float = LEASE_S) -> Sweep
 
 def create_sweep(database: Database, name: str, record: dict[str, Any], lease_s: float = LEASE_S) -> Sweep:
     """Make a study and register what it is made from; where two do this at once, the first one's record stands."""
-    tables.check(database.engine)
+    if tables.check(database.engine):
+        database.patience.outlast(lambda: tables.forget_orphans(database.engine))
     study = optuna.create_study(study_name=name, storage=database.storage, direction="minimize", load_if_exists=True)
     slots = Slots(database, study._study_id, lease_s)
-    _forget_deleted(study, slots)
+    slots.forget_deleted(name)
     sweep = Sweep(database, study, slots, slots.create(record))
     publish(sweep)
     return sweep
-
-
-def _forget_deleted(study: optuna.Study, slots: Slots) -> bool:
-    """Delete slots of a study that was deleted and whose number came round again: they have trials, it has none."""
-    if slots.record() is None or study.get_trials(deepcopy=False) or not slots.begun():
-        return False
-    slots.forget()
-    return True
 
 
 def take_up(sweep: Sweep, spec: StudySpec) -> None:

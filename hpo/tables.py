@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 
 import sqlalchemy as sa
+from optuna.storages._rdb.models import StudyModel
 
 from hpo.errors import StorageError
 
@@ -76,6 +77,14 @@ def check(engine: sa.Engine) -> bool:
     if found is not None and found < SCHEMA:
         raise StorageError(f"its slots have the older schema {found}; `hpo storage upgrade` brings it to {SCHEMA}")
     return found is not None
+
+
+def forget_orphans(engine: sa.Engine) -> None:
+    """Delete the rows of studies that were deleted: SQLite gives a deleted study's number to the next one."""
+    alive = sa.select(StudyModel.study_id)
+    with engine.begin() as connection:
+        for table in (slots, studies):
+            connection.execute(table.delete().where(table.c.study_id.not_in(alive)))
 
 
 def upgrade(engine: sa.Engine) -> None:

@@ -3,55 +3,88 @@
 from __future__ import annotations
 
 import contextlib
+import json
+import os
+import shutil
+import uuid
 from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import optuna
 import sqlalchemy as sa
+from optuna.study import StudyDirection
+from optuna.trial import FrozenTrial
 
 from hpo import tables
 from hpo.errors import StudyError
+from hpo.home import Home
 from hpo.slots import Slots
 from hpo.storage import Database, open_database, storage_errors
-from hpo.sweep import load_study, study_names
+from hpo.sweep import STUDY_ATTRIBUTE, load_study, study_names
 
-COPYING_ATTRIBUTE = "hpo:copying"  # true in a copy until it is whole
+COPYING_ATTRIBUTE = "hpo:copying"  # in a copy: who makes it, until it is whole; then empty
 
 
-def copy_studies(source_url: str, target_url: str, name: str | None) -> Iterator[str]:
+def copy_studies(source_url: str, target_url: str, name: str | None, home: Home) -> Iterator[str]:
     """Copy one study or all; a line for each that is done.
 
-    A copy has the study's uid, so that it goes on from the same checkpoints. One that was interrupted is begun again.
+    A copy is a study of its own, with its own uid and checkpoints: those that this machine has are linked, or copied
+    where links are not to be had. One that was interrupted is begun again.
 
     Raises:
         StudyError: unknown, in the target already, or workers are at it.
         StorageError: a database cannot be used.
     """
     with contextlib.ExitStack() as stack:
-        yield from _copy_studies(source_url, target_url, name, stack)
+        with storage_errors(source_url):
+            source = stack.enter_context(contextlib.closing(open_database(source_url, create=False)))
+            originals = [_read(source, each) for each in (study_names(source) if name is None else [name])]
+        with storage_errors(target_url):
+            target = stack.enter_context(contextlib.closing(open_database(target_url, create=True)))
+            tables.check(target.engine)
+            for original in originals:
+                _make_room(target, original.name)
+            for original in originals:
+                yield _write(target, original, home)
 
 
-def _copy_studies(source_url: str, target_url: str, name: str | None, stack: contextlib.ExitStack) -> Iterator[str]:
-    with storage_errors(source_url):
-        source = stack.enter_context(contextlib.closing(open_database(source_url, create=False)))
-        names = study_names(source) if name is None else [load_study(source, name).study_name]
-        for each in names:
-            _check_at_rest(source, each)
-    with storage_errors(target_url):
-        target = stack.enter_context(contextlib.closing(open_database(target_url, create=True)))
-        tables.check(target.engine)
-        for each in names:
-            _make_room(target, each)
-        for each in names:
-            yield _copy(source, target, each)
+@dataclass(frozen=True, kw_only=True)
+class _Original:
+    """Everything that a study's database has of it."""
+
+    name: str
+    directions: list[StudyDirection]
+    user_attributes: dict[str, Any]
+    system_attributes: dict[str, Any]
+    trials: list[FrozenTrial]
+    record: dict[str, Any] | None
+    slots: list[dict[str, Any]]
 
 
-def _check_at_rest(source: Database, name: str) -> None:
+def _read(source: Database, name: str) -> _Original:
     study = load_study(source, name)
     if study.user_attrs.get(COPYING_ATTRIBUTE):
         raise StudyError(f"study {name!r} is half a copy; copy it again from where it came")
     slots = Slots(source, study._study_id)
-    if slots.record() is not None and (at_work := slots.at_work()):
+    record = slots.record()
+    if record is not None and (at_work := slots.at_work()):
         raise StudyError(f"study {name!r}: {', '.join(at_work[:3])} at work; `hpo stop {name}` first")
+    rows: list[dict[str, Any]] = []
+    if record is not None:
+        mine = sa.select(tables.slots).where(tables.slots.c.study_id == study._study_id)
+        with source.engine.connect() as connection:
+            rows = [dict(row) for row in connection.execute(mine).mappings()]
+    return _Original(
+        name=name,
+        directions=study.directions,
+        user_attributes={key: value for key, value in study.user_attrs.items() if key != COPYING_ATTRIBUTE},
+        system_attributes=source.storage.get_study_system_attrs(study._study_id),
+        trials=study.get_trials(deepcopy=False),
+        record=record,
+        slots=rows,
+    )
 
 
 def _make_room(target: Database, name: str) -> None:
@@ -65,39 +98,51 @@ def _make_room(target: Database, name: str) -> None:
     optuna.delete_study(study_name=name, storage=target.storage)
 
 
-def _copy(source: Database, target: Database, name: str) -> str:
-    original = load_study(source, name)
-    copy = optuna.create_study(study_name=name, storage=target.storage, directions=original.directions)
-    copy.set_user_attr(COPYING_ATTRIBUTE, True)
-    for key, value in original._storage.get_study_system_attrs(original._study_id).items():
+def _write(target: Database, original: _Original, home: Home) -> str:
+    copy = optuna.create_study(study_name=original.name, storage=target.storage, directions=original.directions)
+    copier = uuid.uuid4().hex
+    copy.set_user_attr(COPYING_ATTRIBUTE, copier)
+    for key, value in original.system_attributes.items():
         target.storage.set_study_system_attr(copy._study_id, key, value)
-    for key, value in original.user_attrs.items():
-        if key != COPYING_ATTRIBUTE:
-            copy.set_user_attr(key, value)
-    trials = original.get_trials(deepcopy=False)
-    for trial in trials:
+    for key, value in original.user_attributes.items():
+        copy.set_user_attr(key, value)
+    for trial in original.trials:
         target.storage.create_new_trial(copy._study_id, template_trial=trial)
-    slots = _copy_slots(source, target, original._study_id, copy._study_id)
-    copy.set_user_attr(COPYING_ATTRIBUTE, False)
-    return f"{name}: {len(trials)} trials, {slots} slots"
+    if original.record is not None:
+        record = {**original.record, "uid": uuid.uuid4().hex[:8]}
+        copy.set_user_attr(STUDY_ATTRIBUTE, record)
+        _write_slots(target, copy._study_id, record, original.slots)
+        _link_checkpoints(home.study(original.name, original.record["uid"]), home.study(original.name, record["uid"]))
+    if copy.user_attrs.get(COPYING_ATTRIBUTE) != copier or len(copy.get_trials(deepcopy=False)) != len(original.trials):
+        raise StudyError(f"study {original.name!r} was copied by somebody else at the same time; copy it again")
+    copy.set_user_attr(COPYING_ATTRIBUTE, "")
+    return f"{original.name}: {len(original.trials)} trials, {len(original.slots)} slots"
 
 
-def _copy_slots(source: Database, target: Database, old: int, new: int) -> int:
-    """Record and slots in one transaction, leases given back; how many slots."""
-    if not tables.check(source.engine):
-        return 0
+def _write_slots(target: Database, study_id: int, record: dict[str, Any], slots: list[dict[str, Any]]) -> None:
+    """Record and slots in one transaction, leases given back."""
     tables.create(target.engine)
-    with source.engine.connect() as connection:
-        record = connection.execute(sa.select(tables.studies).where(tables.studies.c.study_id == old)).mappings().all()
-        slots = connection.execute(sa.select(tables.slots).where(tables.slots.c.study_id == old)).mappings().all()
-    free = {"study_id": new, "owner": None, "expires_at": None}
+    rows = []
+    for row in slots:
+        finishing = row["state"] == "finishing"
+        free = {"study_id": study_id, "owner": None, "expires_at": 0.0 if finishing else None}
+        rows.append({**row, **free, "state": "open" if row["state"] == "leased" else row["state"]})
     with target.engine.begin() as connection:
         for table in (tables.studies, tables.slots):  # of a deleted study whose number came round again
-            connection.execute(table.delete().where(table.c.study_id == new))
-        for row in record:
-            connection.execute(tables.studies.insert().values({**row, "study_id": new}))
-        for row in slots:
-            state = "open" if row["state"] == "leased" else row["state"]
-            expired = {"expires_at": 0.0} if state == "finishing" else {}
-            connection.execute(tables.slots.insert().values({**row, **free, **expired, "state": state}))
-    return len(slots)
+            connection.execute(table.delete().where(table.c.study_id == study_id))
+        connection.execute(tables.studies.insert().values(study_id=study_id, record=json.dumps(record)))
+        if rows:
+            connection.execute(tables.slots.insert(), rows)
+
+
+def _link_checkpoints(original: Path, copy: Path) -> None:
+    """Give the copy the checkpoints that lie here; they are replaced when they change, never written to."""
+
+    def link(source: str, target: str) -> None:
+        try:
+            os.link(source, target)
+        except OSError:  # a disk without links
+            shutil.copy2(source, target)
+
+    if original.is_dir():
+        shutil.copytree(original, copy, copy_function=link, ignore=shutil.ignore_patterns("logs", "slurm", ".*"))

@@ -18,13 +18,13 @@ from pathlib import Path
 from typing import Any, Literal, Protocol
 
 import torch
-from optuna.exceptions import StorageInternalError
+from optuna.exceptions import StorageInternalError, UpdateFinishedTrialError
 from sqlalchemy.exc import SQLAlchemyError
 
 from hpo.errors import WorkerError
 from hpo.home import Home
 from hpo.objective import Interrupted, TrialSetting, deadly, discard, failed, reached_before, run_trial, tidy
-from hpo.patience import Patience
+from hpo.patience import Patience, is_away
 from hpo.search_space import suggest
 from hpo.slots import LEASE_S, Lease, LeaseLost, Slots, TrialOutcome
 from hpo.storage import open_database, storage_errors
@@ -106,7 +106,12 @@ def work(order: WorkerOrder, link: Link) -> None:
     """
     try:
         with storage_errors(order.storage_url):
-            _Worker(order, link).fill_slots()
+            try:
+                _Worker(order, link).fill_slots()
+            except Exception as error:
+                if not (is_away(error) and link.stop_wanted()):
+                    raise
+                logger.warning("left without a word to the database, which is away; the lease expires by itself")
     except OSError as error:
         raise WorkerError(f"{order.name}: {error}; run again to go on") from error
 
@@ -139,19 +144,21 @@ class _Worker:
 
     def fill_slots(self) -> None:
         total = self.order.total
-        while not self.stop_wanted():
+        while True:
+            self.look_for_stop()
+            if self.stop_wanted():
+                return
+            self.sweep.database.check_file()
             begin_new = not self.sweep.stopped_improving()
             lease = self.slots.claim(self.order.owner, total, begin_new=begin_new)
             if lease is not None:
                 self.fill(lease)
-                self.look_for_stop()
                 continue
             counts = self.slots.counts(total)
             if counts.begun == 0 and (counts.open == 0 or not begin_new):
                 return
             self.tell("waiting")
             time.sleep(WAIT_S)
-            self.look_for_stop()
 
     def stop_wanted(self) -> bool:
         return self.stop_asked or self.link.stop_wanted()
@@ -172,6 +179,9 @@ class _Worker:
                     self.settle(lease, lease.trial_number, lease.outcome)
         except LeaseLost:
             logger.warning("slot %d: lease lost to another worker, which goes on with its trial", lease.slot)
+        except UpdateFinishedTrialError:
+            self.warn(f"the trial of slot {lease.slot} was ended by somebody else, as through Optuna's dashboard")
+            self.slots.done(lease)
         except Interrupted:
             self.slots.release(lease)
         except BEYOND_A_TRIAL:
@@ -210,7 +220,7 @@ class _Worker:
             try:
                 outcome = self.outcome_of(lambda: run_trial(trial, parameters, setting, on_evaluation))
             except LeaseLost:
-                discard(setting.folder, lease.epoch)
+                discard(setting.folder, lease.epoch, ended=self.slots.is_done(lease.slot))
                 raise
         if not self.slots.finish(lease, outcome):
             raise LeaseLost
@@ -227,7 +237,7 @@ class _Worker:
         """The trial's outcome; an unforeseen exception is one too, with its traceback in the worker's log."""
         try:
             outcome = run()
-        except (LeaseLost, Interrupted, *BEYOND_A_TRIAL):
+        except (LeaseLost, Interrupted, UpdateFinishedTrialError, *BEYOND_A_TRIAL):
             raise
         except Exception as error:
             traceback.print_exc()

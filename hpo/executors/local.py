@@ -13,7 +13,7 @@ import os
 import pickle
 import signal
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import ForkServerContext, SpawnContext
 from multiprocessing.process import BaseProcess
@@ -26,6 +26,7 @@ from hpo.slots import Slots
 from hpo.worker import Event, Link, WorkerOrder, new_owner, work
 from model.errors import ModelError
 
+LOST = 255  # exit code that multiprocessing gives a process whose fork server has died
 Work = Callable[[WorkerOrder, Link], None]  # what a worker's process runs
 
 
@@ -82,6 +83,8 @@ class _Process:
         cause = f"was killed by {names.get(-code, -code)}" if code < 0 else f"ended with exit code {code}"
         if code == -signal.SIGKILL:
             cause += ", as the system does for want of memory"
+        if code == LOST:
+            cause = "was lost with the process that forks workers"
         last = _last_line(self.log, self.log_began)
         return f"{cause}; its last words: {last} (see {self.log})" if last else f"{cause} (see {self.log})"
 
@@ -162,8 +165,7 @@ class _Crew(Crew[_Process]):
         log_began = log.stat().st_size if log.is_file() else 0
         arguments = (order, log, theirs, self.work)
         process = context.Process(target=_run_worker, args=arguments, name=order.name, daemon=True)
-        with _without_sigint():
-            process.start()
+        start_quietly(process)
         theirs.close()
         return _Process(order, log, process, ours, restarts, log_began)
 
@@ -190,15 +192,14 @@ def _last_line(log: Path, begin: int) -> str:
     return next((line.strip() for line in reversed(lines) if line.strip()), "")
 
 
-@contextlib.contextmanager
-def _without_sigint() -> Iterator[None]:
+def start_quietly(process: BaseProcess) -> None:
     """Start a process that never hears Ctrl-C, not even while it imports; ours waits until it has started."""
     if not hasattr(signal, "pthread_sigmask"):  # Windows
-        yield
+        process.start()
         return
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
-        yield
+        process.start()
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 

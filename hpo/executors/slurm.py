@@ -74,10 +74,7 @@ def submit_slurm(
         import submitit
     except ImportError as error:
         raise WorkerError("the Slurm executor needs submitit: pip install 'assay-hpo[slurm]'") from error
-    if cluster == "slurm" and shutil.which("sbatch") is None:
-        raise WorkerError("there is no sbatch here: submit from a machine of the Slurm cluster")
-    for order, _ in orders:
-        _check_storage(order.storage_url, cluster)
+    check_slurm(orders[0][0].storage_url, options, cluster=cluster)
     parameters = {"name": f"hpo-{orders[0][0].study_name}", **_parameters(options)}
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     folder.chmod(0o700)
@@ -91,12 +88,21 @@ def submit_slurm(
     return [str(job.job_id) for job in jobs]
 
 
-def _check_storage(url: str, cluster: str) -> None:
+def check_slurm(url: str, options: Mapping[str, str], *, cluster: str = "slurm") -> None:
+    """Refuse what `submit_slurm` would, with the same errors."""
+    if cluster == "slurm" and shutil.which("sbatch") is None:
+        raise WorkerError("there is no sbatch here: submit from a machine of the Slurm cluster")
+    _parameters(options)
     parsed = sa.make_url(url)
     if parsed.password or any("password" in name.lower() for name in parsed.query):
         raise StorageError("put the password in ~/.pgpass or PGPASSWORD; a job file would hold it")
     if cluster == "slurm" and parsed.get_backend_name() == "sqlite":
         raise StorageError(f"{masked(url)}: locks on network disks do not hold; workers on nodes need PostgreSQL")
+
+
+def asks_for_gpus(options: Mapping[str, str]) -> bool:
+    """Whether tasks are to have GPUs."""
+    return "gpus_per_node" in options or "gpus_per_task" in options or "gpu" in options.get("gres", "")
 
 
 def _parameters(options: Mapping[str, str]) -> dict[str, Any]:

@@ -245,12 +245,8 @@ def test_workers_take_the_gpus_in_turn(place: Place, monkeypatch: pytest.MonkeyP
 def test_a_worker_gets_its_share_of_a_gpu(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     use_cuda(monkeypatch, gpus=2)
     orders = [order for order, _ in place.prepare(trials_per_gpu=2, gpus=(1, 0)).orders]
-    assert [(order.device, order.memory_fraction, order.threads) for order in orders] == [
-        ("cuda:1", 0.5, 2),
-        ("cuda:0", 0.5, 2),
-        ("cuda:1", 0.5, 2),
-        ("cuda:0", 0.5, 2),
-    ]
+    assert [(order.device, order.threads) for order in orders] == [("cuda:1", 2), ("cuda:0", 2)] * 2
+    assert all(0.48 < order.memory_fraction < 0.5 for order in orders), "half, less what a context takes"
 
 
 def test_memory_that_a_trial_was_seen_to_hold_needs_no_rehearsal(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,7 +8,7 @@ from optuna.distributions import CategoricalDistribution, FloatDistribution, Int
 from optuna.trial import TrialState, create_trial
 from toy_sweeps import make_spec
 
-from hpo.search_space import is_behind, make_pruner, make_sampler, suggest
+from hpo.search_space import AttentiveStudy, is_behind, make_pruner, make_sampler, suggest
 from hpo.study_file import PLANNED, StudySpec
 
 SEARCH: dict[str, Any] = {
@@ -148,13 +148,15 @@ class Race:
 
     def enter(self, *losses: float, role: str = "search") -> list[bool]:
         """A trial that reports these losses at milestones 1, 2, ...; whether it was behind at each."""
-        trial = self.study.ask()
-        trial.set_user_attr("hpo:role", role)
+        asked = self.study.ask()
+        asked.set_user_attr("hpo:role", role)
+        attentive = AttentiveStudy(self.study.study_name, self.study._storage, pruner=self.study.pruner)
+        trial = optuna.Trial(attentive, asked._trial_id)
         behind = []
         for milestone, loss in enumerate(losses, start=1):
             trial.report(loss, milestone)
             behind.append(is_behind(self.spec, trial, milestone))
-        self.study.tell(trial, losses[-1], state=TrialState.COMPLETE)
+        self.study.tell(trial.number, losses[-1], state=TrialState.COMPLETE)
         return behind
 
 

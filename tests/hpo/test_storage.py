@@ -253,7 +253,7 @@ def test_what_is_no_url_is_refused_without_being_repeated(url: str) -> None:
 )
 def test_an_unknown_or_missing_driver_is_refused(driver: str) -> None:
     message = refusal(f"{driver}://user:{PASSWORD}@127.0.0.1:1/name")
-    assert re.search("Can't load plugin|No module named|only SQLite and PostgreSQL", message)
+    assert re.search("Can't load plugin|the driver for PostgreSQL is psycopg|only SQLite and PostgreSQL", message)
     assert PASSWORD not in message
 
 

@@ -6,6 +6,7 @@ import contextlib
 import datetime
 import itertools
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import optuna
@@ -33,9 +34,10 @@ import hpo.transfer
 from hpo import tables
 from hpo.cli import app
 from hpo.errors import StorageError, StudyError
+from hpo.home import Home
 from hpo.slots import SlotCounts, Slots, TrialOutcome
 from hpo.storage import Database
-from hpo.sweep import Sweep, find_sweep, load_study, open_sweep, study_names
+from hpo.sweep import STUDY_ATTRIBUTE, Sweep, find_sweep, load_study, open_sweep, study_names
 from hpo.transfer import COPYING_ATTRIBUTE, copy_studies
 
 PRUNER = {"kind": "successive_halving"}
@@ -88,7 +90,7 @@ def eventful(database: Database, name: str = "toy") -> Sweep:
 
 
 def copied(source: str, target: str, name: str | None = None) -> list[str]:
-    return list(copy_studies(source, target, name))
+    return list(copy_studies(source, target, name, Home(Path("no-home-here"))))
 
 
 def fresh(database: Database, name: str) -> list[FrozenTrial]:
@@ -123,9 +125,9 @@ def test_there_and_back_a_study_is_the_same(url: str, source: Database, new_url:
         for copy in (first, second):
             assert fresh(copy, "toy") == fresh(source, "toy")
             found = open_sweep(copy, "toy")
-            assert found.record == original.record
-            assert found.uid == original.uid
-            assert found.slots.stops() == original.slots.stops() == 1
+            assert {**found.record, "uid": original.uid} == original.record
+            assert found.uid != original.uid, "else both would write to the same checkpoints"
+            assert found.slots.stops() == 0
             assert found.study.metric_names == original.study.metric_names
             assert attributes(found.study) == attributes(original.study)
             assert slots(copy, "toy") == [
@@ -141,7 +143,7 @@ def test_there_and_back_a_study_is_the_same(url: str, source: Database, new_url:
 
 def attributes(study: optuna.Study) -> dict[str, Any]:
     """What a study's users have set."""
-    return {name: value for name, value in study.user_attrs.items() if name != COPYING_ATTRIBUTE}
+    return {name: value for name, value in study.user_attrs.items() if name not in (COPYING_ATTRIBUTE, STUDY_ATTRIBUTE)}
 
 
 def test_the_source_is_left_as_it_is(url: str, source: Database, target_url: str) -> None:
@@ -334,6 +336,19 @@ def test_slots_of_an_older_version_are_named_and_left_as_they_are(
         assert "older schema 1; `hpo storage upgrade` brings it to 2" in refusal(StorageError, url, target_url)
         assert contents(older) == before
         assert tables.version(older.engine) == 1
+
+
+def test_a_copy_has_checkpoints_of_its_own(url: str, source: Database, target_url: str, tmp_path: Path) -> None:
+    original, home = eventful(source), Home(tmp_path)
+    first = home.trial("toy", original.uid, 0) / "checkpoint-1.pt"
+    first.parent.mkdir(parents=True)
+    first.write_text("the original's")
+    list(copy_studies(url, target_url, "toy", home))
+    with opened(target_url) as target:
+        second = home.trial("toy", open_sweep(target, "toy").uid, 0) / "checkpoint-1.pt"
+    assert second.read_text() == "the original's"
+    second.unlink()  # as tidying does
+    assert first.read_text() == "the original's"
 
 
 # ---------------------------------------------------------------------------------------------- interruptions
