@@ -92,8 +92,7 @@ def is_behind(spec: StudySpec, trial: optuna.Trial, milestone: int) -> bool:
     """
     if not _may_prune(spec, milestone):
         return False
-    study = trial.study
-    assert isinstance(study, AttentiveStudy)
+    study = AttentiveStudy(trial.study.study_name, trial.storage, pruner=trial.study.pruner)
     study.look()
     frozen = copy.copy(study.seen[trial.number])
     study.seen = study.seen[: trial.number] + study.seen[trial.number + 1 :]

@@ -254,10 +254,21 @@ def test_how_far_a_trial_has_come_is_known(trial: optuna.Trial) -> None:
 def test_who_lost_the_lease_takes_back_what_the_next_holder_does_not_need(
     there: list[int], left: list[int], tmp_path: Path
 ) -> None:
+    folder = tmp_path / "trial"
+    folder.mkdir()
     for epoch in there:
-        (tmp_path / f"checkpoint-{epoch}.pt").touch()
-    discard(tmp_path, epoch=2)
-    assert sorted(int(path.stem.rpartition("-")[2]) for path in tmp_path.iterdir()) == left
+        (folder / f"checkpoint-{epoch}.pt").touch()
+    discard(folder, epoch=2, ended=False)
+    assert sorted(int(path.stem.rpartition("-")[2]) for path in folder.glob("*")) == left
+
+
+def test_who_wakes_after_the_trial_has_ended_leaves_nothing(tmp_path: Path) -> None:
+    folder = tmp_path / "trial"
+    discard(folder, epoch=1, ended=True)
+    folder.mkdir()
+    (folder / "checkpoint-1.pt").touch()
+    discard(folder, epoch=1, ended=True)
+    assert not folder.exists()
 
 
 def test_the_most_memory_that_a_trial_held_is_noted(

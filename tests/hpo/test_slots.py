@@ -28,11 +28,13 @@ from toy_sweeps import (
     contents,
     make_sweep,
     opened,
+    run_slot,
     set_slot,
     slot_row,
     unheard,
 )
 
+from hpo import tables
 from hpo.slots import Lease, LeaseLost, SlotCounts, Slots, TrialOutcome
 from hpo.storage import Database
 from hpo.sweep import Sweep, open_sweep
@@ -467,15 +469,26 @@ class TestRecord:
         assert slots.record() == {"uid": "second"}
         assert other.record() == {"uid": "first"}
 
-    def test_a_forgotten_study_leaves_the_others(self, make: Callable[[int], SlotSetting]) -> None:
-        gone, kept = make(2), make(2)
-        assert not gone.slots.begun()
-        gone.bound(gone.claim("a"), 1)
-        assert gone.slots.begun()
-        assert not kept.slots.begun()
-        gone.slots.forget()
-        assert (gone.slots.record(), gone.slots.total()) == (None, 0)
-        assert (kept.slots.record(), kept.slots.total()) == ({"uid": "toy"}, 2)
+    def test_what_a_deleted_study_left_is_forgotten_and_nothing_else(self, database: Database) -> None:
+        deleted, live = make_sweep(database, trials=2), make_sweep(database, trials=2)
+        assert run_slot(live, COMPLETE) == 0
+        lease = deleted.slots.claim("a", 2)
+        assert lease is not None
+        with database.engine.begin() as connection:  # a slot that names a trial which is not there
+            connection.execute(
+                tables.slots.update().where(tables.slots.c.study_id == deleted.slots.study_id).values(trial_number=0)
+            )
+        assert deleted.slots.forget_deleted(deleted.spec.name) is True
+        assert (deleted.slots.record(), deleted.slots.total()) == (None, 0)
+        assert deleted.slots.forget_deleted(deleted.spec.name) is False
+        assert live.slots.forget_deleted(live.spec.name) is False
+        assert live.slots.total() == 2
+
+    def test_a_study_that_nobody_has_begun_is_forgotten_only_for_another_s_name(self, database: Database) -> None:
+        sweep = make_sweep(database, trials=2)
+        assert sweep.slots.forget_deleted(sweep.spec.name) is False
+        assert sweep.slots.forget_deleted("another") is True
+        assert sweep.slots.record() is None
 
 
 class TestStops:
@@ -551,7 +564,6 @@ REPEATABLE: dict[str, Write] = {
     "release the stopped": lambda slots, lease: slots.release_owner(lease.owner, died=False),
     "more slots": lambda slots, lease: slots.ensure(5),
     "replace the record": lambda slots, lease: slots.replace_record({"uid": "other"}),
-    "forget": lambda slots, lease: slots.forget(),
 }
 
 
@@ -757,9 +769,10 @@ class TestFence:
         assert len(worker.losses()) == 6
 
     def test_holding_is_the_fence_and_the_timer(self, own: Database, database: Database) -> None:
-        worker = Worker(own, database, lease_s=-1.0)
+        worker = Worker(own, database)
         with worker.sweep.holding(worker.lease):
             worker.report(3.0, 4)
+            worker.expire()
             assert worker.others.claim("other", 10) is not None
             with pytest.raises(LeaseLost):
                 worker.report(3.0, 5)
