@@ -26,8 +26,8 @@ check: install-test
 	$(BIN)/pytest
 
 chaos: install-test
-	$(BIN)/python tests/hpo/chaos.py --storage sqlite
-	$(BIN)/python tests/hpo/chaos.py --storage postgresql
+	$(BIN)/python tests/hpo/chaos.py --storage sqlite --outages 12
+	$(BIN)/python tests/hpo/chaos.py --storage postgresql --outages 12
 	$(BIN)/python tests/hpo/chaos.py --storage sqlite --trials 24 --kills 30 --outages 2 --real
 	$(BIN)/python tests/hpo/chaos.py --storage postgresql --trials 24 --kills 30 --outages 2 --real
 

@@ -29,7 +29,7 @@ from optuna.storages._rdb.models import TrialModel
 from sqlalchemy import orm
 from sqlalchemy.dialects import postgresql, sqlite
 
-from hpo import tables
+from hpo import schema
 from hpo.patience import IMPATIENT, Patience
 from hpo.storage import Database
 
@@ -41,7 +41,7 @@ _CLOCKS = {
     "sqlite": "(julianday('now') - 2440587.5) * 86400.0",
     "postgresql": "extract(epoch from clock_timestamp())",
 }
-_slots, _studies = tables.slots.c, tables.studies.c
+_slots, _studies = schema.slots.c, schema.studies.c
 _WROTE = "hpo:wrote"  # mark of a session that has written since its last commit
 _Result = TypeVar("_Result")
 
@@ -144,9 +144,9 @@ class Slots:
         Returns:
             The record that stands: this one, or the one of whoever was first.
         """
-        self.patience.outlast(lambda: tables.create(self.database.engine))
+        self.patience.outlast(lambda: schema.create(self.database.engine))
         row = {"study_id": self.study_id, "record": json.dumps(record)}
-        self._in_transaction(lambda connection: connection.execute(self._insert_if_absent(tables.studies), [row]))
+        self._in_transaction(lambda connection: connection.execute(self._insert_if_absent(schema.studies), [row]))
         found = self.record()
         assert found is not None
         return found
@@ -157,7 +157,7 @@ class Slots:
         Raises:
             StorageError: the slots are of another version of this program.
         """
-        if not self.patience.outlast(lambda: tables.check(self.database.engine)):
+        if not self.patience.outlast(lambda: schema.check(self.database.engine)):
             return None
         mine = sa.select(_studies.record).where(_studies.study_id == self.study_id)
         text: str | None = self._in_transaction(lambda connection: connection.scalar(mine))
@@ -190,9 +190,9 @@ class Slots:
         stale = ~sa.exists(trials) & (sa.exists(begun) | sa.literal(record["spec"]["name"] != name))
 
         def delete(connection: sa.Connection) -> bool:
-            gone = connection.execute(tables.studies.delete().where((_studies.study_id == self.study_id) & stale))
+            gone = connection.execute(schema.studies.delete().where((_studies.study_id == self.study_id) & stale))
             if gone.rowcount:
-                connection.execute(tables.slots.delete().where(self._among(None)))
+                connection.execute(schema.slots.delete().where(self._among(None)))
             return bool(gone.rowcount)
 
         return self._in_transaction(delete)
@@ -204,7 +204,7 @@ class Slots:
             present = set(connection.scalars(sa.select(_slots.number).where(_slots.study_id == self.study_id)))
             rows = [{"study_id": self.study_id, "number": number} for number in range(total) if number not in present]
             if rows:
-                connection.execute(self._insert_if_absent(tables.slots), rows)
+                connection.execute(self._insert_if_absent(schema.slots), rows)
 
         self._in_transaction(add)
 
@@ -234,7 +234,7 @@ class Slots:
             .scalar_subquery()
         )
         take = (
-            tables.slots.update()
+            schema.slots.update()
             .where((_slots.study_id == self.study_id) & (_slots.number == chosen))
             .values(
                 state=sa.case((_slots.state == "finishing", "finishing"), else_="leased"),
@@ -319,7 +319,7 @@ class Slots:
             held &= _slots.trial_number.is_(None)
         if ends:
             values = {"state": "done", "owner": None, "expires_at": None}
-        fence = Fence(tables.slots.update().where(held).values(**values), binds)
+        fence = Fence(schema.slots.update().where(held).values(**values), binds)
         outer, self._fence = self._fence, fence
         if outer is None:
             for event, listener in self._listeners.items():
@@ -444,22 +444,22 @@ class Slots:
         return self._among(None) & held
 
     def _count(self, condition: sa.ColumnElement[bool]) -> int:
-        count = sa.select(sa.func.count()).select_from(tables.slots).where(self._among(None) & condition)
+        count = sa.select(sa.func.count()).select_from(schema.slots).where(self._among(None) & condition)
         return self._in_transaction(lambda connection: connection.scalar(count)) or 0
 
     def _write(self, lease: Lease, **values: Any) -> bool:
-        write = tables.slots.update().where(self._held(lease)).values(**values)
+        write = schema.slots.update().where(self._held(lease)).values(**values)
         return self._in_transaction(lambda connection: connection.execute(write).rowcount) == 1
 
     def _write_study(self, **values: Any) -> None:
-        write = tables.studies.update().where(_studies.study_id == self.study_id).values(**values)
+        write = schema.studies.update().where(_studies.study_id == self.study_id).values(**values)
         self._in_transaction(lambda connection: connection.execute(write))
 
     def _free(self, owner: str, *, died: bool) -> sa.Update:
         """What an owner holds, given back; one that is only to be told is left to expire, which it does now."""
         finishing = _slots.state == "finishing"
         return (
-            tables.slots.update()
+            schema.slots.update()
             .where(self._among(None) & (_slots.owner == owner))
             .values(
                 state=sa.case((finishing, "finishing"), else_="open"),

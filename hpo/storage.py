@@ -27,7 +27,7 @@ from optuna.storages._rdb.models import TrialUserAttributeModel
 from sqlalchemy import orm
 from sqlalchemy.dialects import postgresql, sqlite
 
-from hpo import tables
+from hpo import schema
 from hpo.errors import StorageError
 from hpo.home import Home
 from hpo.patience import IMPATIENT, Patience, reason_of
@@ -196,16 +196,16 @@ def upgrade(url: str) -> list[str]:
         storage = RDBStorage(named, engine_kwargs=options, skip_compatibility_check=True, skip_table_creation=True)
         logging.getLogger("alembic").setLevel(logging.WARNING)
         with contextlib.closing(Database(storage, storage.engine, storage.scoped_session)):
-            theirs, ours = storage.get_current_version(), tables.version(storage.engine)
+            theirs, ours = storage.get_current_version(), schema.version(storage.engine)
             if theirs not in storage.get_all_versions():
                 raise StorageError(f"{masked(url)}: Optuna's tables are of the newer version {theirs}")
-            if ours is not None and ours > tables.SCHEMA:
-                tables.check(storage.engine)
+            if ours is not None and ours > schema.VERSION:
+                schema.check(storage.engine)
             storage.upgrade()
-            tables.upgrade(storage.engine)
+            schema.upgrade(storage.engine)
             changes = {
                 "Optuna's tables": (theirs, storage.get_current_version()),
-                "slots": (ours, tables.version(storage.engine)),
+                "slots": (ours, schema.version(storage.engine)),
             }
             return [f"{what}: {before} → {after}" for what, (before, after) in changes.items() if before != after]
 
@@ -320,7 +320,13 @@ def _optuna_storage(url: str, options: dict[str, Any]) -> _PatientStorage:
     """Optuna's storage, its tables made; two processes that make them at once get in each other's way, so try again."""
     for attempt in range(1, TABLE_ATTEMPTS + 1):
         try:
-            return _PatientStorage(url, engine_kwargs=options)
+            storage = _PatientStorage(url, engine_kwargs=options, skip_compatibility_check=True)
+            try:
+                storage._version_manager.check_table_schema_compatibility()
+            except BaseException:
+                storage.engine.dispose()
+                raise
+            return storage
         except (sa.exc.IntegrityError, sa.exc.OperationalError, sa.exc.ProgrammingError) as error:
             in_each_others_way = isinstance(error, sa.exc.IntegrityError) or "already exists" in str(error)
             if not in_each_others_way or attempt == TABLE_ATTEMPTS:

@@ -12,7 +12,7 @@ from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 from pydantic import ValidationError
 
-from hpo import tables
+from hpo import schema
 from hpo.errors import StudyError
 from hpo.search_space import AttentiveStudy, make_pruner, make_sampler
 from hpo.slots import LEASE_S, Lease, LeaseLost, Slots, TrialOutcome
@@ -175,8 +175,8 @@ def open_sweep(database: Database, name: str, lease_s: float = LEASE_S) -> Sweep
 
 def create_sweep(database: Database, name: str, record: dict[str, Any], lease_s: float = LEASE_S) -> Sweep:
     """Make a study and register what it is made from; where two do this at once, the first one's record stands."""
-    if tables.check(database.engine):
-        database.patience.outlast(lambda: tables.forget_orphans(database.engine))
+    if schema.check(database.engine):
+        database.patience.outlast(lambda: schema.forget_orphans(database.engine))
     study = optuna.create_study(study_name=name, storage=database.storage, direction="minimize", load_if_exists=True)
     slots = Slots(database, study._study_id, lease_s)
     slots.forget_deleted(name)

@@ -17,7 +17,7 @@ import sqlalchemy as sa
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial
 
-from hpo import tables
+from hpo import schema
 from hpo.errors import StudyError
 from hpo.home import Home
 from hpo.slots import Slots
@@ -43,7 +43,7 @@ def copy_studies(source_url: str, target_url: str, name: str | None, home: Home)
             originals = [_read(source, each) for each in (study_names(source) if name is None else [name])]
         with storage_errors(target_url):
             target = stack.enter_context(contextlib.closing(open_database(target_url, create=True)))
-            tables.check(target.engine)
+            schema.check(target.engine)
             for original in originals:
                 _make_room(target, original.name)
             for original in originals:
@@ -73,7 +73,7 @@ def _read(source: Database, name: str) -> _Original:
         raise StudyError(f"study {name!r}: {', '.join(at_work[:3])} at work; `hpo stop {name}` first")
     rows: list[dict[str, Any]] = []
     if record is not None:
-        mine = sa.select(tables.slots).where(tables.slots.c.study_id == study._study_id)
+        mine = sa.select(schema.slots).where(schema.slots.c.study_id == study._study_id)
         with source.engine.connect() as connection:
             rows = [dict(row) for row in connection.execute(mine).mappings()]
     return _Original(
@@ -121,18 +121,18 @@ def _write(target: Database, original: _Original, home: Home) -> str:
 
 def _write_slots(target: Database, study_id: int, record: dict[str, Any], slots: list[dict[str, Any]]) -> None:
     """Record and slots in one transaction, leases given back."""
-    tables.create(target.engine)
+    schema.create(target.engine)
     rows = []
     for row in slots:
         finishing = row["state"] == "finishing"
         free = {"study_id": study_id, "owner": None, "expires_at": 0.0 if finishing else None}
         rows.append({**row, **free, "state": "open" if row["state"] == "leased" else row["state"]})
     with target.engine.begin() as connection:
-        for table in (tables.studies, tables.slots):  # of a deleted study whose number came round again
+        for table in (schema.studies, schema.slots):  # of a deleted study whose number came round again
             connection.execute(table.delete().where(table.c.study_id == study_id))
-        connection.execute(tables.studies.insert().values(study_id=study_id, record=json.dumps(record)))
+        connection.execute(schema.studies.insert().values(study_id=study_id, record=json.dumps(record)))
         if rows:
-            connection.execute(tables.slots.insert(), rows)
+            connection.execute(schema.slots.insert(), rows)
 
 
 def _link_checkpoints(original: Path, copy: Path) -> None:

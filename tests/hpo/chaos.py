@@ -1,7 +1,7 @@
 """Chaos: workers, supervisors and databases are killed, stopped and restarted at random while a study runs.
 
 make chaos, or
-python tests/hpo/chaos.py --storage postgresql --workers 8 --trials 400 --kills 200 --outages 10 --seed 1
+python tests/hpo/chaos.py --storage postgresql --workers 8 --trials 700 --kills 200 --outages 12 --seed 1
 python tests/hpo/chaos.py --storage sqlite --trials 24 --kills 30 --real
 
 Toy trials sleep and write checkpoints; real ones train a small network on a little text.
@@ -102,7 +102,7 @@ class Plan:
     storage: str  # sqlite or postgresql
     workers: int = 8
     supervisors: int = 2  # which share the workers, as two people's runs would
-    trials: int = 400
+    trials: int = 700
     kills: int = 200
     outages: int = 10  # PostgreSQL: immediate restarts; SQLite: somebody holds the file's lock
     full_disks: int = 0  # needs root, for a small tmpfs

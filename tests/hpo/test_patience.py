@@ -154,9 +154,6 @@ POSTGRES_OUTAGES: dict[str, Callable[[sa.Engine], Exception]] = {
 }
 POSTGRES_FAULTS: dict[str, Callable[[sa.Engine], Exception]] = {
     "a full disk": lambda engine: wrapped(psycopg.errors.DiskFull),
-    "a read-only database": lambda engine: fails(
-        engine, "SET SESSION CHARACTERISTICS AS TRANSACTION READ ONLY", "COMMIT", "DELETE FROM numbers"
-    ),
     "an unknown table": lambda engine: fails(engine, "SELECT * FROM nothing"),
     "no SQL": lambda engine: fails(engine, "SELEKT 1"),
     "another type": lambda engine: fails(engine, "INSERT INTO numbers VALUES ('one', 1)"),

@@ -34,7 +34,7 @@ from toy_sweeps import (
     unheard,
 )
 
-from hpo import tables
+from hpo import schema
 from hpo.slots import Lease, LeaseLost, SlotCounts, Slots, TrialOutcome
 from hpo.storage import Database
 from hpo.sweep import Sweep, open_sweep
@@ -476,7 +476,7 @@ class TestRecord:
         assert lease is not None
         with database.engine.begin() as connection:  # a slot that names a trial which is not there
             connection.execute(
-                tables.slots.update().where(tables.slots.c.study_id == deleted.slots.study_id).values(trial_number=0)
+                schema.slots.update().where(schema.slots.c.study_id == deleted.slots.study_id).values(trial_number=0)
             )
         assert deleted.slots.forget_deleted(deleted.spec.name) is True
         assert (deleted.slots.record(), deleted.slots.total()) == (None, 0)

@@ -31,7 +31,7 @@ from toy_sweeps import (
 from typer.testing import CliRunner
 
 import hpo.transfer
-from hpo import tables
+from hpo import schema
 from hpo.cli import app
 from hpo.errors import StorageError, StudyError
 from hpo.home import Home
@@ -335,7 +335,7 @@ def test_slots_of_an_older_version_are_named_and_left_as_they_are(
         before = contents(older)
         assert "older schema 1; `hpo storage upgrade` brings it to 2" in refusal(StorageError, url, target_url)
         assert contents(older) == before
-        assert tables.version(older.engine) == 1
+        assert schema.version(older.engine) == 1
 
 
 def test_a_copy_has_checkpoints_of_its_own(url: str, source: Database, target_url: str, tmp_path: Path) -> None:

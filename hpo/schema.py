@@ -9,7 +9,7 @@ from optuna.storages._rdb.models import StudyModel
 
 from hpo.errors import StorageError
 
-SCHEMA = 2  # 1: without `hpo_schema` and `hpo_studies.stops`
+VERSION = 2  # 1: without `hpo_schema` and `hpo_studies.stops`
 
 metadata = sa.MetaData()
 slots = sa.Table(
@@ -32,7 +32,7 @@ studies = sa.Table(
     sa.Column("record", sa.Text, nullable=False),  # JSON: what the study was made from; the first writer's stands
     sa.Column("stops", sa.Integer, nullable=False, server_default="0"),  # how often `hpo stop` was asked
 )
-schema = sa.Table("hpo_schema", metadata, sa.Column("version", sa.Integer, primary_key=True, autoincrement=False))
+versions = sa.Table("hpo_schema", metadata, sa.Column("version", sa.Integer, primary_key=True, autoincrement=False))
 
 
 def create(engine: sa.Engine) -> None:
@@ -47,16 +47,16 @@ def create(engine: sa.Engine) -> None:
         for table in metadata.sorted_tables:
             connection.execute(sa.schema.CreateTable(table, if_not_exists=True))
     with contextlib.suppress(sa.exc.IntegrityError), engine.begin() as connection:
-        if connection.scalar(sa.select(schema.c.version)) is None:
-            connection.execute(schema.insert().values(version=SCHEMA))
+        if connection.scalar(sa.select(versions.c.version)) is None:
+            connection.execute(versions.insert().values(version=VERSION))
 
 
 def version(engine: sa.Engine) -> int | None:
     """Version of the tables in a database; None where there are none yet."""
     present = set(sa.inspect(engine).get_table_names())
-    if schema.name in present:
+    if versions.name in present:
         with engine.connect() as connection:
-            stored: int | None = connection.scalar(sa.select(sa.func.max(schema.c.version)))
+            stored: int | None = connection.scalar(sa.select(sa.func.max(versions.c.version)))
         if stored is not None:
             return stored
     if not {slots.name, studies.name} <= present:  # or another process is just making them
@@ -72,10 +72,10 @@ def check(engine: sa.Engine) -> bool:
         StorageError: they are of another version than this program's.
     """
     found = version(engine)
-    if found is not None and found > SCHEMA:
-        raise StorageError(f"its slots have the newer schema {found}; this version of the program reads {SCHEMA}")
-    if found is not None and found < SCHEMA:
-        raise StorageError(f"its slots have the older schema {found}; `hpo storage upgrade` brings it to {SCHEMA}")
+    if found is not None and found > VERSION:
+        raise StorageError(f"its slots have the newer schema {found}; this version of the program reads {VERSION}")
+    if found is not None and found < VERSION:
+        raise StorageError(f"its slots have the older schema {found}; `hpo storage upgrade` brings it to {VERSION}")
     return found is not None
 
 

@@ -13,7 +13,7 @@ import sqlalchemy as sa
 from toy_sweeps import COMPLETE, ENGINES, contents, make_record, make_spec, make_sweep, opened, run_slot
 from typer.testing import CliRunner
 
-from hpo import tables
+from hpo import schema
 from hpo.cli import app
 from hpo.errors import StorageError
 from hpo.slots import SlotCounts, Slots
@@ -45,12 +45,12 @@ def old(url: str) -> Iterator[Database]:
         sweep.begin(lease)
         with database.engine.begin() as connection:
             slots = connection.exec_driver_sql("SELECT * FROM hpo_slots ORDER BY number").mappings().all()
-            for table in tables.metadata.sorted_tables:
+            for table in schema.metadata.sorted_tables:
                 connection.exec_driver_sql(f"DROP TABLE {table.name}")
             connection.exec_driver_sql(SLOTS_1)
             serial = "SERIAL" if database.engine.dialect.name == "postgresql" else "INTEGER"
             connection.exec_driver_sql(STUDIES_1.format(serial=serial))
-            connection.execute(tables.slots.insert(), [dict(row) for row in slots])
+            connection.execute(schema.slots.insert(), [dict(row) for row in slots])
             study = {"study": sweep.study._study_id, "record": json.dumps(sweep.record)}
             connection.execute(sa.text("INSERT INTO hpo_studies VALUES (:study, :record)"), study)
         yield database
@@ -73,28 +73,28 @@ def is_refused(work: Callable[[], object], words: str) -> None:
 
 def test_new_tables_are_of_this_version(url: str) -> None:
     with opened(url) as database:
-        assert tables.version(database.engine) is None
-        assert tables.check(database.engine) is False
+        assert schema.version(database.engine) is None
+        assert schema.check(database.engine) is False
         for _ in range(2):
-            tables.create(database.engine)
-            assert tables.version(database.engine) == tables.SCHEMA
-            assert contents(database)["hpo_schema"] == [(tables.SCHEMA,)]
-        assert tables.check(database.engine) is True
+            schema.create(database.engine)
+            assert schema.version(database.engine) == schema.VERSION
+            assert contents(database)["hpo_schema"] == [(schema.VERSION,)]
+        assert schema.check(database.engine) is True
 
 
 def test_tables_whose_making_was_interrupted_are_completed(url: str) -> None:
     with opened(url) as database:
-        tables.create(database.engine)
+        schema.create(database.engine)
         run(database, "DELETE FROM hpo_schema")
-        assert tables.version(database.engine) == tables.SCHEMA
+        assert schema.version(database.engine) == schema.VERSION
         run(database, "DROP TABLE hpo_schema")
-        assert tables.version(database.engine) == tables.SCHEMA
-        tables.create(database.engine)
-        assert contents(database)["hpo_schema"] == [(tables.SCHEMA,)]
+        assert schema.version(database.engine) == schema.VERSION
+        schema.create(database.engine)
+        assert contents(database)["hpo_schema"] == [(schema.VERSION,)]
 
 
 def test_an_older_version_is_refused_and_left_as_it_is(old: Database) -> None:
-    assert tables.version(old.engine) == 1
+    assert schema.version(old.engine) == 1
     before = contents(old)
     spec = make_spec(name="another")
     for work in (
@@ -108,8 +108,8 @@ def test_an_older_version_is_refused_and_left_as_it_is(old: Database) -> None:
 
 
 def test_tables_of_an_older_version_are_not_taken_for_new_ones(old: Database) -> None:
-    is_refused(lambda: tables.create(old.engine), "older schema 1")
-    assert tables.version(old.engine) == 1
+    is_refused(lambda: schema.create(old.engine), "older schema 1")
+    assert schema.version(old.engine) == 1
 
 
 def test_a_newer_version_is_refused(url: str) -> None:
