@@ -257,3 +257,23 @@ def test_a_wrong_password_ends_in_one_line(containers: Containers) -> None:
     assert err.startswith("hpo: ")
     assert "password authentication failed" in err
     assert len(err.splitlines()) == 1
+
+
+def test_the_password_may_come_from_a_pgpass_file(containers: Containers, tmp_path: Path) -> None:
+    passwords = tmp_path / "pgpass"
+    passwords.write_text(f"*:*:*:*:{PASSWORDS['postgres_password']}\n", encoding="utf-8")
+    passwords.chmod(0o600)
+    said = []
+    for passfile in (passwords, tmp_path / "nothing"):
+        environment = {"HPO_STORAGE": containers.url.render_as_string(), "PGPASSFILE": str(passfile)}
+        done = subprocess.run(
+            [sys.executable, "-m", "hpo", "studies"],
+            env={**os.environ, **environment},
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+        )
+        said.append(done.stdout)
+    assert "holds no studies" in said[0]
+    assert "password" in said[1]
+    assert PASSWORDS["postgres_password"] not in "".join(said)
