@@ -186,10 +186,10 @@ def _device(request: Request, url: str) -> Profile:
     if executor.kind == "ray":
         device = "cuda" if has_gpus(executor.ray_address) else "cpu"
     else:
-        check_slurm(url, executor.slurm_options)
-        device = "cuda" if asks_for_gpus(executor.slurm_options) else "cpu"
         if wish.workers is None or wish.trials_per_gpu is not None:
             raise UsageError("--executor slurm needs --workers N, the number of its tasks, and no --trials-per-gpu")
+        check_slurm(url, executor.slurm_options)
+        device = "cuda" if asks_for_gpus(executor.slurm_options) else "cpu"
     check_wish(wish, device)
     return device
 

@@ -12,6 +12,7 @@ import time
 from multiprocessing.synchronize import Barrier
 
 from hpo.errors import StorageError
+from hpo.executors.crew import RESTARTS
 from hpo.slots import Slots
 from hpo.storage import open_database
 from hpo.sweep import open_sweep
@@ -112,7 +113,7 @@ def dies_always(order: WorkerOrder, link: Link) -> None:
 
 
 def dies_after_progress(order: WorkerOrder, link: Link) -> None:
-    if _note(order) < 5:
+    if _note(order) <= RESTARTS:
         link.tell(Event(kind="evaluated", worker=order.name, trial=0))
         os.kill(os.getpid(), signal.SIGKILL)
 

@@ -26,6 +26,7 @@ from toy_sweeps import (
     PRUNED,
     Pause,
     contents,
+    lost_connection,
     make_sweep,
     opened,
     run_slot,
@@ -35,6 +36,7 @@ from toy_sweeps import (
 )
 
 from hpo import schema
+from hpo.patience import Patience
 from hpo.slots import Lease, LeaseLost, SlotCounts, Slots, TrialOutcome
 from hpo.storage import Database
 from hpo.sweep import Sweep, open_sweep
@@ -351,11 +353,23 @@ class TestRenewed:
         with short.renewed(lease, on_renewal):
             wait_until(lambda: len(called) >= 3)
 
-    def test_its_thread_waits_for_no_database_that_is_away(self, database: Database) -> None:
-        patient = Slots(database, next(STUDIES), lease_s=60.0, patience=PATIENT)
-        assert patient.impatient().patience.longest_s == 0.0
-        assert patient.impatient().study_id == patient.study_id
-        assert patient.impatient().lease_s == 60.0
+    def test_its_thread_waits_for_no_database_that_is_away(
+        self, make: Callable[[int], SlotSetting], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        setting = make(1)
+        lease = setting.claim("a")
+        said, asked = list[str](), threading.Event()
+        patience = Patience(longest_s=60.0, announce=said.append)
+        patient = Slots(setting.database, setting.slots.study_id, lease_s=0.03, patience=patience)
+
+        def away(*_: object) -> None:
+            asked.set()
+            raise sa.exc.OperationalError("UPDATE", {}, lost_connection(setting.database.engine))
+
+        with monkeypatch.context() as patch, patient.renewed(lease):
+            patch.setattr(setting.database.engine, "begin", away)
+            assert asked.wait(20)
+        assert said == [], "it would have been waited for at the end of the trial"
 
 
 def renewers() -> list[threading.Thread]:
@@ -380,6 +394,19 @@ class TestTotals:
         assert setting.slots.counts(5) == SlotCounts(done=1, leased=2, open=2)
         assert setting.slots.counts(2) == SlotCounts(done=1, leased=1, open=0)
         assert setting.slots.counts(0) == SlotCounts()
+
+    def test_a_begun_slot_that_nobody_holds_is_released_and_not_open(self, make: Callable[[int], SlotSetting]) -> None:
+        setting = make(3)
+        assert setting.slots.release(setting.bound(setting.claim("a"), 5))
+        assert setting.slots.counts(None) == SlotCounts(released=1, open=2)
+        setting.bound(setting.claim_and_lapse("a"), 5)
+        assert setting.slots.counts(None) == SlotCounts(leased=1, open=2)
+        setting.slots.release_owner("a", died=True)
+        assert setting.slots.counts(None) == SlotCounts(released=1, open=2)
+        assert (SlotCounts(done=1, leased=2, released=3, open=4).total, SlotCounts(leased=2, released=3).begun) == (
+            10,
+            5,
+        )
 
     def test_ensure_adds_what_is_missing_and_removes_nothing(self, make: Callable[[int], SlotSetting]) -> None:
         setting = make(3)
@@ -777,6 +804,12 @@ class TestFence:
             with pytest.raises(LeaseLost):
                 worker.report(3.0, 5)
         assert not renewers()
+
+    def test_what_is_held_is_renewed(self, own: Database, database: Database) -> None:
+        worker = Worker(own, database, lease_s=0.3)
+        renewed = threading.Event()
+        with worker.sweep.holding(worker.lease, on_renewal=renewed.set):
+            assert renewed.wait(20)
 
     def test_a_threads_writes_are_fenced_too(self, own: Database, database: Database) -> None:
         worker = Worker(own, database, lease_s=-1.0)

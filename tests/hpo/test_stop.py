@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
 import threading
 from collections.abc import Callable, Iterator
@@ -9,15 +10,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import sqlalchemy as sa
 import torch
 from optuna.trial import TrialState
-from toy_sweeps import COMPLETE, make_sweep, run_slot
+from toy_sweeps import COMPLETE, lost_connection, make_sweep, run_slot
 
 import hpo.worker
+from hpo.errors import StorageError
 from hpo.executors.stop import Stop, StopLevel
 from hpo.home import Home
 from hpo.search_space import suggest
-from hpo.slots import SlotCounts
+from hpo.slots import SlotCounts, Slots
 from hpo.storage import Database
 from hpo.sweep import Sweep
 from hpo.worker import Event, WorkerOrder, work
@@ -251,3 +254,33 @@ def test_a_trial_that_somebody_else_has_ended_meanwhile_fills_its_slot(site: Sit
     assert site.sweep.slots.counts(None) == SlotCounts(done=3)
     states = [each.state.name for each in site.sweep.study.get_trials()]
     assert states == ["FAIL", "COMPLETE", "COMPLETE"]
+
+
+# ---------------------------------------------------------------------------------------------- without the database
+
+
+def test_a_worker_whose_database_was_replaced_does_not_go_on_unseen(site: Site, tmp_path: Path) -> None:
+    def replace() -> None:
+        (tmp_path / "studies.db").rename(tmp_path / "away.db")
+
+    site.at["finished"] = replace
+    with pytest.raises(StorageError, match="was removed or replaced meanwhile"):
+        site.work()
+    assert site.kinds().count("started") == 1
+
+
+@pytest.mark.parametrize("wanted", [True, False])
+def test_who_is_to_leave_does_so_without_the_database_too(
+    site: Site, wanted: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stopped = []
+
+    def away(*_: object, **__: object) -> None:
+        stopped.append(wanted)
+        raise sa.exc.OperationalError("UPDATE", {}, lost_connection(site.sweep.slots.database.engine))
+
+    monkeypatch.setattr(site, "stop_wanted", lambda: any(stopped))
+    monkeypatch.setattr(Slots, "claim", away)
+    with contextlib.nullcontext() if wanted else pytest.raises(StorageError, match="database is locked"):
+        site.work()
+    assert stopped

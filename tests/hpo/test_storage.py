@@ -3,6 +3,7 @@ from __future__ import annotations
 import contextlib
 import re
 import sqlite3
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, wait
 from pathlib import Path
@@ -20,7 +21,7 @@ import hpo.storage
 from hpo.errors import StorageError
 from hpo.home import Home
 from hpo.patience import IMPATIENT
-from hpo.storage import Database, masked, open_database, storage_errors, storage_url
+from hpo.storage import Database, masked, open_database, storage_errors, storage_url, upgrade
 
 Open = Callable[..., Database]
 PASSWORD = "s3cr3t-w0rd"
@@ -232,6 +233,46 @@ def test_a_read_only_database_can_be_read_and_not_written(sqlite_url: str, tmp_p
         optuna.create_study(storage=database.storage, study_name="other")
 
 
+@pytest.mark.parametrize("name", ["postgresql", "postgres", "postgresql+psycopg"])
+def test_postgres_is_reached_by_the_driver_that_comes_with_the_program(
+    name: str, new_url: Callable[[str], str], open_url: Open
+) -> None:
+    url = new_url("postgresql").replace("postgresql+psycopg", name, 1)
+    assert open_url(url).engine.driver == "psycopg"
+    assert upgrade(url) == []
+
+
+def test_what_is_written_goes_where_others_find_it(tmp_path: Path, sqlite_url: str, open_url: Open) -> None:
+    database = open_url(sqlite_url)
+    database.check_file()
+    (tmp_path / "studies.db").rename(tmp_path / "away.db")
+    for _ in ("removed", "replaced"):
+        with pytest.raises(StorageError, match=r"studies\.db: was removed or replaced meanwhile"):
+            database.check_file()
+        (tmp_path / "studies.db").write_bytes((tmp_path / "away.db").read_bytes())
+    (tmp_path / "away.db").replace(tmp_path / "studies.db")
+    database.check_file()
+
+
+def test_other_databases_have_no_file_to_check(new_url: Callable[[str], str], tmp_path: Path, open_url: Open) -> None:
+    open_url(new_url("postgresql")).check_file()
+    open_url(f"sqlite:///{tmp_path}/studies.db")
+    open_url(f"sqlite:///file:{tmp_path}/studies.db?uri=true", create=False).check_file()
+
+
+def test_a_closed_database_has_no_connection_left(new_url: Callable[[str], str], open_url: Open) -> None:
+    database, other = open_url(url := new_url("postgresql")), open_url(url)
+    database.storage.get_all_studies()
+    others = sa.text("SELECT count(*) FROM pg_stat_activity WHERE datname = current_database()")
+    with other.engine.connect() as connection:
+        assert connection.scalar(others) == 2
+        database.close()
+        until = time.monotonic() + 20
+        while connection.scalar(others) > 1:  # the server notes it in its own time
+            assert time.monotonic() < until
+            connection.rollback()
+
+
 # ---------------------------------------------------------------------------------------------- one that is refused
 
 
@@ -429,6 +470,12 @@ def test_a_defect_keeps_its_type(error: Exception) -> None:
 def test_an_error_that_is_in_words_already_is_not_changed() -> None:
     with pytest.raises(StorageError, match=r"\Ain words\Z"), storage_errors("sqlite:///studies.db"):
         raise StorageError("in words")
+
+
+def test_a_sign_in_the_password_that_would_move_the_host_is_refused() -> None:
+    message = refusal(f"postgresql://user:{PASSWORD}@{PASSWORD}@127.0.0.1:1/name")
+    assert message.endswith("in a user's name or password write @ as %40") or "Connection refused" in message
+    assert PASSWORD not in message
 
 
 @pytest.mark.parametrize("url", [f"postgresql://host:{PASSWORD}", "postgresql://user:word@[::1/name"])

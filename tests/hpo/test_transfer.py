@@ -392,17 +392,36 @@ def test_a_copy_of_a_copy_that_was_interrupted_is_begun_again(
 
 def interrupt(source: str, target: str) -> None:
     """Copy, and end after the second trial."""
+    with after_two_trials(crash), pytest.raises(Crash):
+        copied(source, target)
+
+
+def crash() -> None:
+    raise Crash
+
+
+@contextlib.contextmanager
+def after_two_trials(happening: Callable[[], object]) -> Iterator[None]:
+    """Let something happen in the middle of a copy."""
+    real, calls = optuna.storages._CachedStorage.create_new_trial, itertools.count(1)
+
+    def create(*arguments: Any, **named: Any) -> int:
+        if next(calls) == 3:
+            happening()
+        return real(*arguments, **named)
+
     with pytest.MonkeyPatch.context() as patch:
-        real, calls = optuna.storages._CachedStorage.create_new_trial, itertools.count(1)
+        patch.setattr(optuna.storages._CachedStorage, "create_new_trial", create)
+        yield
 
-        def crash(*arguments: Any, **named: Any) -> int:
-            if next(calls) == 3:
-                raise Crash
-            return real(*arguments, **named)
 
-        patch.setattr(optuna.storages._CachedStorage, "create_new_trial", crash)
-        with pytest.raises(Crash):
-            copied(source, target)
+def test_of_two_that_copy_at_once_one_makes_the_copy(url: str, source: Database, target_url: str) -> None:
+    eventful(source)
+    with after_two_trials(lambda: copied(url, target_url)):
+        assert "copied by somebody else at the same time" in refusal(StudyError, url, target_url)
+    with opened(target_url) as target:
+        assert fresh(target, "toy") == fresh(source, "toy")
+        assert open_sweep(target, "toy").slots.counts(None) == MIDDLE
 
 
 def test_half_a_copy_is_not_run(url: str, source: Database, target_url: str) -> None:
