@@ -8,9 +8,10 @@ import json
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from multiprocessing.connection import Connection
+from multiprocessing.connection import Connection, wait
 from multiprocessing.synchronize import Barrier
 from pathlib import Path
+from threading import BrokenBarrierError
 
 import torch
 
@@ -28,6 +29,7 @@ REHEARSAL_S = 1.5
 WORTHWHILE = 1.05  # one more worker costs the sampler: it has to bring this much more speed
 CONTEXT_BYTES = 700 * 2**20  # of GPU memory that a process takes beside its tensors: CUDA's context and libraries
 PATIENCE_S = 300.0  # with a rehearsal, which runs a few steps
+WAITED_IN_VAIN = "another rehearsal failed"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -242,13 +244,18 @@ def _rehearse(spec: StudySpec, corpus: TokenizedCorpus, devices: list[tuple[str,
         processes.append(process)
     measured: list[Pace] = []
     try:
-        for line in lines:
-            if not line.poll(PATIENCE_S):
+        while lines:
+            answered = wait(lines, PATIENCE_S)
+            if not answered:
                 raise WorkerError(f"a rehearsal of the trial did not end within {PATIENCE_S:.0f} s")
-            answer = line.recv()
-            if isinstance(answer, str):
-                raise WorkerError(f"a rehearsal of the trial failed: {answer}")
-            measured.append(answer)
+            for line in answered:
+                assert isinstance(line, Connection)
+                lines.remove(line)
+                answer = line.recv()
+                if isinstance(answer, Pace):
+                    measured.append(answer)
+                elif answer != WAITED_IN_VAIN:  # whoever failed says why
+                    raise WorkerError(f"a rehearsal of the trial failed: {answer}")
     except EOFError as error:
         raise WorkerError("a rehearsal of the trial died, perhaps for want of memory") from error
     finally:
@@ -267,6 +274,8 @@ def _rehearse_here(
         corpus = open_tokens(tokens)
         meet = functools.partial(start.wait, PATIENCE_S)
         line.send(rehearse(config, corpus, device=device, seconds=REHEARSAL_S, on_ready=meet))
+    except BrokenBarrierError:
+        line.send(WAITED_IN_VAIN)
     except (ModelError, RuntimeError) as error:
         start.abort()
         line.send(" ".join(str(error).split())[:200])
