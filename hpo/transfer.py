@@ -14,8 +14,10 @@ from typing import Any
 
 import optuna
 import sqlalchemy as sa
+from optuna.storages._rdb.models import StudyUserAttributeModel
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial
+from sqlalchemy import orm
 
 from hpo import schema
 from hpo.errors import StudyError
@@ -102,21 +104,55 @@ def _write(target: Database, original: _Original, home: Home) -> str:
     copy = optuna.create_study(study_name=original.name, storage=target.storage, directions=original.directions)
     copier = uuid.uuid4().hex
     copy.set_user_attr(COPYING_ATTRIBUTE, copier)
-    for key, value in original.system_attributes.items():
-        target.storage.set_study_system_attr(copy._study_id, key, value)
-    for key, value in original.user_attributes.items():
-        copy.set_user_attr(key, value)
-    for trial in original.trials:
-        target.storage.create_new_trial(copy._study_id, template_trial=trial)
-    if original.record is not None:
-        record = {**original.record, "uid": uuid.uuid4().hex[:8]}
-        copy.set_user_attr(STUDY_ATTRIBUTE, record)
-        _write_slots(target, copy._study_id, record, original.slots)
-        _link_checkpoints(home.study(original.name, original.record["uid"]), home.study(original.name, record["uid"]))
-    if copy.user_attrs.get(COPYING_ATTRIBUTE) != copier or len(copy.get_trials(deepcopy=False)) != len(original.trials):
-        raise StudyError(f"study {original.name!r} was copied by somebody else at the same time; copy it again")
-    copy.set_user_attr(COPYING_ATTRIBUTE, "")
+    mark = (
+        sa.update(StudyUserAttributeModel)
+        .where(StudyUserAttributeModel.study_id == copy._study_id, StudyUserAttributeModel.key == COPYING_ATTRIBUTE)
+        .where(StudyUserAttributeModel.value_json == json.dumps(copier))
+    )
+    try:
+        with _guarded(target, mark.values(value_json=json.dumps(copier))):
+            for key, value in original.system_attributes.items():
+                target.storage.set_study_system_attr(copy._study_id, key, value)
+            for key, value in original.user_attributes.items():
+                copy.set_user_attr(key, value)
+            for trial in original.trials:
+                target.storage.create_new_trial(copy._study_id, template_trial=trial)
+            if original.record is not None:
+                record = {**original.record, "uid": uuid.uuid4().hex[:8]}
+                copy.set_user_attr(STUDY_ATTRIBUTE, record)
+                _write_slots(target, copy._study_id, record, original.slots)
+                _link_checkpoints(
+                    home.study(original.name, original.record["uid"]), home.study(original.name, record["uid"])
+                )
+        with target.engine.begin() as connection:
+            _hold(connection, mark.values(value_json=json.dumps("")))
+    except (_CopiedByAnother, KeyError) as error:  # the latter where the study is gone
+        raise StudyError(f"study {original.name!r} was copied by somebody else at the same time") from error
     return f"{original.name}: {len(original.trials)} trials, {len(original.slots)} slots"
+
+
+class _CopiedByAnother(Exception):
+    """Somebody else has taken the half copy for one that was left, and begun it again."""
+
+
+def _hold(connection: sa.Connection, mark: sa.Update) -> None:
+    if connection.execute(mark).rowcount != 1:
+        raise _CopiedByAnother
+
+
+@contextlib.contextmanager
+def _guarded(target: Database, mark: sa.Update) -> Iterator[None]:
+    """Let Optuna commit nothing to a copy that is another's now: a deleted study's number may have come round again."""
+
+    def hold(session: orm.Session) -> None:
+        session.flush()
+        _hold(session.connection(), mark)
+
+    sa.event.listen(target.sessions, "before_commit", hold)
+    try:
+        yield
+    finally:
+        sa.event.remove(target.sessions, "before_commit", hold)
 
 
 def _write_slots(target: Database, study_id: int, record: dict[str, Any], slots: list[dict[str, Any]]) -> None:
