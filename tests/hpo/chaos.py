@@ -158,7 +158,7 @@ class Campaign:
                 self.wake()
                 if self.left():
                     self.strike()
-                time.sleep(self.dice.uniform(0.02, 0.35))
+                time.sleep(self.dice.uniform(0.02, 0.2))
                 if time.monotonic() > began + LONGEST_S:
                     raise TimeoutError(f"the campaign did not end: {self.tally}; see {self.folder}")
         finally:
