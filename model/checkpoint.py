@@ -11,7 +11,7 @@ import torch
 
 from model.errors import CheckpointError
 
-VERSION = 1
+VERSION = 2  # 1: dropout drew other random numbers
 
 
 def save_checkpoint(path: Path, content: dict[str, Any]) -> None:

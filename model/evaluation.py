@@ -13,11 +13,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from model import phi
+from model.loss import NOT_A_TARGET, nats_of
 from model.tokens import Span
 from model.transformer import Transformer
 
-LOGITS_AT_ONCE = 2**24  # most logits held at once: 64 MiB
-NOT_A_TARGET = -100
+TOKENS_AT_ONCE = {"cpu": 2**12, "cuda": 2**16}  # by device
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,31 +87,29 @@ def score(network: Transformer, span: Span, device: torch.device) -> Scores:
     """
     architecture = network.architecture
     inputs_ST, targets_ST = _sequences(span, architecture.sequence_length)
-    rows = max(1, LOGITS_AT_ONCE // (architecture.sequence_length * network.token_embedding.num_embeddings))
-    nats = 0.0
-    full = 0
-    component_sums = torch.zeros(len(phi.COMPONENTS), dtype=torch.float64)
+    rows = max(1, TOKENS_AT_ONCE[device.type] // architecture.sequence_length)
+    nats = torch.zeros((), dtype=torch.float64, device=device)
+    full = torch.zeros((), dtype=torch.int64, device=device)
+    component_sums_C = torch.zeros(len(phi.COMPONENTS), dtype=torch.float64, device=device)
     training = network.training
     network.eval()
     for inputs_RT, targets_RT in zip(torch.split(inputs_ST, rows), torch.split(targets_ST, rows), strict=True):
         inputs_RT, targets_RT = inputs_RT.to(device), targets_RT.to(device)
         with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
             states = network(inputs_RT)
-            logits_RTV = network.logits(states.hidden_BTD)
-        loss = F.cross_entropy(logits_RTV.flatten(0, 1).float(), targets_RT.flatten(), reduction="sum")
-        nats += float(loss)
+            nats += nats_of(states.hidden_BTD.flatten(0, 1), network.output.weight, targets_RT.flatten()).double().sum()
         whole_R = (targets_RT != NOT_A_TARGET).all(dim=1)
         received_RT = phi.attention_received(states.attention, architecture.phi_probes)
-        components_RC = phi.components(states.hidden_BTD, received_RT)[whole_R]
-        component_sums += components_RC.sum(0).double().cpu()
-        full += len(components_RC)
+        components_RC = phi.components(states.hidden_BTD, received_RT)
+        component_sums_C += (components_RC * whole_R[:, None]).double().sum(0)
+        full += whole_R.sum()
     network.train(training)
 
-    means_C = component_sums / full if full else torch.full_like(component_sums, float("nan"))
+    means_C = component_sums_C.cpu() / full.cpu()  # NaN where no sequence is full
     weights_C = torch.tensor(phi.INITIAL_WEIGHTS, dtype=torch.float64)
     return Scores(
-        loss=nats / span.tokens,
-        nats=nats,
+        loss=nats.item() / span.tokens,
+        nats=nats.item(),
         span=span,
         phi=float(means_C @ weights_C),
         components=tuple(means_C.tolist()),

@@ -9,6 +9,7 @@ is causal; writing happens after the update, detached, without loops or host syn
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +22,13 @@ RECENCY_WRITES = 500.0  # writes after which that advantage has fallen to 1/e
 INITIAL_THRESHOLD = 0.5
 THRESHOLD_SOFTNESS = 0.1  # τ of σ((Φ − θ)/τ), through which the threshold θ learns
 CLOSED_GATE = -5.0  # the gate's bias at the start: σ(−5) = 0.7 %
+
+
+class Candidates(NamedTuple):
+    """One state per sequence, offered to the memory."""
+
+    normed_BD: Tensor
+    attention_B: Tensor  # received, relative to the most attended position of the sequence
 
 
 class PhiMemory(nn.Module):
@@ -54,43 +62,54 @@ class PhiMemory(nn.Module):
         self.register_buffer("written_M", torch.full((slots,), float("-inf")))  # when; −inf marks an empty slot
         self.register_buffer("writes", torch.zeros(()))
 
-    def forward(self, hidden_BTD: Tensor) -> Tensor:
-        """What the memory adds to the hidden states (B, T, D); exactly zero while it is empty."""
-        normed_BTD = self.norm(hidden_BTD)
-        query_BTK = self.query(normed_BTD)
-        filled_M = self.written_M > float("-inf")
-        scores_BTM = query_BTK @ self.key_MK.T / math.sqrt(query_BTK.shape[-1])
-        scores_BTM = scores_BTM.masked_fill(~filled_M, -1e9)
-        trust_M = torch.sigmoid((self.phi_M - self.threshold) / THRESHOLD_SOFTNESS) * filled_M
-        read_BTD = (scores_BTM.softmax(-1) * trust_M) @ self.value(self.value_MD)
-        added_BTD: Tensor = self.gate(normed_BTD) * read_BTD
-        return added_BTD
+    def forward(self, stream_BTD: Tensor) -> Tensor:
+        """The stream (B, T, D) plus what each position reads; exactly the stream while nothing is stored.
 
-    def gate(self, normed_BTD: Tensor) -> Tensor:
-        """How far the memory is let in: a scalar, or (B, T, 1) where the gate is dynamic."""
-        score: Tensor = self.gate_bias
-        if self.gate_weight is not None:
-            score = self.gate_weight(normed_BTD) + score
-        return torch.sigmoid(score)
+        Queries meet the keys before they meet the states, and gate and trust enter the M weights of a position rather
+        than the D channels of what it reads: two products over the positions do it all.
+        """
+        batch, length, width = stream_BTD.shape
+        normed_ND = self.norm(stream_BTD).view(-1, width)
+        filled_M = self.written_M > float("-inf")
+        bias_M = torch.where(filled_M, 0.0, -1e9)
+        match_DM = self.query.weight.T @ self.key_MK.T / math.sqrt(self.key_MK.shape[-1])
+        if self.gate_weight is None:
+            scores_NM = torch.addmm(bias_M, normed_ND, match_DM)
+            gate: Tensor = self.gate_bias
+        else:
+            bias = torch.cat((bias_M, self.gate_bias[None]))
+            scores = torch.addmm(bias, normed_ND, torch.cat((match_DM, self.gate_weight.weight.T), 1))
+            scores_NM, gate = scores[:, :-1], scores[:, -1:]
+        trust_M = torch.sigmoid((self.phi_M - self.threshold) / THRESHOLD_SOFTNESS) * filled_M
+        weights_NM = scores_NM.softmax(-1) * (trust_M * torch.sigmoid(gate))
+        read_ND = torch.addmm(stream_BTD.view(-1, width), weights_NM, self.value(self.value_MD))
+        return read_ND.view(batch, length, width)
 
     @torch.no_grad()
-    def write(self, hidden_BTD: Tensor, phi_B: Tensor, received_BT: Tensor) -> None:
-        """Offer one state per sequence; keep the M candidates of highest priority.
-
-        Offered is the best-attended state of the sequence's second half, where states have seen some context; its
-        attention counts relative to the sequence's most attended position. A candidate whose Φ is below the learned
-        threshold is not written.
+    def candidates(self, stream_BTD: Tensor, received_BT: Tensor) -> Candidates:
+        """The best-attended state of each sequence's second half, where states have seen some context.
 
         Args:
-            hidden_BTD: the states that `forward` was given, from the update just made.
-            phi_B: Φ of the sequences.
+            stream_BTD: what `forward` was given.
             received_BT: attention received per position.
         """
         half = received_BT.shape[1] // 2
-        rows_B = torch.arange(len(hidden_BTD), device=hidden_BTD.device)
+        rows_B = torch.arange(len(stream_BTD), device=stream_BTD.device)
         attention_B, position_B = received_BT[:, half:].max(-1)
-        attention_B = attention_B / received_BT.amax(-1)
-        normed_BD = self.norm(hidden_BTD[rows_B, half + position_B])
+        normed_BD = self.norm(stream_BTD[rows_B, half + position_B])
+        return Candidates(normed_BD, attention_B / received_BT.amax(-1))
+
+    @torch.no_grad()
+    def write(self, candidates: Candidates, phi_B: Tensor) -> None:
+        """Keep the M of highest priority among what is stored and what is offered.
+
+        A candidate whose Φ is below the learned threshold is not written.
+
+        Args:
+            candidates: of the batch that the update was just made from.
+            phi_B: Φ of their sequences.
+        """
+        normed_BD, attention_B = candidates
         self.writes += 1
         admitted_B = torch.where(phi_B >= self.threshold, self.writes, float("-inf"))
 

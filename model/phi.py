@@ -1,6 +1,7 @@
 """Integrated information Φ of a sequence, and the ΔΦ term of the loss. Pure tensor functions.
 
-Shapes: B sequences, T positions, D channels, H heads, E channels per head, P probes, C = 4 components.
+Shapes: B sequences, T positions, D channels, H heads, E channels per head, P probes, Q = 4 quarters of a sequence,
+C = 4 components.
 
 Φ is a weighted mean of four components in [0, 1] per sequence, after the INFINITO V5.2 logs. It is a regulariser over
 hidden states and attention, not a measure of consciousness, and never enters the logits.
@@ -9,7 +10,7 @@ hidden states and attention, not a measure of consciousness, and never enters th
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -19,6 +20,7 @@ from model.config import PhiObjective
 
 COMPONENTS = ("temporal_coherence", "integration", "complexity", "attention_diversity")
 INITIAL_WEIGHTS = (0.3, 0.3, 0.2, 0.2)
+QUARTERS = 4
 V5_2_TARGET = 3.5  # out of reach for a mean of components in [0, 1]; max(0, 3 Φ₀ − Φ) pulls Φ₀ down meanwhile
 
 
@@ -39,17 +41,19 @@ def attention_received(attention: Attention, probes: int) -> Tensor:
         (B, T) shares that sum to 1 over the keys.
     """
     query_BHTE, key_BHTE = attention
-    positions_P = probe_positions(query_BHTE.shape[-2], probes, query_BHTE.device)
-    scores_BHPT = query_BHTE[:, :, positions_P] @ key_BHTE.transpose(-1, -2) / math.sqrt(query_BHTE.shape[-1])
-    keys_T = torch.arange(key_BHTE.shape[-2], device=key_BHTE.device)
-    scores_BHPT = scores_BHPT.masked_fill(keys_T > positions_P[:, None], float("-inf"))
-    return scores_BHPT.float().softmax(-1).mean((1, 2))
+    length, width = query_BHTE.shape[-2:]
+    probed = probe_positions(length, probes)
+    query_BHPE = query_BHTE[:, :, probed.start :: probed.step] / math.sqrt(width)
+    positions_T = torch.arange(length, device=key_BHTE.device)
+    future_PT = positions_T > positions_T[probed.start :: probed.step, None]
+    bias_PT = torch.zeros(future_PT.shape, device=key_BHTE.device).masked_fill_(future_PT, float("-inf"))
+    return (query_BHPE @ key_BHTE.transpose(-1, -2) + bias_PT).softmax(-1).mean((1, 2))
 
 
-def probe_positions(length: int, probes: int, device: torch.device | str = "cpu") -> Tensor:
-    """The middle of each of `probes` equal stretches of `length` positions; all positions where probes are plenty."""
-    count = min(probes, length)
-    return ((torch.arange(count, device=device) + 0.5) * (length / count)).long()
+def probe_positions(length: int, probes: int) -> range:
+    """The middle of each of at most `probes` equal stretches of `length` positions."""
+    stretch = -(-length // probes)
+    return range(stretch // 2, length, stretch)
 
 
 def components(hidden_BTD: Tensor, received_BT: Tensor) -> Tensor:
@@ -67,20 +71,54 @@ def components(hidden_BTD: Tensor, received_BT: Tensor) -> Tensor:
     Returns:
         (B, C) values in [0, 1], in the order of `COMPONENTS`.
     """
-    hidden_BTD = hidden_BTD.float()
-    coherence_B = (1 + F.cosine_similarity(hidden_BTD[:, :-1], hidden_BTD[:, 1:], dim=-1)).mean(-1) / 2
-    complexity_B = torch.sigmoid(10 * hidden_BTD.var(dim=1, correction=0).mean(-1))
+    squares_BT, products_BT, quarters_BQD = _Moments.apply(hidden_BTD.float())  # type: ignore[no-untyped-call]
+    lengths_BT = squares_BT.clamp_min(1e-16).sqrt()
+    coherence_B = (1 + products_BT / (lengths_BT[:, :-1] * lengths_BT[:, 1:])).mean(-1) / 2
+    share_Q = _quarters(hidden_BTD.shape[1], hidden_BTD.device).count_nonzero(-1) / hidden_BTD.shape[1]
+    mean_BD = share_Q @ quarters_BQD
+    variance_B = squares_BT.mean(-1) / hidden_BTD.shape[-1] - mean_BD.square().mean(-1)
+    complexity_B = torch.sigmoid(10 * variance_B)
     entropy_B = -torch.special.xlogy(received_BT, received_BT.clamp_min(1e-12)).sum(-1)
     diversity_B = (entropy_B / math.log(received_BT.shape[-1])).clamp(0, 1)
-    return torch.stack((coherence_B, _integration(hidden_BTD), complexity_B, diversity_B), dim=-1)
+    return torch.stack((coherence_B, _integration(quarters_BQD), complexity_B, diversity_B), dim=-1)
 
 
-def _integration(hidden_BTD: Tensor) -> Tensor:
-    quarters = torch.stack([quarter.mean(1) for quarter in hidden_BTD.tensor_split(4, dim=1)], dim=1)
-    directions = F.normalize(quarters, dim=-1)
-    cosines = directions @ directions.transpose(-1, -2)
-    row, column = torch.triu_indices(4, 4, offset=1, device=cosines.device)
-    return cosines[:, row, column].abs().mean(-1)
+def _integration(quarters_BQD: Tensor) -> Tensor:
+    directions_BQD = F.normalize(quarters_BQD, dim=-1)
+    cosines_BQQ = directions_BQD @ directions_BQD.transpose(-1, -2)
+    row, column = torch.triu_indices(QUARTERS, QUARTERS, offset=1, device=cosines_BQQ.device)
+    return cosines_BQQ[:, row, column].abs().mean(-1)
+
+
+def _quarters(length: int, device: torch.device) -> Tensor:
+    """(Q, T): row q holds 1 / n at the n positions of quarter q, so that a product with it takes their means."""
+    quarter_T = torch.arange(length, device=device) * QUARTERS // length
+    member_QT = (quarter_T == torch.arange(QUARTERS, device=device)[:, None]).float()
+    return member_QT / member_QT.sum(-1, keepdim=True)
+
+
+class _Moments(torch.autograd.Function):
+    """All that Φ asks of the states: ‖h_t‖² (B, T), h_t · h_{t+1} (B, T - 1) and the means of the quarters (B, Q, D).
+
+    Written out because automatic differentiation fills a whole tensor with zeros for each of the six slices.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, hidden_BTD: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        ctx.save_for_backward(hidden_BTD)
+        squares_BT = torch.linalg.vecdot(hidden_BTD, hidden_BTD)
+        products_BT = torch.linalg.vecdot(hidden_BTD[:, :-1], hidden_BTD[:, 1:])
+        return squares_BT, products_BT, _quarters(hidden_BTD.shape[1], hidden_BTD.device) @ hidden_BTD
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, to_squares_BT: Tensor, to_products_BT: Tensor, to_quarters_BQD: Tensor) -> Tensor:
+        (hidden_BTD,) = ctx.saved_tensors
+        to_hidden_BTD = _quarters(hidden_BTD.shape[1], hidden_BTD.device).T @ to_quarters_BQD
+        to_hidden_BTD.addcmul_(hidden_BTD, to_squares_BT[..., None], value=2)
+        to_hidden_BTD[:, :-1].addcmul_(hidden_BTD[:, 1:], to_products_BT[..., None])
+        to_hidden_BTD[:, 1:].addcmul_(hidden_BTD[:, :-1], to_products_BT[..., None])
+        return to_hidden_BTD
 
 
 def weighted(components_BC: Tensor, weight_logits_C: Tensor) -> Tensor:
@@ -94,7 +132,7 @@ def initial_weight_logits() -> Tensor:
 
 
 def delta_phi(
-    objective: PhiObjective, phi_B: Tensor, fixed_phi_B: Tensor, input_phi_B: Tensor, target: float = 0.0
+    objective: PhiObjective, phi_B: Tensor, fixed_phi_B: Tensor, input_phi_B: Tensor, target: Tensor | float = 0.0
 ) -> Tensor:
     """The ΔΦ objective, to be multiplied by λ_phi.
 

@@ -1,6 +1,6 @@
 """Train one network on one corpus within a budget of tokens: the visible loop.
 
-Shapes: B sequences, T positions, D channels, V vocabulary, N tokens of a stream.
+Shapes: B sequences, T positions, D channels.
 
 A run is a function of its configuration and its text. Everything that it draws (initial weights, order of the data,
 dropout, noise) comes from `seed`; a run that was killed continues from its last evaluation and ends bit-identical to
@@ -17,23 +17,24 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from model import phi
+from model.batches import TrainingBatches
 from model.checkpoint import load_checkpoint, save_checkpoint
 from model.config import RunConfig
 from model.errors import CheckpointError
 from model.evaluation import Evaluation, score
-from model.hardware import peak_memory_bytes
+from model.hardware import compiles, keep_freed_memory, peak_memory_bytes
+from model.memory import Candidates
 from model.schedules import adapt_lambda, learning_rate_at, set_lambda
+from model.step import Measured, compiled_observe, make_optimizer, observe, total_loss
 from model.tokens import TokenizedCorpus
 from model.transformer import Transformer, check_causality
 
-ADAM_BETAS = (0.9, 0.95)
 EXPLODED_NATS = 1.0  # validation loss this far above that of a uniform guess: the run has diverged
 # 0.6 bits a character (Shannon's lower estimate for English, 1951) at 5.2 characters a word: below it, suspect a leak
 PLAUSIBLE_WORD_PERPLEXITY = 8.0
@@ -75,6 +76,7 @@ def train(
     device: str = "cpu",
     save_to: Path | None = None,
     resume_from: Path | None = None,
+    compiled: bool | None = None,
     on_evaluation: Observer = lambda evaluation: Decision.CONTINUE,
 ) -> TrainingResult:
     """Train a network to the end of its budget, or until its observer or its numbers say stop.
@@ -85,6 +87,7 @@ def train(
         device: a torch device.
         save_to: checkpoint written at each evaluation, before `on_evaluation` hears of it.
         resume_from: checkpoint of the same run to continue; its evaluations are not announced again.
+        compiled: whether to compile the step; None: where it pays. A continued run stays what it was.
         on_evaluation: told of every new evaluation; decides whether to go on.
 
     Raises:
@@ -99,7 +102,7 @@ def train(
         run = None
         try:
             with _memory_errors():
-                run = _Run(config, corpus, torch.device(device), save_to, resume_from, micro_batch)
+                run = _Run(config, corpus, torch.device(device), save_to, resume_from, micro_batch, compiled)
             return run.train(on_evaluation, announced=len(history))
         except _OutOfMemory:
             if run is not None:
@@ -173,16 +176,6 @@ def _memory_errors() -> Iterator[None]:
         raise _OutOfMemory from error
 
 
-class Losses(NamedTuple):
-    """The loss of one piece of a batch, and what the memory may keep of it."""
-
-    total: Tensor  # nats per token plus λ_phi · ΔΦ; the only part that holds a graph
-    delta_phi: Tensor
-    phi_B: Tensor
-    stream_BTD: Tensor
-    received_BT: Tensor
-
-
 class _Run:
     """The state of a run between two updates."""
 
@@ -194,9 +187,12 @@ class _Run:
         save_to: Path | None,
         resume_from: Path | None,
         micro_batch: int,
+        compiled: bool | None = None,
     ) -> None:
         self.config, self.corpus, self.device = config, corpus, device
         self.save_to, self.micro_batch = save_to, micro_batch
+        self.compiled = compiles(device) if compiled is None else compiled
+        keep_freed_memory()
         torch.manual_seed(config.training.seed)
         self.network = Transformer(config.architecture, corpus.tokenizer.vocabulary).to(device)
         if device.type == "cuda":
@@ -205,6 +201,7 @@ class _Run:
         self.network.set_regularisation(dropout=config.training.dropout, noise=config.training.noise)
         self.optimizer = make_optimizer(self.network, config.training.weight_decay)
         self.lambda_phi = torch.tensor(config.phi.lambda_phi, device=device)
+        self.phi_target = torch.tensor(config.phi.phi_target, device=device)
         self.batches = TrainingBatches(corpus, config, device)
         self.valid_slice = corpus.sample("valid", config.training.evaluation_tokens)
         self.train_slice = corpus.sample("train", config.training.evaluation_tokens)
@@ -214,6 +211,8 @@ class _Run:
         self.saved = False
         if resume_from is not None:
             self.load(resume_from)
+        replayed = device.type == "cuda" and self.micro_batch == config.training.batch_size
+        self.observe = compiled_observe(replayed=replayed) if self.compiled else observe
         check_causality(self.network)
 
     def train(self, on_evaluation: Observer, announced: int) -> TrainingResult:
@@ -268,49 +267,31 @@ class _Run:
 
         inputs_BT, targets_BT = self.batches.at(self.step)
         self.optimizer.zero_grad(set_to_none=True)
-        pieces: list[Losses] = []
+        pieces: list[Measured] = []
         for first in range(0, len(inputs_BT), self.micro_batch):
             rows = slice(first, first + self.micro_batch)
-            losses = self.losses(inputs_BT[rows], targets_BT[rows])
-            (losses.total * (len(losses.phi_B) / len(inputs_BT))).backward()  # type: ignore[no-untyped-call]
-            pieces.append(losses._replace(total=losses.total.detach()))
+            hidden_BTD, measured = self.observe(
+                self.network, config.phi.phi_objective, self.phi_target, inputs_BT[rows]
+            )
+            loss = total_loss(self.network, hidden_BTD, targets_BT[rows], measured, self.lambda_phi)
+            (loss * (len(hidden_BTD) / len(inputs_BT))).backward()  # type: ignore[no-untyped-call]
+            if measured is not None:
+                pieces.append(measured._replace(delta_phi=measured.delta_phi.detach()))
         gradient_norm = torch.nn.utils.clip_grad_norm_(self.network.parameters(), config.training.clip_norm)
         self.optimizer.step()
         self.step += 1
 
-        if config.architecture.iit:
+        if pieces:
             self.after_update(pieces, sums)
         return gradient_norm
 
-    def losses(self, inputs_BT: Tensor, targets_BT: Tensor) -> Losses:
-        """The loss of some sequences: nats per token, plus λ_phi · ΔΦ unless this is the control arm."""
-        config, network = self.config, self.network
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):
-            states = network(inputs_BT)
-            logits_BTV = network.logits(states.hidden_BTD)
-        nats = F.cross_entropy(logits_BTV.flatten(0, 1).float(), targets_BT.flatten())
-        if not config.architecture.iit:
-            nothing = nats.new_zeros(len(inputs_BT))
-            return Losses(nats, nothing, nothing, nothing, nothing)
-
-        received_BT = phi.attention_received(states.attention, config.architecture.phi_probes)
-        components_BC = phi.components(states.hidden_BTD, received_BT)
-        phi_B = phi.weighted(components_BC, network.phi_weight_logits)
-        fixed_phi_B = phi.weighted(components_BC, network.initial_phi_weight_logits)
-        input_phi_B = phi_B  # needed by the bounded objective alone
-        if config.phi.phi_objective == "bounded":
-            input_phi_B = phi.weighted(phi.components(states.embedded_BTD, received_BT), network.phi_weight_logits)
-        delta_phi = phi.delta_phi(config.phi.phi_objective, phi_B, fixed_phi_B, input_phi_B, config.phi.phi_target)
-        total = nats + self.lambda_phi * delta_phi
-        return Losses(total, *(part.detach() for part in (delta_phi, phi_B, states.stream_BTD, received_BT)))
-
     @torch.no_grad()
-    def after_update(self, pieces: list[Losses], sums: Tensor) -> None:
+    def after_update(self, pieces: list[Measured], sums: Tensor) -> None:
         """Let the memory keep what was best integrated, let λ adapt, and count."""
         phi_B = torch.cat([piece.phi_B for piece in pieces])
+        offers = [piece.candidates for piece in pieces if piece.candidates is not None]
         if self.network.memory is not None:
-            stream_BTD = torch.cat([piece.stream_BTD for piece in pieces])
-            self.network.memory.write(stream_BTD, phi_B, torch.cat([piece.received_BT for piece in pieces]))
+            self.network.memory.write(Candidates(*map(torch.cat, zip(*offers, strict=True))), phi_B)
         delta_phi = torch.stack([len(piece.phi_B) * piece.delta_phi for piece in pieces]).sum() / len(phi_B)
         mean_phi = phi_B.mean()
         sums += torch.stack((mean_phi, self.lambda_phi * delta_phi))
@@ -381,6 +362,7 @@ class _Run:
             "optimizer": self.optimizer.state_dict(),
             "lambda_phi": self.lambda_phi,
             "micro_batch": self.micro_batch,
+            "compiled": self.compiled,
             "threads": torch.get_num_threads(),
             "random": self.random_state(),
         }
@@ -397,6 +379,7 @@ class _Run:
             self.optimizer.load_state_dict(content["optimizer"])
             self.lambda_phi.copy_(content["lambda_phi"])
             self.micro_batch = min(self.micro_batch, content["micro_batch"])  # pieces draw their own random numbers
+            self.compiled = content["compiled"]  # fused arithmetic rounds elsewhere
             self.step, self.seconds = content["step"], content["seconds"]
             self.history = [Evaluation(**evaluation) for evaluation in content["history"]]
             self.set_random_state(content["random"])
@@ -425,52 +408,3 @@ def load_history(path: Path) -> tuple[Evaluation, ...]:
     if "history" not in content:
         raise CheckpointError(f"{path}: holds no run")
     return tuple(Evaluation(**evaluation) for evaluation in content["history"])
-
-
-class TrainingBatches:
-    """The order in which a run reads its text: a function of seed and update, so that it needs no state.
-
-    Each epoch cuts the stream into sequences at another phase and shuffles them. Runs with equal seeds read the same
-    sequences in the same order, whatever their batch size.
-    """
-
-    def __init__(self, corpus: TokenizedCorpus, config: RunConfig, device: torch.device) -> None:
-        self.stream_N = torch.from_numpy(corpus.span("train").ids.astype("int32")).to(device)
-        self.tokens = len(self.stream_N) - 1
-        self.length = config.architecture.sequence_length
-        self.batch_size = config.training.batch_size
-        self.seed = config.training.seed
-        self.sequences = max(self.tokens // self.length - 1, 1)  # one less than fit, which leaves room for the phase
-        self.window = torch.arange(self.length + 1, device=device)
-        self.order: dict[int, Tensor] = {}  # of the epochs that the last batch touched
-
-    def at(self, step: int) -> tuple[Tensor, Tensor]:
-        """Inputs and targets (B, T) of update number `step`, counted from 0."""
-        first, last = step * self.batch_size, (step + 1) * self.batch_size  # sequences read, over all epochs
-        epochs = range(first // self.sequences, (last - 1) // self.sequences + 1)
-        self.order = {epoch: self.order[epoch] if epoch in self.order else self.shuffled(epoch) for epoch in epochs}
-        starts_B = torch.cat(
-            [
-                order[max(first - epoch * self.sequences, 0) : last - epoch * self.sequences]
-                for epoch, order in self.order.items()
-            ]
-        )
-        windows_BT = self.stream_N[starts_B[:, None] + self.window].long()
-        return windows_BT[:, :-1], windows_BT[:, 1:]
-
-    def shuffled(self, epoch: int) -> Tensor:
-        """Where the sequences of an epoch start, in the order in which they are read."""
-        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
-        phase = torch.randint(self.tokens - self.sequences * self.length + 1, (), generator=generator)
-        starts = torch.randperm(self.sequences, generator=generator) * self.length + phase
-        return starts.to(self.stream_N.device)
-
-
-def make_optimizer(network: Transformer, weight_decay: float) -> torch.optim.AdamW:
-    """AdamW with weight decay on matrices only."""
-    parameters = [parameter for parameter in network.parameters() if parameter.requires_grad]
-    groups = [
-        {"params": [parameter for parameter in parameters if parameter.ndim >= 2], "weight_decay": weight_decay},
-        {"params": [parameter for parameter in parameters if parameter.ndim < 2], "weight_decay": 0.0},
-    ]
-    return torch.optim.AdamW(groups, betas=ADAM_BETAS, fused=True)
