@@ -165,7 +165,7 @@ PRESETS: Mapping[str, Mapping[str, Scalar]] = types.MappingProxyType(
             warmup=0.2,
             evaluation_tokens=8192,
         ),
-        "tiny_iit": dict(width=256, layers=2, heads=4, batch_size=16, learning_rate=1e-3),
+        "tiny_iit": dict(width=256, layers=2, heads=4, batch_size=16, learning_rate=2e-3),
         "micro_iit": dict(width=384, layers=3, heads=6, batch_size=16, learning_rate=6e-4, dropout=0.1),
         "small_iit": dict(width=384, layers=3, heads=6, batch_size=32, learning_rate=1e-3, dropout=0.2),
         "medium_iit": dict(width=448, layers=4, heads=8, batch_size=32, learning_rate=6e-4, dropout=0.2),
