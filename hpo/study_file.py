@@ -115,9 +115,10 @@ class SamplerSection(_Section):
 class PrunerSection(_Section):
     """How trials that fall behind are ended early, at evaluation milestones; planned ones never are."""
 
-    kind: Literal["successive_halving", "median", "none"] = "successive_halving"
+    kind: Literal["successive_halving", "percentile", "median", "none"] = "successive_halving"
     first_milestone: Positive = 3  # earliest evaluation after which a trial may be pruned
     reduction: int = Field(default=4, ge=2)  # successive halving: one in so many goes on
+    percentile: float = Field(default=25.0, gt=0, lt=100)  # of the complete trials' losses: who is above it is pruned
     peers: Positive = 3  # other trials needed at a milestone before one is pruned there
 
 
