@@ -313,7 +313,7 @@ def test_a_planned_configuration_is_completed_with_the_run_s_own_values() -> Non
     search = {"dropout": {"low": 0.0, "high": 0.4}, "learning_rate": {"low": 1e-4, "high": 1e-2, "log": True}}
     spec = make_spec(run={"preset": "nano", "dropout": 0.25}, search=search, baseline={"learning_rate": 1e-3})
     assert spec.planned() == (("baseline", {"dropout": 0.25, "learning_rate": 1e-3}),)
-    assert make_spec(search=search, baseline={}).planned() == (("baseline", {"dropout": 0.1, "learning_rate": 2e-3}),)
+    assert make_spec(search=search, baseline={}).planned() == (("baseline", {"dropout": 0.1, "learning_rate": 4e-3}),)
 
 
 def test_a_searched_preset_is_the_run_s_own_in_the_baseline() -> None:
@@ -403,6 +403,7 @@ SCIENTIFIC: dict[str, dict[str, Any]] = {  # another value for everything that d
     "pruner.kind": {"pruner": {"kind": "median"}},
     "pruner.first_milestone": {"pruner": {"first_milestone": 5}},
     "pruner.reduction": {"pruner": {"reduction": 2}},
+    "pruner.percentile": {"pruner": {"percentile": 10.0}},
     "pruner.peers": {"pruner": {"peers": 4}},
 }
 OPERATIONAL: dict[str, dict[str, Any]] = {

@@ -510,12 +510,13 @@ def test_what_a_study_was_made_from_is_in_optuna_s_own_study_too(database: Datab
     assert study.direction is optuna.study.StudyDirection.MINIMIZE
 
 
-@pytest.mark.parametrize("kind", ["successive_halving", "median", "none"])
+@pytest.mark.parametrize("kind", ["successive_halving", "percentile", "median", "none"])
 def test_a_sweep_prunes_as_its_file_says(database: Database, kind: str) -> None:
     sweep = make_sweep(database, pruner={"kind": kind})
     expected = {
         "successive_halving": optuna.pruners.SuccessiveHalvingPruner,
-        "median": optuna.pruners.MedianPruner,
+        "percentile": optuna.pruners.PercentilePruner,
+        "median": optuna.pruners.PercentilePruner,
         "none": optuna.pruners.NopPruner,
     }
     assert type(sweep.asking.pruner) is expected[kind]
