@@ -88,7 +88,7 @@ class Training:
     batch_size: int = 16  # sequences per update
     learning_rate: float = 1e-3  # peak
     learning_rate_schedule: LearningRateSchedule = "cosine"  # to a tenth of the peak, or flat
-    warmup: float = 0.05  # share of the budget over which the learning rate rises
+    warmup: float = 0.1  # share of the budget over which the learning rate rises
     weight_decay: float = 0.1  # on matrices only
     dropout: float = 0.1
     noise: float = 0.01  # standard deviation of the exploration noise on the last hidden states
@@ -161,10 +161,11 @@ PRESETS: Mapping[str, Mapping[str, Scalar]] = types.MappingProxyType(
             heads=4,
             sequence_length=128,
             batch_size=8,
-            learning_rate=2e-3,
+            learning_rate=4e-3,
+            warmup=0.2,
             evaluation_tokens=8192,
         ),
-        "tiny_iit": dict(width=256, layers=2, heads=4, batch_size=16, learning_rate=1e-3),
+        "tiny_iit": dict(width=256, layers=2, heads=4, batch_size=16, learning_rate=2e-3),
         "micro_iit": dict(width=384, layers=3, heads=6, batch_size=16, learning_rate=6e-4, dropout=0.1),
         "small_iit": dict(width=384, layers=3, heads=6, batch_size=32, learning_rate=1e-3, dropout=0.2),
         "medium_iit": dict(width=448, layers=4, heads=8, batch_size=32, learning_rate=6e-4, dropout=0.2),

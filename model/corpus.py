@@ -1,10 +1,11 @@
-"""Text to learn from: named corpora, folders of the user's own, and one that needs no network."""
+"""Text to learn from: named corpora, folders of the user's own, and two that need no network."""
 
 from __future__ import annotations
 
 import ast
 import codecs
 import hashlib
+import math
 import os
 import pydoc_data.topics
 import re
@@ -18,6 +19,10 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import NDArray
+
+from model import markov
 from model.errors import CorpusError
 
 SPLITS = ("train", "valid", "test")
@@ -29,7 +34,7 @@ WIKITEXT = {
     "wikitext-103": "wikitext-103-v1",
     "wikitext-103-raw": "wikitext-103-raw-v1",
 }
-NAMES = ("auto", "python-docs", *WIKITEXT)
+NAMES = ("auto", "python-docs", "markov", *WIKITEXT)
 LONG_LINE = 40  # characters
 _SPLIT_WORDS = {"train": ("train",), "valid": ("valid", "validation", "val", "dev"), "test": ("test",)}
 _TEXT_SUFFIXES = (".txt", ".tokens", ".raw")
@@ -44,6 +49,8 @@ class Corpus:
     source: str  # what to pass to `load_corpus` to get the same text again: a name or an absolute path
     origin: str  # where the text came from, for people
     texts: dict[str, str] = field(repr=False)  # by split; train and valid always, test where there is one
+    # −log p of each line under the process that wrote the text, where that is known
+    line_nats: Callable[[list[str]], NDArray[np.float64]] | None = field(default=None, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         for split in ("train", "valid"):
@@ -79,6 +86,8 @@ def load_corpus(source: str, cache: Path, announce: Callable[[str], None] = lamb
         return _load_cached(
             source, cache / f"python-docs-{sys.version_info[0]}.{sys.version_info[1]}.{sys.version_info[2]}"
         )
+    if source == "markov":
+        return _markov()
     if source in WIKITEXT:
         return _load_cached(source, cache / source)
     return _load_folder(Path(source))
@@ -228,6 +237,21 @@ def _docstrings(path: Path) -> list[str]:
     kinds = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
     found = (ast.get_docstring(node) for node in ast.walk(tree) if isinstance(node, kinds))
     return [docstring for docstring in found if docstring]
+
+
+# ---------------------------------------------------------------------------------------------- markov
+
+
+def _markov() -> Corpus:
+    """Not cached: it is written in 0.1 s, and nothing can go stale."""
+    chain = markov.shipped_chain()
+    entropy = chain.entropy_rate
+    origin = (
+        f"a Markov chain over {markov.WORDS} made-up words; its entropy is {entropy:.4f} nats per word, "
+        f"so that no honest model gets below a word perplexity of {math.exp(entropy):.2f}"
+    )
+    texts = markov.write_splits(chain)
+    return Corpus(name="markov", source="markov", origin=origin, texts=texts, line_nats=chain.line_nats)
 
 
 # ---------------------------------------------------------------------------------------------- a user's folder

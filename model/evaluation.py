@@ -18,6 +18,9 @@ from model.tokens import Span
 from model.transformer import Transformer
 
 TOKENS_AT_ONCE = {"cpu": 2**12, "cuda": 2**16}  # by device
+# 0.6 bits a character (Shannon's lower estimate for English, 1951) at 5.2 characters a word: below it, suspect a leak
+PLAUSIBLE_WORD_PERPLEXITY = 8.0
+IMPLAUSIBLE_NATS = 100.0  # below the nats of the process that wrote the text; see `too_good`
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,6 +117,31 @@ def score(network: Transformer, span: Span, device: torch.device) -> Scores:
         phi=float(means_C @ weights_C),
         components=tuple(means_C.tolist()),
     )
+
+
+def too_good(loss: float, span: Span) -> str | None:
+    """Tell why no network that has not seen a text could predict it this well.
+
+    Where the process that wrote the text is known, an honest network undercuts its nats by t with probability e^-t at
+    most: Markov's inequality for the ratio of the text's probabilities under the two, whose mean under the process is
+    at most 1. That holds under every tokenizer: a network gives all texts in tokens 1 together, and each text stands
+    there once. A stretch of a sample ends before the line that would not fit, and to know that is worth no more than
+    the mean length of a line: with 42 bytes, 16 ln 42 = 60 nats of the 100.
+
+    Args:
+        loss: nats per token of a network on the span.
+        span: the text.
+
+    Returns:
+        The reason in a few words; None where nothing is wrong.
+    """
+    nats = loss * span.tokens
+    if span.true_nats is None:
+        word_perplexity = _exp(nats / span.words)
+        plausible = word_perplexity >= PLAUSIBLE_WORD_PERPLEXITY
+        return None if plausible else f"word perplexity {word_perplexity:.2f}, fewer bits than text holds"
+    below = span.true_nats - nats
+    return f"{below:,.0f} nats below the entropy of its source" if below > IMPLAUSIBLE_NATS else None
 
 
 def _sequences(span: Span, length: int) -> tuple[Tensor, Tensor]:

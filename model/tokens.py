@@ -2,7 +2,7 @@
 
 A stream starts with one start token, so that every token of the text is predicted once. Beside each stream stand the
 running counts of tokens, words and bytes per line: word-level perplexity and bits per byte are exact for any prefix of
-whole lines.
+whole lines. Where the process that wrote the text is known, so do the nats of each line under it.
 """
 
 from __future__ import annotations
@@ -36,6 +36,7 @@ class Span:
     bytes: (
         int | None
     )  # of UTF-8 that the tokens give back; None where the tokenizer lost words, so that bits per byte would flatter
+    true_nats: float | None = None  # under the process that wrote the text; None as above, and where it is not known
 
     @property
     def tokens(self) -> int:
@@ -67,7 +68,8 @@ class TokenizedCorpus:
     def span(self, split: str) -> Span:
         """A whole split."""
         tokens, words, size = (int(count) for count in self._counts(split)[-1])
-        return Span(self._ids(split)[: tokens + 1], words, self._bytes(split, size))
+        true_nats = self._true_nats(split, [slice(None)])
+        return Span(self._ids(split)[: tokens + 1], words, self._bytes(split, size), true_nats)
 
     def sample(self, split: str, tokens: int) -> Span:
         """About `tokens` tokens of a split in stretches of whole lines, evenly spread; always the same ones."""
@@ -77,6 +79,7 @@ class TokenizedCorpus:
         starts = np.vstack((np.zeros((1, 3), np.int64), counts[:-1]))  # counts before each line
         ids = self._ids(split)
         parts = [ids[:1]]
+        lines: list[slice] = []
         words = size = 0
         last = -1
         for stretch in range(STRETCHES):
@@ -85,10 +88,11 @@ class TokenizedCorpus:
                 break
             room = starts[first, _TOKENS] + tokens // STRETCHES
             last = max(first, int(np.searchsorted(counts[:, _TOKENS], room, side="right")) - 1)
+            lines.append(slice(first, last + 1))
             parts.append(ids[1 + starts[first, _TOKENS] : 1 + counts[last, _TOKENS]])
             words += int(counts[last, _WORDS] - starts[first, _WORDS])
             size += int(counts[last, _BYTES] - starts[first, _BYTES])
-        return Span(np.concatenate(parts), words, self._bytes(split, size))
+        return Span(np.concatenate(parts), words, self._bytes(split, size), self._true_nats(split, lines))
 
     def check_length(self, sequence_length: int) -> None:
         """Refuse splits that cannot fill one sequence.
@@ -105,6 +109,13 @@ class TokenizedCorpus:
 
     def _bytes(self, split: str, size: int) -> int | None:
         return None if self.unknown_words[split] else size
+
+    def _true_nats(self, split: str, stretches: list[slice]) -> float | None:
+        path = self.folder / f"{split}.nats.npy"
+        if self.unknown_words[split] or not path.is_file():
+            return None
+        nats_L: NDArray[np.float64] = np.load(path)
+        return float(sum(nats_L[lines].sum() for lines in stretches))
 
     def _ids(self, split: str) -> NDArray[np.unsignedinteger]:
         ids: NDArray[np.unsignedinteger] = np.load(self.folder / f"{split}.npy", mmap_mode="r")
@@ -124,7 +135,8 @@ def tokenize_corpus(corpus: Corpus, choice: TokenizerChoice, cache: Path) -> Tok
         cache: folder under which the files are kept by content.
     """
     digest = corpus.digest
-    folder = cache / f"{digest}-{choice.kind}-{choice.vocabulary}"
+    known = "" if corpus.line_nats is None else "-known"  # else an equal text of unknown origin could leave none
+    folder = cache / f"{digest}-{choice.kind}-{choice.vocabulary}{known}"
     if not (folder / "about.json").is_file():
         _write(corpus, digest, choice, folder)
     return dataclasses.replace(
@@ -162,6 +174,8 @@ def _write(corpus: Corpus, digest: str, choice: TokenizerChoice, folder: Path) -
         unknown_words = {}
         for split, split_lines in lines.items():
             unknown_words[split] = _write_split(split_lines, tokenizer, draft / split)
+            if corpus.line_nats is not None:
+                np.save(draft / f"{split}.nats.npy", corpus.line_nats(split_lines))
         (draft / "tokenizer.json").write_text(tokenizer.backend.to_str(), encoding="utf-8")
         about = {
             "kind": choice.kind,

@@ -27,7 +27,7 @@ from model.batches import TrainingBatches
 from model.checkpoint import load_checkpoint, save_checkpoint
 from model.config import RunConfig
 from model.errors import CheckpointError
-from model.evaluation import Evaluation, score
+from model.evaluation import Evaluation, score, too_good
 from model.hardware import compiles, keep_freed_memory, peak_memory_bytes
 from model.memory import Candidates
 from model.schedules import adapt_lambda, learning_rate_at, set_lambda
@@ -36,8 +36,6 @@ from model.tokens import TokenizedCorpus
 from model.transformer import Transformer, check_causality
 
 EXPLODED_NATS = 1.0  # validation loss this far above that of a uniform guess: the run has diverged
-# 0.6 bits a character (Shannon's lower estimate for English, 1951) at 5.2 characters a word: below it, suspect a leak
-PLAUSIBLE_WORD_PERPLEXITY = 8.0
 _MEMORY_SIGNS = (
     "can't allocate memory",
     "not enough memory",
@@ -63,7 +61,7 @@ class TrainingResult:
     outcome: Outcome
     reason: str
     history: tuple[Evaluation, ...]
-    suspicious: bool = False  # too good to be true: fewer bits per word than text holds
+    suspicious: bool = False  # too good to be true; the reason says why
 
 
 Observer = Callable[[Evaluation], Decision]
@@ -337,8 +335,11 @@ class _Run:
         return not math.isfinite(evaluation.val_loss) or evaluation.val_loss > uniform + EXPLODED_NATS
 
     def result(self, outcome: Outcome, reason: str) -> TrainingResult:
-        suspicious = self.history[-1].val_word_ppl < PLAUSIBLE_WORD_PERPLEXITY
-        return TrainingResult(outcome=outcome, reason=reason, history=tuple(self.history), suspicious=suspicious)
+        """How the run ended; what is too good to be true is said and flagged."""
+        last = self.history[-1]
+        doubt = too_good(last.val_loss, self.corpus.span("valid") if last.whole_split else self.valid_slice)
+        reason = reason if doubt is None else f"{reason}; too good to be true: {doubt}"
+        return TrainingResult(outcome=outcome, reason=reason, history=tuple(self.history), suspicious=doubt is not None)
 
     # ------------------------------------------------------------------------------------------ checkpoints
 

@@ -70,7 +70,7 @@ class Transformer(nn.Module):
         self._initialise()
 
     def _initialise(self) -> None:
-        """GPT-2's: normal with standard deviation 0.02, layers that write into the stream scaled by depth.
+        """Normal, with deviation 0.5 / √(inputs): GPT-2's 0.02 at its width. What writes into the stream is zero.
 
         Drawn from a generator of its own, the memory last: with equal seeds the control arm starts from equal weights.
         """
@@ -78,10 +78,12 @@ class Transformer(nn.Module):
         for name, parameter in sorted(self.named_parameters(), key=lambda named: named[0].startswith("memory")):
             if parameter.ndim < 2:
                 continue
-            into_stream = name.endswith(("project.weight", "contract.weight"))
-            scale = 1 / math.sqrt(2 * len(self.blocks)) if into_stream else 1.0
-            deviation = 1 / math.sqrt(CONVOLUTION_TAPS) if name.endswith("taps") else 0.02 * scale
-            nn.init.normal_(parameter, std=deviation, generator=generator)
+            if name.endswith(("project.weight", "contract.weight")):
+                nn.init.zeros_(parameter)
+            elif name.endswith("taps"):
+                nn.init.normal_(parameter, std=1 / math.sqrt(CONVOLUTION_TAPS), generator=generator)
+            else:
+                nn.init.normal_(parameter, std=0.5 / math.sqrt(parameter.shape[1]), generator=generator)
 
     def set_regularisation(self, *, dropout: float, noise: float) -> None:
         """Set the training-time probabilities; the control arm takes no noise."""
@@ -207,19 +209,21 @@ class Dropout(nn.Module):
 def check_causality(network: Transformer) -> None:
     """Refuse a network in which changing a token moves an earlier logit, in training or in evaluation.
 
-    A memory is filled and its gate opened for the time of the check; the network is left as it was.
+    Checked is a copy with random matrices, a filled memory and an open gate: what is zero at first hides nothing.
 
     Raises:
         CausalityError: some position sees its own future.
     """
-    length = network.architecture.sequence_length
-    device = network.token_embedding.weight.device
-    vocabulary = network.token_embedding.num_embeddings
-    tokens_BT = torch.arange(length, device=device)[None] % vocabulary
-    was_training = network.training
-    kept = copy.deepcopy(network.memory.state_dict()) if network.memory is not None else {}
+    network = copy.deepcopy(network)
+    generator = torch.Generator().manual_seed(0)
+    for parameter in network.parameters():
+        if parameter.ndim >= 2:
+            parameter.copy_(torch.randn(parameter.shape, generator=generator) / math.sqrt(parameter.shape[1]))
     if network.memory is not None:
         network.memory.fill()
+    length = network.architecture.sequence_length
+    vocabulary, device = network.token_embedding.num_embeddings, network.token_embedding.weight.device
+    tokens_BT = torch.arange(length, device=device)[None] % vocabulary
     for training in (False, True):
         network.train(training)
         before_TV = _logits_under_fixed_noise(network, tokens_BT)
@@ -233,9 +237,6 @@ def check_causality(network: Transformer) -> None:
                     f"the network is not causal: changing token {place} moved earlier logits by up to {moved:.2g}; "
                     "its perplexity would be meaningless"
                 )
-    network.train(was_training)
-    if network.memory is not None:
-        network.memory.load_state_dict(kept)
 
 
 def _logits_under_fixed_noise(network: Transformer, tokens_BT: Tensor) -> Tensor:

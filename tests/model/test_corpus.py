@@ -101,6 +101,28 @@ def test_two_makers_of_the_same_cache_leave_one_whole_corpus(tmp_path: Path, mon
     assert len(list(tmp_path.iterdir())) == 1
 
 
+# ---------------------------------------------------------------------------------------------- markov
+
+
+def test_markov_is_the_same_text_on_every_machine_and_needs_no_cache(tmp_path: Path) -> None:
+    corpus = load_corpus("markov", tmp_path / "cache")
+    assert corpus.digest == "7091576f47307641"
+    assert not (tmp_path / "cache").exists()
+    assert load_corpus("markov", tmp_path / "cache") == corpus
+
+
+def test_markov_says_how_good_a_model_of_it_can_be(tmp_path: Path) -> None:
+    assert "2.2805 nats per word, so that no honest model gets below a word perplexity of 9.78" in (
+        load_corpus("markov", tmp_path).origin
+    )
+
+
+def test_markov_is_of_a_size_with_python_docs(tmp_path: Path) -> None:
+    texts = load_corpus("markov", tmp_path).texts
+    words = {split: len(text.split()) + text.count("\n") for split, text in texts.items()}
+    assert words == {"train": 440_000, "valid": 21_610, "test": 21_444}
+
+
 # ---------------------------------------------------------------------------------------------- folders
 
 

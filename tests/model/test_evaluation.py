@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,8 +14,11 @@ import model.evaluation
 import model.loss
 from model import phi
 from model.config import build_run
-from model.evaluation import Scores, score
-from model.tokens import Span, TokenizedCorpus
+from model.corpus import load_corpus
+from model.evaluation import Scores, score, too_good
+from model.markov import shipped_chain, word
+from model.tokenizer import TokenizerChoice
+from model.tokens import Span, TokenizedCorpus, tokenize_corpus
 from model.transformer import States, Transformer
 
 CPU = torch.device("cpu")
@@ -189,3 +193,77 @@ def test_the_span_s_own_counts_reach_the_scores(small_corpus: TokenizedCorpus) -
     assert measured.loss == pytest.approx(measured.nats / span.tokens)
     assert measured.bits_per_byte == pytest.approx(measured.nats / span.bytes / math.log(2))
     assert measured.word_perplexity == pytest.approx(math.exp(measured.nats / span.words))
+
+
+# ---------------------------------------------------------------------------------------------- too good to be true
+
+
+@pytest.mark.parametrize(
+    ("nats", "reason"),
+    [(math.inf, None), (math.nan, None), (1000.0, None), (900.0, None), (899.0, "101 nats below the entropy of its")],
+)
+def test_nats_far_below_those_of_the_source_are_too_good(nats: float, reason: str | None) -> None:
+    span = Span(np.zeros(301, np.uint16), words=2000, bytes=4000, true_nats=1000.0)  # perplexities below 2, all of them
+    told = too_good(nats / 300, span)
+    assert told is None if reason is None else told.startswith(reason)
+
+
+@pytest.mark.parametrize(
+    ("word_perplexity", "reason"),
+    [(math.inf, None), (math.nan, None), (8.01, None), (7.99, "word perplexity 7.99, fewer bits than text holds")],
+)
+def test_of_text_of_unknown_source_the_perplexity_must_be_that_of_a_language(
+    word_perplexity: float, reason: str | None
+) -> None:
+    assert too_good(math.log(word_perplexity) * 100 / 300, Span(np.zeros(301, np.uint16), 100, 700)) == reason
+
+
+class Table(Transformer):
+    """Predicts each token from the one before alone, as a table says."""
+
+    nats_VV: Tensor
+
+    def forward(self, tokens_BT: Tensor) -> States:
+        self.read_BT = tokens_BT
+        return super().forward(tokens_BT)
+
+    def logits(self, hidden_BTD: Tensor) -> Tensor:  # noqa: ARG002
+        return -self.nats_VV[self.read_BT]
+
+
+def table(nats_VV: Tensor) -> Table:
+    built = Table(build_run({"width": 32, "heads": 2, "sequence_length": LENGTH}).architecture, len(nats_VV))
+    built.nats_VV = nats_VV
+    return built
+
+
+@pytest.fixture(scope="module")
+def markov(cache: Path) -> TokenizedCorpus:
+    """The corpus of a known source, a token per word and one between lines."""
+    return tokenize_corpus(load_corpus("markov", cache), TokenizerChoice(kind="word"), cache)
+
+
+def test_the_source_itself_scores_the_nats_of_the_text_and_is_not_too_good(markov: TokenizedCorpus) -> None:
+    chain, tokenizer = shipped_chain(), markov.tokenizer
+    words = [tokenizer.backend.token_to_id(word(state)) for state in range(1, len(chain.nats))]
+    ids_S = torch.tensor([tokenizer.start_id, *words])
+    nats_VV = torch.full((tokenizer.vocabulary, tokenizer.vocabulary), math.inf)
+    nats_VV[ids_S[:, None], ids_S] = torch.from_numpy(chain.nats).float()
+    for span in (markov.span("valid"), markov.span("test"), markov.sample("valid", 8192), markov.sample("train", 999)):
+        measured = score(table(nats_VV), span, CPU)
+        assert measured.nats == pytest.approx(span.true_nats, rel=1e-5)
+        assert too_good(measured.loss, span) is None
+
+
+@pytest.mark.parametrize(("learned_from", "honest"), [("train", True), ("valid", False)])
+def test_who_learned_from_the_validation_text_is_too_good(
+    learned_from: str, honest: bool, markov: TokenizedCorpus
+) -> None:
+    ids = torch.from_numpy(markov.span(learned_from).ids.astype("int64"))
+    counts_VV = torch.full((markov.tokenizer.vocabulary, markov.tokenizer.vocabulary), 1e-3)
+    counts_VV.index_put_((ids[:-1], ids[1:]), torch.ones(len(ids) - 1), accumulate=True)
+    learned = table(-(counts_VV / counts_VV.sum(dim=1, keepdim=True)).log())
+    for span in (markov.span("valid"), markov.sample("valid", 8192)):
+        measured = score(learned, span, CPU)
+        assert measured.nats == pytest.approx(span.true_nats, rel=0.05)  # either is near
+        assert (too_good(measured.loss, span) is None) is honest

@@ -157,6 +157,48 @@ def test_a_sample_reads_no_line_twice(tmp_path: Path) -> None:
     assert len(numbers) == len(set(numbers))
 
 
+# ---------------------------------------------------------------------------------------------- a known source
+
+
+def of_known_source(train: str, valid: str = "a valid line\n") -> Corpus:
+    """A text with half a nat per word and end of line."""
+    return dataclasses.replace(
+        corpus(train, valid), line_nats=lambda lines: np.array([(len(line.split()) + 1) / 2 for line in lines])
+    )
+
+
+@pytest.mark.parametrize("choice", [BPE, WORD], ids=["bpe", "word"])
+def test_spans_and_samples_know_the_nats_of_their_text_under_its_source(
+    choice: TokenizerChoice, tmp_path: Path
+) -> None:
+    tokenized = open_tokens(tokenize_corpus(of_known_source(numbered(200)), choice, tmp_path).folder)
+    for tokens in (1, 100, 500, 1000, 10**9):
+        sample = tokenized.sample("train", tokens)
+        assert sample.true_nats == sample.words / 2
+    assert tokenized.span("train").true_nats == tokenized.span("train").words / 2
+
+
+def test_a_text_of_unknown_source_has_no_such_nats(lines_200: TokenizedCorpus) -> None:
+    assert lines_200.span("train").true_nats is None
+    assert lines_200.sample("train", 500).true_nats is None
+
+
+def test_nats_under_the_source_are_withheld_where_words_were_lost(tmp_path: Path) -> None:
+    """A network predicts the unknown word where the source had to choose one of many."""
+    tokenized = tokenize_corpus(of_known_source("a valid line\n", valid="a valid zebra\n"), WORD, tmp_path)
+    assert tokenized.span("train").true_nats == 2
+    assert tokenized.span("valid").true_nats is None
+
+
+@pytest.mark.parametrize("known_first", [True, False])
+def test_equal_text_of_unknown_source_does_not_take_the_nats_away(known_first: bool, tmp_path: Path) -> None:
+    both = [of_known_source(numbered(20)), corpus(numbered(20))]
+    made = [tokenize_corpus(each, BPE, tmp_path) for each in (both if known_first else reversed(both))]
+    known, unknown = made if known_first else reversed(made)
+    assert known.span("train").true_nats == known.span("train").words / 2
+    assert unknown.span("train").true_nats is None
+
+
 # ---------------------------------------------------------------------------------------------- limits
 
 

@@ -25,8 +25,9 @@ from torch import Tensor
 import model.training
 from model.checkpoint import load_checkpoint, save_checkpoint
 from model.config import RunConfig, Scalar, build_run
-from model.corpus import Corpus
+from model.corpus import Corpus, load_corpus
 from model.errors import CausalityError, CheckpointError, CorpusError
+from model.evaluation import PLAUSIBLE_WORD_PERPLEXITY
 from model.tokenizer import TokenizerChoice
 from model.tokens import TokenizedCorpus, tokenize_corpus
 from model.training import (
@@ -754,6 +755,52 @@ def test_a_repeated_text_is_learned_by_heart_and_flagged_as_too_good(iit: bool, 
     result = train(config, refrain)
     assert result.history[-1].val_loss < 0.02
     assert result.history[-1].val_word_ppl == pytest.approx(result.history[-1].val_ppl)
+    assert result.suspicious
+
+
+class Leaking(Transformer):
+    """Every fourth position is told the token that it shall predict."""
+
+    def forward(self, tokens_BT: Tensor) -> States:
+        states = super().forward(tokens_BT)
+        answers_BTD = self.token_embedding(tokens_BT.roll(-1, dims=1))
+        told_T1 = torch.arange(tokens_BT.shape[1])[:, None] % 4 == 0
+        return states._replace(hidden_BTD=states.hidden_BTD + told_T1 * answers_BTD)
+
+
+@pytest.fixture(scope="module", params=["word", "bpe"])
+def markov(request: pytest.FixtureRequest, cache: Path) -> TokenizedCorpus:
+    """The corpus of a known source; under either tokenizer nearly every word is one token."""
+    choice = TokenizerChoice(kind=request.param, vocabulary=512)
+    return tokenize_corpus(load_corpus("markov", cache), choice, cache)
+
+
+BRIEF: dict[str, Scalar] = {"iit": False, "width": 64, "budget_tokens": 100_000, "dropout": 0.0, "learning_rate": 5e-3}
+
+
+def source_perplexity(corpus: TokenizedCorpus) -> float:
+    """Per word of the validation text, of the source itself."""
+    span = corpus.span("valid")
+    assert span.true_nats is not None
+    return math.exp(span.true_nats / span.words)
+
+
+def test_an_honest_network_learns_markov_and_stays_above_its_source(markov: TokenizedCorpus) -> None:
+    result = train(tiny(**BRIEF), markov)
+    assert source_perplexity(markov) < result.history[-1].val_word_ppl < 1.6 * source_perplexity(markov)
+    assert result.reason == "all of 100,096 tokens"
+    assert not result.suspicious
+
+
+def test_a_leak_that_no_check_of_causality_saw_is_caught_below_the_source(
+    markov: TokenizedCorpus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(model.training, "Transformer", Leaking)
+    monkeypatch.setattr(model.training, "check_causality", lambda network: None)
+    result = train(tiny(**BRIEF), markov)
+    assert PLAUSIBLE_WORD_PERPLEXITY < result.history[-1].val_word_ppl < source_perplexity(markov)
+    assert result.reason.startswith("all of 100,096 tokens; too good to be true: ")
+    assert result.reason.endswith(" nats below the entropy of its source")
     assert result.suspicious
 
 
