@@ -1,8 +1,8 @@
 """What pruning saves, and what it costs: whole sweeps of `lambda_phi`, pruned and not, under several sampler seeds.
 
-python benchmarks/frugality.py --data PATH      # six sweeps of forty trials: half an hour on two cores
+python benchmarks/frugality.py --data PATH --home FOLDER      # six sweeps of forty trials: half an hour on two cores
 
-The two sweeps of a seed begin with the same planned and random trials; from there each sampler learns from what it
+Sweeps live in the folder; the same command again goes on with them, or reads what is finished. The two sweeps of a seed begin with the same planned and random trials; from there each sampler learns from what it
 sees. Asked: at most 40 % of the tokens, and a best validation perplexity within 2 % of the other's.
 """
 
@@ -15,7 +15,6 @@ import re
 import statistics
 import subprocess
 import sys
-import tempfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -44,16 +43,18 @@ def study_file(seed: int, *, pruned: bool) -> str:
     return text if pruned else re.sub(r"\[pruner\][^[]*", '[pruner]\nkind = "none"\n\n', text)
 
 
-def sweep(seed: int, trials: int, data: Path | None, *, pruned: bool) -> Outcome:
+def sweep(home: Path, seed: int, trials: int, data: Path | None, *, pruned: bool) -> Outcome:
     """Run a whole study as a user would, and read what Optuna stored."""
-    with tempfile.TemporaryDirectory(prefix="hpo-frugality-") as home:
-        file = Path(home, "study.toml")
-        file.write_text(study_file(seed, pruned=pruned), encoding="utf-8")
-        command = [sys.executable, "-m", "hpo", "run", "--study", str(file), "--trials", str(trials)]
-        command += ["--data", str(data)] if data else []
-        subprocess.run(command, env={**os.environ, "HPO_HOME": home}, stdout=subprocess.DEVNULL, check=True)
-        study = optuna.load_study(study_name=STUDY, storage=f"sqlite:///{home}/studies.db")
-        return outcome_of(study.get_trials())
+    home.mkdir(parents=True, exist_ok=True)
+    file = home / "study.toml"
+    file.write_text(study_file(seed, pruned=pruned), encoding="utf-8")
+    command = [sys.executable, "-m", "hpo", "run", "--study", str(file), "--trials", str(trials)]
+    command += ["--data", str(data)] if data else []
+    environment = {**os.environ, "HPO_HOME": str(home)}
+    environment.pop("HPO_STORAGE", None)
+    subprocess.run(command, env=environment, stdout=subprocess.DEVNULL, check=True)
+    study = optuna.load_study(study_name=STUDY, storage=f"sqlite:///{home}/studies.db")
+    return outcome_of(study.get_trials())
 
 
 def outcome_of(trials: list[optuna.trial.FrozenTrial]) -> Outcome:
@@ -71,13 +72,17 @@ def outcome_of(trials: list[optuna.trial.FrozenTrial]) -> Outcome:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, help="folder of text; default: the study's own")
+    parser.add_argument("--home", type=Path, default=Path("runs/frugality"), help="folder of the sweeps")
     parser.add_argument("--trials", type=int, default=40)
     parser.add_argument("--seeds", type=int, nargs="+", default=SEEDS)
     arguments = parser.parse_args()
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     rows = []
     for seed in arguments.seeds:
-        whole, frugal = (sweep(seed, arguments.trials, arguments.data, pruned=pruned) for pruned in (False, True))
+        frugal, whole = (
+            sweep(arguments.home / f"{seed}-{name}", seed, arguments.trials, arguments.data, pruned=name == "pruned")
+            for name in ("pruned", "whole")
+        )
         row = {"perplexity": frugal.best_val_ppl / whole.best_val_ppl, "tokens": frugal.tokens / whole.tokens}
         print(
             f"seed {seed}: best val ppl {frugal.best_val_ppl:.2f} pruned, {whole.best_val_ppl:.2f} not: "
