@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 import model.evaluation
@@ -34,7 +35,7 @@ def network(vocabulary: int, **values: bool | int | float | str) -> Transformer:
     with torch.no_grad():
         for parameter in built.parameters():
             if parameter.ndim == 2:
-                parameter.mul_(8)
+                torch.nn.init.normal_(parameter, std=2 / math.sqrt(parameter.shape[1]))
         if built.memory is not None:
             offered = built.memory.candidates(torch.randn(9, LENGTH, 32), torch.rand(9, LENGTH).softmax(-1))
             built.memory.write(offered, torch.full((9,), 0.9))
@@ -219,21 +220,17 @@ def test_of_text_of_unknown_source_the_perplexity_must_be_that_of_a_language(
 
 
 class Table(Transformer):
-    """Predicts each token from the one before alone, as a table says."""
-
-    nats_VV: Tensor
+    """Predicts each token from the one before alone: its state is that token, its output layer the table."""
 
     def forward(self, tokens_BT: Tensor) -> States:
-        self.read_BT = tokens_BT
-        return super().forward(tokens_BT)
-
-    def logits(self, hidden_BTD: Tensor) -> Tensor:  # noqa: ARG002
-        return -self.nats_VV[self.read_BT]
+        states = super().forward(tokens_BT)
+        return states._replace(hidden_BTD=F.one_hot(tokens_BT, len(self.output.weight)).float())
 
 
 def table(nats_VV: Tensor) -> Table:
+    """A network whose next token costs so many nats after each token (row)."""
     built = Table(build_run({"width": 32, "heads": 2, "sequence_length": LENGTH}).architecture, len(nats_VV))
-    built.nats_VV = nats_VV
+    built.output.weight = torch.nn.Parameter(-nats_VV.T)
     return built
 
 
@@ -247,8 +244,8 @@ def test_the_source_itself_scores_the_nats_of_the_text_and_is_not_too_good(marko
     chain, tokenizer = shipped_chain(), markov.tokenizer
     words = [tokenizer.backend.token_to_id(word(state)) for state in range(1, len(chain.nats))]
     ids_S = torch.tensor([tokenizer.start_id, *words])
-    nats_VV = torch.full((tokenizer.vocabulary, tokenizer.vocabulary), math.inf)
-    nats_VV[ids_S[:, None], ids_S] = torch.from_numpy(chain.nats).float()
+    nats_VV = torch.full((tokenizer.vocabulary, tokenizer.vocabulary), 1e9)  # as good as never
+    nats_VV[ids_S[:, None], ids_S] = torch.from_numpy(chain.nats).float().clamp_max(1e9)
     for span in (markov.span("valid"), markov.span("test"), markov.sample("valid", 8192), markov.sample("train", 999)):
         measured = score(table(nats_VV), span, CPU)
         assert measured.nats == pytest.approx(span.true_nats, rel=1e-5)
