@@ -68,10 +68,14 @@ class PhiMemory(nn.Module):
         Queries meet the keys before they meet the states, and gate and trust enter the M weights of a position rather
         than the D channels of what it reads: two products over the positions do it all.
         """
+        with torch.autocast(stream_BTD.device.type, enabled=False):  # it would round the stream that passes through
+            return self._read(stream_BTD)
+
+    def _read(self, stream_BTD: Tensor) -> Tensor:
         batch, length, width = stream_BTD.shape
         normed_ND = self.norm(stream_BTD).view(-1, width)
         filled_M = self.written_M > float("-inf")
-        bias_M = torch.where(filled_M, 0.0, -1e9)
+        bias_M = torch.where(filled_M, 0.0, -1e9).to(normed_ND.dtype)
         match_DM = self.query.weight.T @ self.key_MK.T / math.sqrt(self.key_MK.shape[-1])
         if self.gate_weight is None:
             scores_NM = torch.addmm(bias_M, normed_ND, match_DM)

@@ -34,7 +34,7 @@ class Attention(NamedTuple):
 def attention_received(attention: Attention, probes: int) -> Tensor:
     """Estimate how much attention each key receives, averaged over heads and queries.
 
-    The attention matrix is never built whole: `probes` queries, one from the middle of each of as many equal
+    The attention matrix is never built whole: at most `probes` queries, one from the middle of each of as many equal
     stretches of the sequence, stand for all T.
 
     Returns:
@@ -51,7 +51,7 @@ def attention_received(attention: Attention, probes: int) -> Tensor:
 
 
 def probe_positions(length: int, probes: int) -> range:
-    """The middle of each of at most `probes` equal stretches of `length` positions."""
+    """The middles of at most `probes` equal stretches of `length` positions; a last, shorter one may have none."""
     stretch = -(-length // probes)
     return range(stretch // 2, length, stretch)
 
@@ -60,7 +60,8 @@ def components(hidden_BTD: Tensor, received_BT: Tensor) -> Tensor:
     """The four components of Φ.
 
     temporal coherence   mean over t of (1 + cos(h_t, h_{t+1})) / 2
-    integration          mean |cos| between the mean states of the four quarters of the sequence (6 pairs)
+    integration          mean |cos| between the mean states of the four quarters of the sequence (6 pairs); position t
+                         of T lies in quarter ⌊4t / T⌋
     complexity           sigmoid(10 · variance of h over the positions, averaged over channels)
     attention diversity  entropy of the attention received per key, divided by log T
 
@@ -74,7 +75,7 @@ def components(hidden_BTD: Tensor, received_BT: Tensor) -> Tensor:
     squares_BT, products_BT, quarters_BQD = _Moments.apply(hidden_BTD.float())  # type: ignore[no-untyped-call]
     lengths_BT = squares_BT.clamp_min(1e-16).sqrt()
     coherence_B = (1 + products_BT / (lengths_BT[:, :-1] * lengths_BT[:, 1:])).mean(-1) / 2
-    share_Q = _quarters(hidden_BTD.shape[1], hidden_BTD.device).count_nonzero(-1) / hidden_BTD.shape[1]
+    share_Q = _quarters(hidden_BTD).count_nonzero(-1) / hidden_BTD.shape[1]
     mean_BD = share_Q @ quarters_BQD
     variance_B = squares_BT.mean(-1) / hidden_BTD.shape[-1] - mean_BD.square().mean(-1)
     complexity_B = torch.sigmoid(10 * variance_B)
@@ -90,10 +91,11 @@ def _integration(quarters_BQD: Tensor) -> Tensor:
     return cosines_BQQ[:, row, column].abs().mean(-1)
 
 
-def _quarters(length: int, device: torch.device) -> Tensor:
+def _quarters(hidden_BTD: Tensor) -> Tensor:
     """(Q, T): row q holds 1 / n at the n positions of quarter q, so that a product with it takes their means."""
+    length, device = hidden_BTD.shape[1], hidden_BTD.device
     quarter_T = torch.arange(length, device=device) * QUARTERS // length
-    member_QT = (quarter_T == torch.arange(QUARTERS, device=device)[:, None]).float()
+    member_QT = (quarter_T == torch.arange(QUARTERS, device=device)[:, None]).to(hidden_BTD.dtype)
     return member_QT / member_QT.sum(-1, keepdim=True)
 
 
@@ -108,13 +110,13 @@ class _Moments(torch.autograd.Function):
         ctx.save_for_backward(hidden_BTD)
         squares_BT = torch.linalg.vecdot(hidden_BTD, hidden_BTD)
         products_BT = torch.linalg.vecdot(hidden_BTD[:, :-1], hidden_BTD[:, 1:])
-        return squares_BT, products_BT, _quarters(hidden_BTD.shape[1], hidden_BTD.device) @ hidden_BTD
+        return squares_BT, products_BT, _quarters(hidden_BTD) @ hidden_BTD
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, to_squares_BT: Tensor, to_products_BT: Tensor, to_quarters_BQD: Tensor) -> Tensor:
         (hidden_BTD,) = ctx.saved_tensors
-        to_hidden_BTD = _quarters(hidden_BTD.shape[1], hidden_BTD.device).T @ to_quarters_BQD
+        to_hidden_BTD = _quarters(hidden_BTD).T @ to_quarters_BQD
         to_hidden_BTD.addcmul_(hidden_BTD, to_squares_BT[..., None], value=2)
         to_hidden_BTD[:, :-1].addcmul_(hidden_BTD[:, 1:], to_products_BT[..., None])
         to_hidden_BTD[:, 1:].addcmul_(hidden_BTD[:, :-1], to_products_BT[..., None])

@@ -197,7 +197,7 @@ class Dropout(nn.Module):
         """What to multiply elements of this shape with: 0 for the dropped ones, 1 / (1 - p) for the others."""
         device = self.probability.device
         if device.type == "cpu":
-            words = torch.empty(-(-shape.numel() // 4), dtype=torch.int64).random_(-(2**63), None)
+            words = torch.randint(-(2**63), 2**63 - 1, (-(-shape.numel() // 4),), dtype=torch.int64)
             bits = words.view(torch.int16)[: shape.numel()].view(shape)
             kept = bits.to(torch.float32).ge_(self.probability * 2**16 - 2**15)
         else:

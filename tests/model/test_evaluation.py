@@ -8,9 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 import model.evaluation
+import model.loss
 from model import phi
 from model.config import build_run
 from model.corpus import load_corpus
@@ -33,9 +35,10 @@ def network(vocabulary: int, **values: bool | int | float | str) -> Transformer:
     with torch.no_grad():
         for parameter in built.parameters():
             if parameter.ndim == 2:
-                parameter.mul_(8)
+                torch.nn.init.normal_(parameter, std=2 / math.sqrt(parameter.shape[1]))
         if built.memory is not None:
-            built.memory.write(torch.randn(9, LENGTH, 32), torch.full((9,), 0.9), torch.rand(9, LENGTH).softmax(-1))
+            offered = built.memory.candidates(torch.randn(9, LENGTH, 32), torch.rand(9, LENGTH).softmax(-1))
+            built.memory.write(offered, torch.full((9,), 0.9))
             built.memory.gate_bias.fill_(0.0)
     return built
 
@@ -70,45 +73,56 @@ def test_loss_equals_a_naive_loop_over_tokens(small_corpus: TokenizedCorpus, tok
 
 
 class SeesItsInput(Transformer):
-    """Notes every row it reads and gives every next token the same probability."""
+    """Notes every row it reads, a list for each pass."""
 
-    rows: list[list[int]]
+    passes: list[list[list[int]]]
 
     def forward(self, tokens_BT: Tensor) -> States:
-        self.rows += tokens_BT.tolist()
+        self.passes.append(tokens_BT.tolist())
         return super().forward(tokens_BT)
 
-    def logits(self, hidden_BTD: Tensor) -> Tensor:
-        return torch.zeros(*hidden_BTD.shape[:2], self.token_embedding.num_embeddings)
 
-
-@pytest.mark.parametrize("logits_at_once", [1, 2 * LENGTH * 101, 2**24])
+@pytest.mark.parametrize("logits_at_once", [1, 7 * 101, 2**22])
+@pytest.mark.parametrize("tokens_at_once", [1, 2 * LENGTH + 1, 2**12])
 @pytest.mark.parametrize("tokens", [LENGTH - 1, 4 * LENGTH, 5 * LENGTH + 3])
 def test_every_token_is_predicted_once_and_padding_does_not_count(
-    tokens: int, logits_at_once: int, monkeypatch: pytest.MonkeyPatch
+    tokens: int, tokens_at_once: int, logits_at_once: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(model.evaluation, "LOGITS_AT_ONCE", logits_at_once)
-    architecture = build_run({"width": 32, "heads": 2, "sequence_length": LENGTH}).architecture
-    uniform = SeesItsInput(architecture, 101)
-    uniform.rows = []
+    monkeypatch.setitem(model.evaluation.TOKENS_AT_ONCE, "cpu", tokens_at_once)
+    monkeypatch.setitem(model.loss.LOGITS_AT_ONCE, "cpu", logits_at_once)
+    values = {"width": 32, "heads": 2, "sequence_length": LENGTH, "tie_embeddings": False}
+    uniform = SeesItsInput(build_run(values).architecture, 101)
+    torch.nn.init.zeros_(uniform.output.weight)  # every next token is as probable as any other
+    uniform.passes = []
     ids = np.arange(tokens + 1, dtype=np.uint16)
     measured = score(uniform, Span(ids, words=tokens, bytes=2 * tokens), CPU)
     assert measured.nats == pytest.approx(tokens * math.log(101), rel=1e-6)
-    read = [token for row in uniform.rows for token in row]
+    read = [token for rows in uniform.passes for row in rows for token in row]
     assert read[:tokens] == list(range(tokens))
     assert len(read) == -(-tokens // LENGTH) * LENGTH
+    assert max(len(rows) * LENGTH for rows in uniform.passes) <= max(tokens_at_once, LENGTH)
 
 
+@pytest.mark.parametrize(("tokens_at_once", "logits_at_once"), [(1, 2**22), (2**12, 1), (3 * LENGTH, 1000)])
 def test_the_size_of_the_pieces_does_not_change_the_scores(
-    small_corpus: TokenizedCorpus, monkeypatch: pytest.MonkeyPatch
+    tokens_at_once: int, logits_at_once: int, small_corpus: TokenizedCorpus, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     built = network(small_corpus.tokenizer.vocabulary)
     span = shortened(small_corpus.span("valid"), 500)
     whole = score(built, span, CPU)
-    monkeypatch.setattr(model.evaluation, "LOGITS_AT_ONCE", 1)
-    single = score(built, span, CPU)
-    assert single.loss == pytest.approx(whole.loss, rel=1e-6)
-    assert single.components == pytest.approx(whole.components, rel=1e-5)
+    monkeypatch.setitem(model.evaluation.TOKENS_AT_ONCE, "cpu", tokens_at_once)
+    monkeypatch.setitem(model.loss.LOGITS_AT_ONCE, "cpu", logits_at_once)
+    pieces = score(built, span, CPU)
+    assert pieces.loss == pytest.approx(whole.loss, rel=1e-6)
+    assert pieces.components == pytest.approx(whole.components, rel=1e-5)
+
+
+def test_a_span_without_a_full_sequence_has_a_loss_and_no_phi(small_corpus: TokenizedCorpus) -> None:
+    built = network(small_corpus.tokenizer.vocabulary).eval()
+    span = shortened(small_corpus.span("valid"), LENGTH - 1)
+    measured = score(built, span, CPU)
+    assert measured.nats == pytest.approx(math.fsum(naive_nats(built, span)), rel=1e-5)
+    assert math.isnan(measured.phi)
 
 
 @pytest.mark.parametrize("iit", [True, False])
@@ -206,21 +220,17 @@ def test_of_text_of_unknown_source_the_perplexity_must_be_that_of_a_language(
 
 
 class Table(Transformer):
-    """Predicts each token from the one before alone, as a table says."""
-
-    nats_VV: Tensor
+    """Predicts each token from the one before alone: its state is that token, its output layer the table."""
 
     def forward(self, tokens_BT: Tensor) -> States:
-        self.read_BT = tokens_BT
-        return super().forward(tokens_BT)
-
-    def logits(self, hidden_BTD: Tensor) -> Tensor:  # noqa: ARG002
-        return -self.nats_VV[self.read_BT]
+        states = super().forward(tokens_BT)
+        return states._replace(hidden_BTD=F.one_hot(tokens_BT, len(self.output.weight)).float())
 
 
 def table(nats_VV: Tensor) -> Table:
+    """A network whose next token costs so many nats after each token (row)."""
     built = Table(build_run({"width": 32, "heads": 2, "sequence_length": LENGTH}).architecture, len(nats_VV))
-    built.nats_VV = nats_VV
+    built.output.weight = torch.nn.Parameter(-nats_VV.T)
     return built
 
 
@@ -234,8 +244,8 @@ def test_the_source_itself_scores_the_nats_of_the_text_and_is_not_too_good(marko
     chain, tokenizer = shipped_chain(), markov.tokenizer
     words = [tokenizer.backend.token_to_id(word(state)) for state in range(1, len(chain.nats))]
     ids_S = torch.tensor([tokenizer.start_id, *words])
-    nats_VV = torch.full((tokenizer.vocabulary, tokenizer.vocabulary), math.inf)
-    nats_VV[ids_S[:, None], ids_S] = torch.from_numpy(chain.nats).float()
+    nats_VV = torch.full((tokenizer.vocabulary, tokenizer.vocabulary), 1e9)  # as good as never
+    nats_VV[ids_S[:, None], ids_S] = torch.from_numpy(chain.nats).float().clamp_max(1e9)
     for span in (markov.span("valid"), markov.span("test"), markov.sample("valid", 8192), markov.sample("train", 999)):
         measured = score(table(nats_VV), span, CPU)
         assert measured.nats == pytest.approx(span.true_nats, rel=1e-5)

@@ -27,12 +27,20 @@ def received(batch: int) -> Tensor:
     return torch.randn(batch, LENGTH).softmax(-1)
 
 
-def write(into: PhiMemory, *phis: float, seed: int = 0) -> Tensor:
-    """Offer one random sequence per Φ; returns their states."""
+def offer(into: PhiMemory, stream_BTD: Tensor, phi_B: Tensor, received_BT: Tensor) -> None:
+    into.write(into.candidates(stream_BTD, received_BT), phi_B)
+
+
+def write(into: PhiMemory, *phis: float, seed: int = 0) -> None:
+    """Offer one random sequence per Φ."""
     torch.manual_seed(seed)
-    hidden_BTD = torch.randn(len(phis), LENGTH, WIDTH)
-    into.write(hidden_BTD, torch.tensor(phis), received(len(phis)))
-    return hidden_BTD
+    offer(into, torch.randn(len(phis), LENGTH, WIDTH), torch.tensor(phis), received(len(phis)))
+
+
+def added(by: PhiMemory, stream_BTD: Tensor) -> Tensor:
+    """What the memory reads for each position."""
+    added_BTD: Tensor = by(stream_BTD) - stream_BTD
+    return added_BTD
 
 
 def snapshot(of: PhiMemory) -> dict[str, Tensor]:
@@ -49,7 +57,18 @@ def assert_same(left: dict[str, Tensor], right: dict[str, Tensor]) -> None:
 
 @both_gates
 def test_an_empty_memory_adds_exactly_zero(gate: MemoryGate) -> None:
-    assert torch.count_nonzero(memory(gate)(torch.randn(2, LENGTH, WIDTH))) == 0
+    stream_BTD = torch.randn(2, LENGTH, WIDTH)
+    assert torch.equal(memory(gate)(stream_BTD), stream_BTD)
+
+
+@both_gates
+def test_bfloat16_of_autocast_does_not_round_the_stream_that_passes_through(gate: MemoryGate) -> None:
+    empty, filled, stream_BTD = memory(gate), memory(gate), torch.randn(2, LENGTH, WIDTH)
+    write(filled, 0.9, 0.7)
+    expected_BTD = filled(stream_BTD)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(empty(stream_BTD), stream_BTD)
+        assert torch.equal(filled(stream_BTD), expected_BTD)
 
 
 @both_gates
@@ -57,20 +76,22 @@ def test_a_memory_that_refused_every_candidate_adds_exactly_zero(gate: MemoryGat
     refusing = memory(gate)
     write(refusing, 0.1, 0.2, 0.3)
     assert int(refusing.used()) == 0
-    assert torch.count_nonzero(refusing(torch.randn(2, LENGTH, WIDTH))) == 0
+    stream_BTD = torch.randn(2, LENGTH, WIDTH)
+    assert torch.equal(refusing(stream_BTD), stream_BTD)
 
 
 @both_gates
 def test_a_filled_memory_adds_what_the_written_out_reading_says(gate: MemoryGate) -> None:
     filled = memory(gate)
     write(filled, 0.9, 0.7, 0.55, 0.95)
-    hidden_BTD = torch.randn(2, LENGTH, WIDTH)
-    added_BTD = filled(hidden_BTD)
+    filled.gate_bias.data.fill_(-0.5)  # open enough for every digit of what is read to count
+    stream_BTD = torch.randn(2, LENGTH, WIDTH)
+    added_BTD = added(filled, stream_BTD)
     slots = [slot for slot in range(SLOTS) if filled.written_M[slot] > -math.inf]
     assert len(slots) == 4
     for sequence in range(2):
         for t in range(LENGTH):
-            normed = filled.norm(hidden_BTD[sequence, t])
+            normed = filled.norm(stream_BTD[sequence, t])
             query = filled.query.weight @ normed
             scores = torch.stack([query @ filled.key_MK[slot] / math.sqrt(KEY_WIDTH) for slot in slots]).softmax(0)
             read = torch.zeros(WIDTH)
@@ -79,28 +100,40 @@ def test_a_filled_memory_adds_what_the_written_out_reading_says(gate: MemoryGate
                 read = read + share * trust * (filled.value.weight @ filled.value_MD[slot])
             weight = 0.0 if filled.gate_weight is None else filled.gate_weight.weight[0] @ normed
             expected = torch.sigmoid(weight + filled.gate_bias) * read
-            torch.testing.assert_close(added_BTD[sequence, t], expected)
+            torch.testing.assert_close(added_BTD[sequence, t], expected, rtol=1e-5, atol=1e-6)
 
 
 @both_gates
 def test_the_gate_starts_closed(gate: MemoryGate) -> None:
     fresh = memory(gate)
     assert float(torch.sigmoid(fresh.gate_bias.detach())) == pytest.approx(0.0067, abs=1e-4)
-    at_zero = fresh.gate(torch.zeros(1, 1, WIDTH))
-    assert torch.allclose(at_zero, torch.sigmoid(torch.tensor(CLOSED_GATE)))
+    write(fresh, 0.9, 0.7)
+    at_zero = torch.zeros(1, 1, WIDTH)  # where a dynamic gate is its bias alone
+    closed = added(fresh, at_zero)
+    fresh.gate_bias.data.fill_(100.0)
+    open_wide = added(fresh, at_zero)
+    assert open_wide.abs().max() > 0.01
+    torch.testing.assert_close(closed, open_wide / (1 + math.exp(-CLOSED_GATE)))
 
 
 def test_a_dynamic_gate_differs_between_positions_and_a_static_one_does_not() -> None:
-    states_BTD = torch.randn(1, 4, WIDTH)
-    assert memory("dynamic").gate(states_BTD).unique().numel() == 4
-    assert memory("static").gate(states_BTD).numel() == 1
+    """With one slot, every position reads the same, so that its share of it is the gate."""
+    stream_BTD = torch.randn(1, 4, WIDTH)
+    for gate, different in (("dynamic", 4), ("static", 1)):
+        single = memory(gate, slots=1)
+        write(single, 0.9)
+        single.gate_bias.data.fill_(0.0)
+        read_TD = added(single, stream_BTD)[0].detach()
+        shares_T = read_TD @ read_TD[0] / (read_TD[0] @ read_TD[0])
+        torch.testing.assert_close(read_TD, shares_T[:, None] * read_TD[0], rtol=1e-4, atol=1e-6)
+        assert shares_T.mul(1e4).round().unique().numel() == different
 
 
 @both_gates
 def test_every_parameter_learns_from_reading_the_threshold_included(gate: MemoryGate) -> None:
     filled = memory(gate)
     write(filled, 0.9, 0.7, 0.55)
-    filled(torch.randn(2, LENGTH, WIDTH)).square().sum().backward()
+    added(filled, torch.randn(2, LENGTH, WIDTH)).square().sum().backward()
     for name, parameter in filled.named_parameters():
         assert parameter.grad is not None, name
         assert parameter.grad.abs().max() > 0, name
@@ -108,11 +141,11 @@ def test_every_parameter_learns_from_reading_the_threshold_included(gate: Memory
 
 def test_the_gradient_of_the_threshold_is_that_of_finite_differences() -> None:
     filled = memory().double()
-    filled.write(torch.randn(3, LENGTH, WIDTH).double(), torch.tensor([0.9, 0.7, 0.55]).double(), received(3).double())
-    hidden_BTD = torch.randn(2, LENGTH, WIDTH).double()
+    offer(filled, torch.randn(3, LENGTH, WIDTH).double(), torch.tensor([0.9, 0.7, 0.55]).double(), received(3).double())
+    stream_BTD = torch.randn(2, LENGTH, WIDTH).double()
 
     def loss(threshold: Tensor) -> Tensor:
-        return torch.func.functional_call(filled, {"threshold": threshold}, hidden_BTD).square().sum()
+        return torch.func.functional_call(filled, {"threshold": threshold}, stream_BTD).square().sum()
 
     assert torch.autograd.gradcheck(loss, torch.tensor(0.6, dtype=torch.float64, requires_grad=True))
 
@@ -120,20 +153,22 @@ def test_the_gradient_of_the_threshold_is_that_of_finite_differences() -> None:
 def test_a_slot_counts_less_the_further_its_phi_is_below_the_threshold() -> None:
     filled = memory(slots=1)
     write(filled, 0.8)
-    states_BTD = torch.randn(1, LENGTH, WIDTH)
+    filled.gate_bias.data.fill_(100.0)  # as far above the rounding of the sum as can be
+    stream_BTD = torch.randn(1, LENGTH, WIDTH)
     sizes = []
     for threshold in (0.2, 0.8, 1.4):
         filled.threshold.data.fill_(threshold)
-        sizes.append(float(filled(states_BTD).detach().norm()))
+        sizes.append(float(added(filled, stream_BTD).detach().norm()))
     assert sizes[0] > 1.9 * sizes[1] > 1.9 * 100 * sizes[2]
 
 
 def test_no_slot_carries_gradient_into_the_update_that_wrote_it() -> None:
     filled = memory()
-    hidden_BTD = torch.randn(2, LENGTH, WIDTH, requires_grad=True)
-    filled.write(hidden_BTD, torch.tensor([0.9, 0.8]), received(2))
+    stream_BTD = torch.randn(2, LENGTH, WIDTH, requires_grad=True)
+    offer(filled, stream_BTD, torch.tensor([0.9, 0.8]), received(2))
+    assert not any(buffer.requires_grad for buffer in filled.buffers())
     filled(torch.randn(1, LENGTH, WIDTH)).sum().backward()
-    assert hidden_BTD.grad is None
+    assert stream_BTD.grad is None
 
 
 # ---------------------------------------------------------------------------------------------- writing
@@ -166,14 +201,22 @@ def test_a_candidate_whose_phi_is_not_a_number_is_not_written() -> None:
 
 def test_written_is_the_best_attended_state_of_the_second_half() -> None:
     fresh = memory(slots=1)
-    hidden_BTD = torch.randn(1, LENGTH, WIDTH)
+    stream_BTD = torch.randn(1, LENGTH, WIDTH)
     received_BT = torch.full((1, LENGTH), 0.01)
     received_BT[0, 1] = 0.8  # first half: only the measure of the others
     received_BT[0, 8] = 0.2
-    fresh.write(hidden_BTD, torch.tensor([0.9]), received_BT)
-    torch.testing.assert_close(fresh.value_MD[0], fresh.norm(hidden_BTD[0, 8]).detach())
-    torch.testing.assert_close(fresh.key_MK[0], fresh.query(fresh.norm(hidden_BTD[0, 8])).detach())
+    offer(fresh, stream_BTD, torch.tensor([0.9]), received_BT)
+    torch.testing.assert_close(fresh.value_MD[0], fresh.norm(stream_BTD[0, 8]).detach())
+    torch.testing.assert_close(fresh.key_MK[0], fresh.query(fresh.norm(stream_BTD[0, 8])).detach())
     assert float(fresh.attention_M[0]) == pytest.approx(0.25)
+
+
+def test_candidates_of_pieces_are_those_of_the_whole_batch() -> None:
+    fresh, stream_BTD, received_BT = memory(), torch.randn(5, LENGTH, WIDTH), received(5)
+    whole = fresh.candidates(stream_BTD, received_BT)
+    pieces = [fresh.candidates(stream_BTD[rows], received_BT[rows]) for rows in (slice(0, 2), slice(2, 5))]
+    for part, expected in zip(map(torch.cat, zip(*pieces, strict=True)), whole, strict=True):
+        torch.testing.assert_close(part, expected)
 
 
 class ReferenceMemory:
@@ -208,7 +251,7 @@ def test_the_memory_keeps_the_candidates_of_highest_priority(seed: int) -> None:
         received_BT = torch.zeros(len(phis), LENGTH)
         received_BT[:, 0] = 1.0
         received_BT[:, LENGTH - 1] = torch.tensor(attentions)
-        kept.write(torch.zeros(len(phis), LENGTH, WIDTH), torch.tensor(phis), received_BT)
+        offer(kept, torch.zeros(len(phis), LENGTH, WIDTH), torch.tensor(phis), received_BT)
         reference.write(phis, attentions)
     found = zip(kept.phi_M.tolist(), kept.attention_M.tolist(), kept.written_M.tolist(), strict=True)
     for slot, expected in zip(sorted(found), sorted(reference.kept), strict=True):
@@ -220,7 +263,7 @@ def test_a_new_slot_replaces_one_that_is_a_little_better_but_old(writes_between:
     full = memory(slots=1)
     received_BT = torch.full((1, LENGTH), 1 / LENGTH)
     for phi in (0.81, *[0.1] * writes_between, 0.80):
-        full.write(torch.randn(1, LENGTH, WIDTH), torch.tensor([phi]), received_BT)
+        offer(full, torch.randn(1, LENGTH, WIDTH), torch.tensor([phi]), received_BT)
     assert full.phi_M.tolist() == pytest.approx([stays])
 
 

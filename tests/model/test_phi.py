@@ -5,11 +5,13 @@ Shapes: B sequences, T positions, D channels, H heads, E channels per head, C = 
 
 from __future__ import annotations
 
+import itertools
 import math
 from typing import TYPE_CHECKING
 
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
@@ -79,12 +81,8 @@ def reference_components(hidden: list[list[float]], received: list[float]) -> li
 
     coherence = sum((1 + cosine(hidden[t], hidden[t + 1])) / 2 for t in range(length - 1)) / (length - 1)
 
-    sizes = [length // 4 + (quarter < length % 4) for quarter in range(4)]
-    firsts = [sum(sizes[:quarter]) for quarter in range(4)]
-    means = [
-        [sum(hidden[t][d] for t in range(first, first + size)) / size for d in range(width)]
-        for first, size in zip(firsts, sizes, strict=True)
-    ]
+    quarters = [[t for t in range(length) if 4 * t // length == quarter] for quarter in range(4)]
+    means = [[sum(hidden[t][d] for t in quarter) / len(quarter) for d in range(width)] for quarter in quarters]
     pairs = [abs(cosine(means[a], means[b])) for a in range(4) for b in range(a + 1, 4)]
 
     variances = []
@@ -97,16 +95,62 @@ def reference_components(hidden: list[list[float]], received: list[float]) -> li
     return [coherence, sum(pairs) / 6, complexity, entropy / math.log(length)]
 
 
-@pytest.mark.parametrize("length", [4, 7, 32])
-@pytest.mark.parametrize("scale", [0.05, 1.0])
-def test_components_equal_the_written_out_reference(length: int, scale: float) -> None:
+@pytest.mark.parametrize("length", [4, 5, 6, 7, 10, 32])
+@pytest.mark.parametrize(("scale", "offset"), [(0.05, 0.0), (1.0, 0.0), (0.3, 1.0)])
+def test_components_equal_the_written_out_reference(length: int, scale: float, offset: float) -> None:
     torch.manual_seed(length)
-    hidden_BTD = scale * torch.randn(3, length, 6)
+    hidden_BTD = scale * torch.randn(3, length, 6) + offset
     received_BT = torch.rand(3, length).softmax(-1)
     computed = phi.components(hidden_BTD, received_BT)
     for sequence in range(3):
         expected = reference_components(hidden_BTD[sequence].tolist(), received_BT[sequence].tolist())
         assert computed[sequence].tolist() == pytest.approx(expected, abs=2e-6)
+
+
+@given(length=st.integers(4, 700))
+def test_quarters_are_four_runs_in_order_that_differ_by_one_position_at_most(length: int) -> None:
+    shares_QT = phi._quarters(torch.zeros(1, length, 1))
+    quarter_T = shares_QT.argmax(0)
+    sizes = torch.bincount(quarter_T, minlength=4)
+    assert torch.equal(quarter_T, quarter_T.sort().values)
+    assert (shares_QT.count_nonzero(0) == 1).all()
+    assert int(sizes.min()) >= 1
+    assert int(sizes.max() - sizes.min()) <= 1
+    torch.testing.assert_close(shares_QT.sum(-1), torch.ones(4))
+
+
+@pytest.mark.parametrize("length", [4, 6, 9, 16])
+def test_gradients_of_what_phi_asks_of_the_states_are_those_of_finite_differences(length: int) -> None:
+    torch.manual_seed(length)
+    hidden_BTD = torch.randn(2, length, 3, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(phi._Moments.apply, hidden_BTD)
+
+
+@pytest.mark.parametrize("length", [6, 9, 16])
+def test_gradients_of_the_components_equal_those_of_automatic_differentiation(length: int) -> None:
+    """Against the definitions in single tensor operations, in double precision."""
+    torch.manual_seed(length)
+    hidden_BTD, weights_BC = torch.randn(2, length, 5), torch.rand(2, 4)
+    received_BT = torch.rand(2, length).softmax(-1)
+
+    def plain(hidden_BTD: Tensor, received_BT: Tensor) -> Tensor:
+        coherence_B = (1 + F.cosine_similarity(hidden_BTD[:, :-1], hidden_BTD[:, 1:], dim=-1)).mean(-1) / 2
+        bounds = [-(-quarter * length // 4) for quarter in range(5)]
+        means = [hidden_BTD[:, first:last].mean(1) for first, last in itertools.pairwise(bounds)]
+        pairs = [F.cosine_similarity(one, other, dim=-1).abs() for one, other in itertools.combinations(means, 2)]
+        complexity_B = torch.sigmoid(10 * hidden_BTD.var(1, correction=0).mean(-1))
+        diversity_B = -(received_BT * received_BT.log()).sum(-1) / math.log(length)
+        return torch.stack((coherence_B, torch.stack(pairs).mean(0), complexity_B, diversity_B), -1)
+
+    gradients = []
+    for compute, dtype in ((phi.components, torch.float32), (plain, torch.float64)):
+        leaves = [part.to(dtype, copy=True).requires_grad_() for part in (hidden_BTD, received_BT)]
+        (compute(*leaves) * weights_BC).sum().backward()
+        gradients.append([leaf.grad for leaf in leaves])
+    for computed, expected in zip(*gradients, strict=True):
+        assert computed is not None
+        assert computed.abs().max() > 1e-3
+        torch.testing.assert_close(computed.double(), expected, rtol=1e-4, atol=1e-6)
 
 
 @given(
@@ -199,7 +243,7 @@ def test_as_many_probes_as_positions_give_the_exact_attention_received() -> None
 @given(length=st.integers(4, 64), probes=st.integers(1, 80))
 def test_attention_received_is_a_distribution_over_the_keys_that_probes_can_see(length: int, probes: int) -> None:
     received_BT = phi.attention_received(random_attention(length), probes)
-    last_probe = int(phi.probe_positions(length, probes).max())
+    last_probe = phi.probe_positions(length, probes)[-1]
     torch.testing.assert_close(received_BT.sum(-1), torch.ones(2))
     assert (received_BT >= 0).all()
     assert (received_BT[:, last_probe + 1 :] == 0).all()
@@ -207,11 +251,21 @@ def test_attention_received_is_a_distribution_over_the_keys_that_probes_can_see(
 
 @given(length=st.integers(1, 600), probes=st.integers(1, 600))
 def test_probes_stand_in_the_middle_of_equal_stretches(length: int, probes: int) -> None:
-    positions = phi.probe_positions(length, probes).tolist()
-    count = min(length, probes)
-    assert len(set(positions)) == count
-    for stretch, position in enumerate(positions):
-        assert abs(position + 0.5 - (stretch + 0.5) * length / count) <= 0.5 + 1e-3
+    positions = phi.probe_positions(length, probes)
+    stretch = math.ceil(length / probes)
+    stretches = [range(first, min(first + stretch, length)) for first in range(0, length, stretch)]
+    assert len(positions) in (len(stretches), len(stretches) - 1)
+    assert 1 <= len(positions) <= probes
+    for place, position in enumerate(positions):
+        assert position in stretches[place]
+        assert position - stretches[place].start == stretch // 2
+    for rest in stretches[len(positions) :]:
+        assert len(rest) <= stretch / 2
+
+
+@pytest.mark.parametrize(("length", "probes"), [(128, 32), (256, 32), (512, 32), (7, 7), (7, 99)])
+def test_lengths_that_the_probes_divide_are_probed_with_all_of_them(length: int, probes: int) -> None:
+    assert len(phi.probe_positions(length, probes)) == min(length, probes)
 
 
 def test_attention_diversity_from_probes_is_near_that_of_the_full_matrix(

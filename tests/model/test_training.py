@@ -1,4 +1,4 @@
-"""The training loop: exact resume, budget and milestones, order of the data, the arms, and how runs end."""
+"""The training loop: exact resume, budget and milestones, the arms, and how runs end."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ import random
 import signal
 import subprocess
 import sys
-from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,14 +29,7 @@ from model.errors import CausalityError, CheckpointError, CorpusError
 from model.evaluation import PLAUSIBLE_WORD_PERPLEXITY
 from model.tokenizer import TokenizerChoice
 from model.tokens import TokenizedCorpus, tokenize_corpus
-from model.training import (
-    Decision,
-    Evaluation,
-    TrainingBatches,
-    load_history,
-    make_optimizer,
-    train,
-)
+from model.training import Decision, Evaluation, load_history, train
 from model.transformer import States, Transformer
 
 if TYPE_CHECKING:
@@ -353,80 +345,6 @@ def test_the_phi_term_of_the_history_is_lambda_times_delta_phi(small_corpus: Tok
         assert evaluation.delta_phi_loss == pytest.approx(expected, rel=1e-3)
 
 
-# ---------------------------------------------------------------------------------------------- order of the data
-
-
-def batches(corpus: TokenizedCorpus, **values: Scalar) -> TrainingBatches:
-    return TrainingBatches(corpus, tiny(**{"evaluations": 1, **values}), torch.device("cpu"))
-
-
-def sequences(of: TrainingBatches, count: int) -> list[tuple[int, ...]]:
-    """The first `count` sequences read."""
-    rows: list[tuple[int, ...]] = []
-    step = 0
-    while len(rows) < count:
-        rows += [tuple(row) for row in of.at(step)[0].tolist()]
-        step += 1
-    return rows[:count]
-
-
-@pytest.mark.parametrize("batch_size", [2, 3, 5, 64])
-def test_sequences_come_in_the_same_order_whatever_the_batch_size(
-    batch_size: int, small_corpus: TokenizedCorpus
-) -> None:
-    singly = batches(small_corpus, batch_size=1)
-    count = 2 * singly.sequences + 7  # over two epochs and into the third
-    assert sequences(batches(small_corpus, batch_size=batch_size), count) == sequences(singly, count)
-
-
-def test_every_sequence_of_an_epoch_is_read_once(small_corpus: TokenizedCorpus) -> None:
-    read = batches(small_corpus, batch_size=1)
-    positions = torch.arange(read.tokens + 1, dtype=torch.int32)
-    read.stream_N = positions  # a stream in which every token is its own place
-    for epoch in range(3):
-        steps = range(epoch * read.sequences, (epoch + 1) * read.sequences)
-        places = Counter(place for step in steps for place in read.at(step)[0][0].tolist())
-        assert set(places.values()) == {1}
-        assert len(places) == read.sequences * read.length > read.tokens - 2 * read.length
-        assert max(places) - min(places) == len(places) - 1
-
-
-def test_epochs_differ_in_order_and_phase(small_corpus: TokenizedCorpus) -> None:
-    read = batches(small_corpus)
-    epochs = [read.shuffled(epoch) for epoch in range(5)]
-    assert len({int(starts.min()) for starts in epochs}) > 1
-    assert all(not torch.equal(epochs[0] - epochs[0].min(), starts - starts.min()) for starts in epochs[1:])
-
-
-def test_targets_are_the_inputs_one_later(small_corpus: TokenizedCorpus) -> None:
-    inputs_BT, targets_BT = batches(small_corpus).at(3)
-    assert inputs_BT.shape == targets_BT.shape == (4, 32)
-    assert torch.equal(inputs_BT[:, 1:], targets_BT[:, :-1])
-
-
-def test_other_seeds_read_in_another_order(small_corpus: TokenizedCorpus) -> None:
-    assert sequences(batches(small_corpus, seed=1), 20) != sequences(batches(small_corpus, seed=2), 20)
-
-
-def test_any_batch_can_be_asked_for_first(small_corpus: TokenizedCorpus) -> None:
-    forward, direct = batches(small_corpus), batches(small_corpus)
-    step = forward.sequences // 4 + 1  # across the end of the first epoch
-    for earlier in range(step):
-        forward.at(earlier)
-    assert torch.equal(forward.at(step)[0], direct.at(step)[0])
-
-
-@pytest.mark.parametrize("tokens", [32, 33, 63, 64, 65, 95, 96, 100])
-def test_texts_of_few_sequences_are_read_within_their_bounds(tokens: int, tmp_path: Path) -> None:
-    words = "".join(f"{number} " for number in range(tokens - 1)) + "\n"
-    corpus = Corpus(name="n", source="s", origin="o", texts={"train": words, "valid": words})
-    tokenized = tokenize_corpus(corpus, TokenizerChoice(kind="word"), tmp_path)
-    assert tokenized.tokens("train") == tokens
-    read = batches(tokenized, batch_size=3)
-    for step in range(10):
-        assert read.at(step)[1].shape == (3, 32)
-
-
 # ---------------------------------------------------------------------------------------------- the arms
 
 
@@ -475,17 +393,6 @@ def test_evaluation_writes_nothing_into_the_memory(small_corpus: TokenizedCorpus
     path = tmp_path / "checkpoint.pt"
     train(tiny(), small_corpus, save_to=path)
     assert float(load_checkpoint(path)["network"]["memory.writes"]) == 16  # one per update, none per evaluation
-
-
-def test_weight_decay_takes_matrices_only() -> None:
-    network = Transformer(tiny().architecture, 50)
-    matrices, others = make_optimizer(network, 0.3).param_groups
-    assert (matrices["weight_decay"], others["weight_decay"]) == (0.3, 0.0)
-    assert {parameter.ndim for parameter in matrices["params"]} == {2}
-    assert {parameter.ndim for parameter in others["params"]} == {0, 1}
-    assert len(matrices["params"]) + len(others["params"]) == len(list(network.parameters()))
-    frozen = make_optimizer(Transformer(tiny(iit=False).architecture, 50), 0.3)
-    assert all(parameter.requires_grad for group in frozen.param_groups for parameter in group["params"])
 
 
 # ---------------------------------------------------------------------------------------------- outcomes
@@ -759,12 +666,12 @@ def test_a_repeated_text_is_learned_by_heart_and_flagged_as_too_good(iit: bool, 
 
 
 class Leaking(Transformer):
-    """Every fourth position is told the token that it shall predict."""
+    """Every fifth position is told the token that it shall predict."""
 
     def forward(self, tokens_BT: Tensor) -> States:
         states = super().forward(tokens_BT)
         answers_BTD = self.token_embedding(tokens_BT.roll(-1, dims=1))
-        told_T1 = torch.arange(tokens_BT.shape[1])[:, None] % 4 == 0
+        told_T1 = torch.arange(tokens_BT.shape[1])[:, None] % 5 == 0
         return states._replace(hidden_BTD=states.hidden_BTD + told_T1 * answers_BTD)
 
 

@@ -35,9 +35,17 @@ def network_with_full_memory(preset: str, blocks: str, memory: str, tied: bool) 
     torch.manual_seed(0)
     network = Transformer(build_run({**values, **arm}).architecture, VOCABULARY)
     network.set_regularisation(dropout=0.2, noise=0.05)
+    stir(network)
     if network.memory is not None:
         fill(network)
     return network
+
+
+def stir(network: Transformer) -> None:
+    """Give every matrix random values: one that starts at zero would hide what is behind it."""
+    for parameter in network.parameters():
+        if parameter.ndim == 2:
+            torch.nn.init.normal_(parameter, std=1 / math.sqrt(parameter.shape[1]))
 
 
 def fill(network: Transformer) -> None:
@@ -46,10 +54,11 @@ def fill(network: Transformer) -> None:
     slots = network.architecture.memory_slots
     stream_BTD = torch.randn(slots, LENGTH, network.architecture.width)
     with torch.no_grad():
-        network.memory.write(stream_BTD, torch.rand(slots) / 2 + 0.5, torch.rand(slots, LENGTH).softmax(-1))
+        offered = network.memory.candidates(stream_BTD, torch.rand(slots, LENGTH).softmax(-1))
+        network.memory.write(offered, torch.rand(slots) / 2 + 0.5)
         network.memory.gate_bias.fill_(1.0)
     assert int(network.memory.used()) == slots
-    assert network.memory(stream_BTD).abs().max() > 1e-3
+    assert (network.memory(stream_BTD) - stream_BTD).abs().max() > 1e-3
 
 
 def logits(network: Transformer, tokens_BT: Tensor, training: bool, seed: int) -> Tensor:
@@ -105,9 +114,15 @@ def nano(**values: bool | int | float | str) -> Architecture:
     return build_run({"width": 32, "heads": 2, "sequence_length": LENGTH, **values}).architecture
 
 
-def build(architecture: Architecture, seed: int = 0) -> Transformer:
+def fresh(architecture: Architecture, seed: int = 0) -> Transformer:
     torch.manual_seed(seed)
     return Transformer(architecture, VOCABULARY)
+
+
+def build(architecture: Architecture) -> Transformer:
+    network = fresh(architecture)
+    stir(network)
+    return network
 
 
 # ---------------------------------------------------------------------------------------------- the guard
@@ -223,6 +238,17 @@ def test_the_arms_compute_the_same_from_the_same_weights_while_the_memory_is_emp
     assert torch.equal(*(logits(network, tokens_BT, training=False, seed=0) for network in (with_phi, control)))
 
 
+def test_the_arms_compute_the_same_in_bfloat16_while_the_memory_is_empty() -> None:
+    """Reading from an empty memory rounds nothing that the control arm does not round."""
+    with_phi, control = build(nano()), build(nano(iit=False))
+    control.load_state_dict({name: with_phi.state_dict()[name] for name in control.state_dict()})
+    tokens_BT = torch.randint(VOCABULARY, (2, LENGTH))
+    with torch.autocast("cpu", torch.bfloat16):
+        read, untouched = (network.eval()(tokens_BT).hidden_BTD for network in (with_phi, control))
+    assert read.dtype == untouched.dtype
+    assert torch.equal(read, untouched)
+
+
 def test_tied_embeddings_are_one_matrix() -> None:
     tied, untied = build(nano()), build(nano(tie_embeddings=False))
     assert tied.output.weight is tied.token_embedding.weight
@@ -231,16 +257,27 @@ def test_tied_embeddings_are_one_matrix() -> None:
 
 
 @pytest.mark.parametrize("tied", [True, False])
-def test_a_fresh_network_guesses_uniformly(tied: bool) -> None:
-    network = build(nano(tie_embeddings=tied))
+def test_a_fresh_network_guesses_nearly_uniformly(tied: bool) -> None:
+    """Logits of deviation 1/2 cost an eighth of a nat; with tied embeddings each token also points at itself."""
+    network = fresh(nano(tie_embeddings=tied))
     tokens_BT = torch.randint(VOCABULARY, (8, LENGTH))
-    targets_BT = torch.randint(VOCABULARY, (8, LENGTH))
-    loss = F.cross_entropy(logits(network, tokens_BT, False, 0).flatten(0, 1), targets_BT.flatten())
-    assert float(loss) == pytest.approx(math.log(VOCABULARY), abs=0.05)
+    targets_BT = (tokens_BT + torch.randint(1, VOCABULARY, (8, LENGTH))) % VOCABULARY  # any other token
+    others_BTV = logits(network, tokens_BT, False, 0).scatter(-1, tokens_BT[..., None], -math.inf)
+    loss = F.cross_entropy(others_BTV.flatten(0, 1), targets_BT.flatten())
+    assert float(loss) == pytest.approx(math.log(VOCABULARY - 1) + 1 / 8, abs=0.1)
+
+
+def test_a_fresh_network_passes_its_embeddings_on() -> None:
+    network = fresh(nano()).eval()
+    with torch.no_grad():
+        states = network(torch.randint(VOCABULARY, (1, LENGTH)))
+        assert torch.equal(states.hidden_BTD, network.norm(states.embedded_BTD))
+        stir(network)
+        assert not torch.equal(*network(torch.randint(VOCABULARY, (1, LENGTH)))[:2])
 
 
 def test_equal_seeds_build_equal_networks() -> None:
-    first, again, other = (build(nano(), seed).state_dict() for seed in (1, 1, 2))
+    first, again, other = (fresh(nano(), seed).state_dict() for seed in (1, 1, 2))
     assert all(torch.equal(first[name], again[name]) for name in first)
     assert not torch.equal(first["token_embedding.weight"], other["token_embedding.weight"])
 
@@ -256,19 +293,63 @@ def test_evaluation_draws_nothing_and_repeats_bitwise() -> None:
     assert torch.equal(*(logits(network, tokens_BT, training=False, seed=seed) for seed in (1, 2)))
 
 
-def test_dropout_zeroes_its_share_and_scales_the_rest() -> None:
+@pytest.mark.parametrize("probability", [0.25, 0.1, 0.9])
+def test_dropout_zeroes_its_share_and_scales_the_rest(probability: float) -> None:
     dropout = Dropout()
-    dropout.probability.fill_(0.25)
-    dropped = dropout(torch.ones(100_000))
-    assert dropped.unique().tolist() == pytest.approx([0.0, 4 / 3])
-    assert float((dropped == 0).float().mean()) == pytest.approx(0.25, abs=0.01)
+    dropout.set(probability)
+    mask = dropout(torch.Size((400, 1001)))
+    assert mask.shape == (400, 1001)
+    assert mask.unique().tolist() == pytest.approx([0.0, 1 / (1 - probability)], rel=2e-4)
+    dropped = (mask == 0).float().flatten()
+    assert float(dropped.mean()) == pytest.approx(probability, abs=0.005)
+    lanes = dropped.view(-1, 4)  # four decisions are cut from one number, and each is one of its own
+    assert lanes.mean(0).tolist() == pytest.approx([probability] * 4, abs=0.01)
+    assert (torch.corrcoef(lanes.T) - torch.eye(4)).abs().max() < 0.02
 
 
-def test_dropout_of_zero_and_evaluation_change_nothing() -> None:
-    dropout, x = Dropout(), torch.randn(1000)
-    assert torch.equal(dropout(x), x)
-    dropout.probability.fill_(0.9)
-    assert torch.equal(dropout.eval()(x), x)
+def test_the_mean_of_dropout_is_one() -> None:
+    torch.manual_seed(0)
+    dropout = Dropout()
+    dropout.set(0.3)
+    assert float(dropout(torch.Size((1_000_000,))).mean()) == pytest.approx(1.0, abs=0.003)
+
+
+@pytest.mark.parametrize("probability", [0.0, 1e-9, 0.5, 1 - 1e-9])
+def test_a_probability_is_the_nearest_multiple_below_one(probability: float) -> None:
+    dropout = Dropout()
+    dropout.set(probability)
+    assert float(dropout.probability) == pytest.approx(probability, abs=1 / 2**16)
+    assert float(dropout.probability) < 1
+    assert dropout(torch.Size((4000,))).isfinite().all()
+
+
+def test_dropout_of_zero_changes_nothing() -> None:
+    assert torch.equal(Dropout()(torch.Size((3, 5, 7))), torch.ones(3, 5, 7))
+
+
+def test_each_pass_drops_others_and_equal_seeds_drop_the_same() -> None:
+    dropout = Dropout()
+    dropout.set(0.5)
+    masks = []
+    for seed in (1, 1, 2):
+        torch.manual_seed(seed)
+        masks += [dropout(torch.Size((100,))), dropout(torch.Size((100,)))]
+    assert torch.equal(masks[0], masks[2])
+    assert torch.equal(masks[1], masks[3])
+    assert not torch.equal(masks[0], masks[1])
+    assert not torch.equal(masks[0], masks[4])
+
+
+@pytest.mark.parametrize("iit", [True, False])
+def test_evaluation_takes_no_dropout(iit: bool) -> None:
+    network, tokens_BT = build(nano(iit=iit)), torch.randint(VOCABULARY, (2, LENGTH))
+    scored = []
+    for probability in (0.0, 0.9):
+        network.set_regularisation(dropout=probability, noise=0.0)
+        scored.append([logits(network, tokens_BT, training, seed=0) for training in (False, True)])
+    assert torch.equal(scored[0][0], scored[1][0])
+    assert torch.equal(scored[0][0], scored[0][1])  # and none is none in training too
+    assert not torch.equal(scored[0][1], scored[1][1])
 
 
 def test_noise_has_the_given_standard_deviation() -> None:
