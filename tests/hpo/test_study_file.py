@@ -316,7 +316,7 @@ def test_a_folder_is_no_study_file(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["lambda", "lambda_phi.tom", "", "../studies/lambda_phi"])
 def test_an_unknown_shipped_name_is_answered_with_the_known_ones(name: str) -> None:
-    with pytest.raises(StudyFileError, match=re.escape(f"unknown study {name!r}: shipped are lambda_phi, ")):
+    with pytest.raises(StudyFileError, match=re.escape(f"unknown study {name!r}: shipped are architecture, ")):
         load_study_file(name, "cpu")
 
 
