@@ -26,6 +26,7 @@ from model.tokenizer import TokenizerChoice, TokenizerKind
 Profile = Literal["cpu", "cuda"]
 T = TypeVar("T")
 Role = Literal["baseline", "known", "grid", "search"]
+Objective = Literal["val_loss", "phi"]  # of a trial's last evaluation: nats per token, the less the better; Φ, the more
 PLANNED: tuple[Role, ...] = ("baseline", "known", "grid")  # roles of trials whose values the study file gives
 SHARED = ("budget_tokens", "evaluations", "evaluation_tokens", "seed")  # never searched
 LARGEST = 2.0**53  # beyond it a float no longer holds every whole number
@@ -135,6 +136,7 @@ class StudySpec(_Section):
     description: str = ""
     trials: Positive = 40
     profile: Profile
+    objectives: tuple[Objective, ...] = Field(default=("val_loss",), strict=False)
     text: TextSection = TextSection()
     run: dict[str, Scalar]
     search: dict[str, Dimension] = Field(min_length=1)
@@ -150,6 +152,23 @@ class StudySpec(_Section):
         if not name.isprintable() or name != name.strip():
             raise ValueError(f"must be printable text without blanks at its ends, got {name!r}")
         return name
+
+    @field_validator("objectives")
+    @classmethod
+    def _loss_first(cls, objectives: tuple[Objective, ...]) -> tuple[Objective, ...]:
+        if objectives not in (("val_loss",), ("val_loss", "phi")):
+            raise ValueError(f'must be ["val_loss"] or ["val_loss", "phi"], got {list(objectives)}')
+        return objectives
+
+    @model_validator(mode="after")
+    def _two_objectives_have_no_best(self) -> StudySpec:
+        if len(self.objectives) > 1 and self.pruner.kind != "none":
+            raise ValueError(f'pruner.kind: must be "none" with two objectives, got {self.pruner.kind!r}')
+        if len(self.objectives) > 1 and self.stopping.trials_without_improvement is not None:
+            raise ValueError(
+                "stopping.trials_without_improvement: with two objectives no trial is the best to improve on"
+            )
+        return self
 
     @model_validator(mode="after")
     def _runs_can_be_built(self) -> StudySpec:
