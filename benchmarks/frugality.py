@@ -2,8 +2,9 @@
 
 python benchmarks/frugality.py --data PATH --home FOLDER      # six sweeps of forty trials: half an hour on two cores
 
-Sweeps live in the folder; the same command again goes on with them, or reads what is finished. The two sweeps of a seed begin with the same planned and random trials; from there each sampler learns from what it
-sees. Asked: at most 40 % of the tokens, and a best validation perplexity within 2 % of the other's.
+Sweeps live in the folder; the same command again goes on with them, or reads what is finished. The two sweeps of a seed
+begin with the same planned and random trials; from there each sampler learns from what it sees. Asked: at most 40 % of
+the tokens, and a best validation perplexity within 2 % of the other's.
 """
 
 from __future__ import annotations

@@ -244,7 +244,7 @@ def train(
     study: Annotated[str, typer.Option("--from", metavar="STUDY", help="A study that `hpo run` made.")],
     epochs: Annotated[int, typer.Option(help="Passes over the training text.")],
     trial: Annotated[
-        int | None, typer.Option(help="Number of the trial whose configuration to use; default: the best.")
+        int | None, typer.Option(help="Number of the trial whose configuration to use; default: lowest loss.")
     ] = None,
     data: DataOption = None,
     storage: StorageOption = None,

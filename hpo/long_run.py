@@ -41,7 +41,7 @@ class LongRequest:
     """What the user asked for."""
 
     study: str  # made by `hpo run`
-    trial: int | None  # None: the best one
+    trial: int | None  # None: the best one; of two objectives that of lowest validation loss
     epochs: int  # passes over the training split
     data: Path | None = None  # where the study's text is, if not where it was
 
@@ -53,7 +53,7 @@ def prepare_long_run(url: str, home: Home, request: LongRequest, announce: Calla
         url: database of the study.
         home: where text and checkpoints lie.
         request: study, trial, epochs.
-        announce: told what text is read.
+        announce: told what text is read, and which of several best trials was taken.
 
     Raises:
         HpoError, ModelError: what is wrong, in one line.
@@ -64,6 +64,10 @@ def prepare_long_run(url: str, home: Home, request: LongRequest, announce: Calla
     with storage_errors(url):
         sweep = open_sweep(open_database(url, create=False), request.study)
         number, parameters = _parameters(sweep, request.trial)
+    if request.trial is None and len(sweep.spec.objectives) > 1:
+        announce(
+            f"trial {number} has the lowest validation loss; with two objectives --trial takes another of the front"
+        )
     corpus = load_text(sweep.spec, request.data, sweep, home, announce)
     check_same_text(sweep, corpus)
     evaluations = epochs * -(-LEAST_EVALUATIONS // epochs)  # a whole number of them per epoch

@@ -87,7 +87,7 @@ def run_trial(
     attributes: dict[str, Any] = {"hpo:run": config.parameters(), **_machine(setting, resume_from)}
     if history and behind(history[-1]):  # a stop came between this evaluation and the question
         reason = f"behind its peers at {history[-1].tokens:,} tokens"
-        return _outcome(TrainingResult(outcome="pruned", reason=reason, history=history), attributes)
+        return _outcome(TrainingResult(outcome="pruned", reason=reason, history=history), setting.spec, attributes)
     result = train(
         config,
         setting.corpus,
@@ -98,7 +98,7 @@ def run_trial(
     )
     if result.outcome == "interrupted":
         raise Interrupted(result.reason)
-    return _outcome(result, attributes)
+    return _outcome(result, setting.spec, attributes)
 
 
 def reached_before(trial: optuna.Trial) -> int:
@@ -158,8 +158,13 @@ def tidy(folder: Path, outcome: TrialOutcome) -> None:
 
 
 def _report(trial: optuna.Trial, evaluation: Evaluation) -> None:
-    """Report an evaluation, in place of an earlier one where the trial had to start over."""
-    if evaluation.milestone in trial._cached_frozen_trial.intermediate_values:  # `Trial.report` would ignore it
+    """Report an evaluation's loss, in place of an earlier one where the trial had to start over.
+
+    `Trial.report` would ignore the second one, and refuses studies with two objectives, which nobody prunes: there the
+    reports say how far a trial has come, and draw its curve.
+    """
+    repeated = evaluation.milestone in trial._cached_frozen_trial.intermediate_values
+    if repeated or len(trial.study.directions) > 1:
         trial.storage.set_trial_intermediate_value(trial._trial_id, evaluation.milestone, evaluation.val_loss)
     else:
         trial.report(evaluation.val_loss, evaluation.milestone)
@@ -175,7 +180,7 @@ def _tell_of_loss(trial: optuna.Trial, reached: int, kept: int, setting: TrialSe
     trial.set_user_attr("hpo:repeated", trial.user_attrs.get("hpo:repeated", 0) + reached - kept)
 
 
-def _outcome(result: TrainingResult, attributes: dict[str, Any]) -> TrialOutcome:
+def _outcome(result: TrainingResult, spec: StudySpec, attributes: dict[str, Any]) -> TrialOutcome:
     attributes["hpo:machine"]["peak_memory_bytes"] = max(
         (each.peak_memory_bytes for each in result.history if each.peak_memory_bytes is not None), default=None
     )
@@ -185,7 +190,9 @@ def _outcome(result: TrainingResult, attributes: dict[str, Any]) -> TrialOutcome
         "hpo:suspicious": result.suspicious,
         "hpo:history": [_finite(dataclasses.asdict(evaluation)) for evaluation in result.history],
     }
-    values = tuple(each.val_loss for each in result.history[-1:] if math.isfinite(each.val_loss))
+    values = tuple(getattr(last, objective) for last in result.history[-1:] for objective in spec.objectives)
+    if not all(map(math.isfinite, values)):
+        values = ()
     if result.outcome == "complete":
         violations: tuple[str, ...] = ("suspicious",) if result.suspicious else ()
         return TrialOutcome(state="COMPLETE", values=values, violations=violations, attributes=attributes)

@@ -53,8 +53,12 @@ def make_pruner(spec: StudySpec) -> optuna.pruners.BasePruner:
         return optuna.pruners.SuccessiveHalvingPruner(
             min_resource=pruner.first_milestone, reduction_factor=pruner.reduction
         )
-    if pruner.kind == "median":
-        return optuna.pruners.MedianPruner(n_startup_trials=0, n_warmup_steps=pruner.first_milestone)
+    if pruner.kind in ("percentile", "median"):
+        return optuna.pruners.PercentilePruner(
+            50.0 if pruner.kind == "median" else pruner.percentile,
+            n_startup_trials=0,
+            n_warmup_steps=pruner.first_milestone,
+        )
     return optuna.pruners.NopPruner()
 
 
@@ -108,7 +112,7 @@ def _may_prune(spec: StudySpec, milestone: int) -> bool:
     """Whether the pruner ever says yes at a milestone: successive halving only at its rungs."""
     pruner = spec.pruner
     if pruner.kind != "successive_halving":
-        return pruner.kind != "none"
+        return pruner.kind != "none" and milestone >= pruner.first_milestone
     rung = pruner.first_milestone
     while rung < milestone:
         rung *= pruner.reduction

@@ -51,7 +51,7 @@ class TrialOutcome:
     """How a trial ended, in the form in which it waits in its slot until Optuna has been told."""
 
     state: Literal["COMPLETE", "PRUNED", "FAIL"]
-    values: tuple[float, ...] = ()  # last validation loss, nats per token; none of trials without a finite one
+    values: tuple[float, ...] = ()  # of the study's objectives at the last evaluation; none unless all are finite
     violations: tuple[str, ...] = ()  # constraints that the trial breaks, so that the sampler avoids its region
     attributes: dict[str, Any] = field(default_factory=dict)  # Optuna user attributes
 

@@ -26,6 +26,7 @@ from model.tokenizer import TokenizerChoice, TokenizerKind
 Profile = Literal["cpu", "cuda"]
 T = TypeVar("T")
 Role = Literal["baseline", "known", "grid", "search"]
+Objective = Literal["val_loss", "phi"]  # of a trial's last evaluation: nats per token, the less the better; Φ, the more
 PLANNED: tuple[Role, ...] = ("baseline", "known", "grid")  # roles of trials whose values the study file gives
 SHARED = ("budget_tokens", "evaluations", "evaluation_tokens", "seed")  # never searched
 LARGEST = 2.0**53  # beyond it a float no longer holds every whole number
@@ -115,9 +116,10 @@ class SamplerSection(_Section):
 class PrunerSection(_Section):
     """How trials that fall behind are ended early, at evaluation milestones; planned ones never are."""
 
-    kind: Literal["successive_halving", "median", "none"] = "successive_halving"
+    kind: Literal["successive_halving", "percentile", "median", "none"] = "successive_halving"
     first_milestone: Positive = 3  # earliest evaluation after which a trial may be pruned
     reduction: int = Field(default=4, ge=2)  # successive halving: one in so many goes on
+    percentile: float = Field(default=25.0, gt=0, lt=100)  # of the complete trials' losses: who is above it is pruned
     peers: Positive = 3  # other trials needed at a milestone before one is pruned there
 
 
@@ -134,6 +136,7 @@ class StudySpec(_Section):
     description: str = ""
     trials: Positive = 40
     profile: Profile
+    objectives: tuple[Objective, ...] = Field(default=("val_loss",), strict=False)
     text: TextSection = TextSection()
     run: dict[str, Scalar]
     search: dict[str, Dimension] = Field(min_length=1)
@@ -149,6 +152,23 @@ class StudySpec(_Section):
         if not name.isprintable() or name != name.strip():
             raise ValueError(f"must be printable text without blanks at its ends, got {name!r}")
         return name
+
+    @field_validator("objectives")
+    @classmethod
+    def _loss_first(cls, objectives: tuple[Objective, ...]) -> tuple[Objective, ...]:
+        if objectives not in (("val_loss",), ("val_loss", "phi")):
+            raise ValueError(f'must be ["val_loss"] or ["val_loss", "phi"], got {list(objectives)}')
+        return objectives
+
+    @model_validator(mode="after")
+    def _two_objectives_have_no_best(self) -> StudySpec:
+        if len(self.objectives) > 1 and self.pruner.kind != "none":
+            raise ValueError(f'pruner.kind: must be "none" with two objectives, got {self.pruner.kind!r}')
+        if len(self.objectives) > 1 and self.stopping.trials_without_improvement is not None:
+            raise ValueError(
+                "stopping.trials_without_improvement: with two objectives no trial is the best to improve on"
+            )
+        return self
 
     @model_validator(mode="after")
     def _runs_can_be_built(self) -> StudySpec:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,11 +17,12 @@ from hpo.errors import StudyError
 from hpo.search_space import AttentiveStudy, make_pruner, make_sampler
 from hpo.slots import LEASE_S, Lease, LeaseLost, Slots, TrialOutcome
 from hpo.storage import Database
-from hpo.study_file import StudySpec
+from hpo.study_file import Objective, StudySpec
 
 STUDY_ATTRIBUTE = "hpo:study"
 LAST_RUN_ATTRIBUTE = "hpo:last_run"
-METRIC = "validation loss (nats per token)"
+METRICS: Mapping[Objective, str] = {"val_loss": "validation loss (nats per token)", "phi": "Φ of the validation text"}
+DIRECTIONS: Mapping[Objective, StudyDirection] = {"val_loss": StudyDirection.MINIMIZE, "phi": StudyDirection.MAXIMIZE}
 
 
 @dataclass
@@ -126,9 +127,25 @@ class Sweep:
         return best is not None and len(losses) - 1 - losses.index(best) >= patience
 
     def best(self) -> FrozenTrial | None:
-        """The complete, feasible trial of lowest validation loss."""
+        """The complete, feasible trial of lowest validation loss, whatever else the study looks for."""
+        return next(iter(self.front()), None)
+
+    def front(self) -> list[FrozenTrial]:
+        """The complete, feasible trials that no other beats; of equal ones the first.
+
+        With one objective that is the best trial, if any; with two all of the Pareto front, lowest loss first.
+        """
         complete = [trial for trial in self.study.get_trials(deepcopy=False) if is_feasible(trial)]
-        return min(complete, key=lambda trial: (trial.value, trial.number), default=None)
+        front: list[FrozenTrial] = []
+        for trial in sorted(complete, key=lambda trial: (*self._costs(trial), trial.number)):
+            if not front or self._costs(trial)[1:] < self._costs(front[-1])[1:]:
+                front.append(trial)
+        return front
+
+    def _costs(self, trial: FrozenTrial) -> tuple[float, ...]:
+        """A complete trial's values, each so that less is better."""
+        signs = [1 if direction is StudyDirection.MINIMIZE else -1 for direction in self.study.directions]
+        return tuple(sign * value for sign, value in zip(signs, trial.values, strict=True))
 
     def _trial_id(self, number: int) -> int:
         return self.storage.get_trial_id_from_study_id_trial_number(self.study._study_id, number)
@@ -150,11 +167,9 @@ def find_sweep(database: Database, name: str, lease_s: float = LEASE_S) -> Sweep
     study = load_study(database, name)
     slots = Slots(database, study._study_id, lease_s)
     record = slots.record()
-    if not study.get_trials(deepcopy=False) and STUDY_ATTRIBUTE not in study.user_attrs:
-        if study.directions != [StudyDirection.MINIMIZE]:
-            raise StudyError(f"study {name!r} was made to maximize; losses are minimized: name another")
-        if record is None or slots.forget_deleted(name):
-            return None  # empty: its making was interrupted, or somebody made room for it
+    empty = not study.get_trials(deepcopy=False) and STUDY_ATTRIBUTE not in study.user_attrs
+    if empty and (record is None or slots.forget_deleted(name)):
+        return None  # its making was interrupted, or somebody made room for it
     if record is None:
         raise StudyError(f"study {name!r} was made by another program, which alone can run it; name another")
     return Sweep(database, study, slots, record)
@@ -174,10 +189,17 @@ def open_sweep(database: Database, name: str, lease_s: float = LEASE_S) -> Sweep
 
 
 def create_sweep(database: Database, name: str, record: dict[str, Any], lease_s: float = LEASE_S) -> Sweep:
-    """Make a study and register what it is made from; where two do this at once, the first one's record stands."""
+    """Make a study and register what it is made from; where two do this at once, the first one's record stands.
+
+    Raises:
+        StudyError: there is an empty study of this name that was made for other objectives.
+    """
     if schema.check(database.engine):
         database.patience.outlast(lambda: schema.forget_orphans(database.engine))
-    study = optuna.create_study(study_name=name, storage=database.storage, direction="minimize", load_if_exists=True)
+    directions = [DIRECTIONS[objective] for objective in record["spec"]["objectives"]]
+    study = optuna.create_study(study_name=name, storage=database.storage, directions=directions, load_if_exists=True)
+    if study.directions != directions:
+        raise StudyError(f"study {name!r} was made for other objectives; name another")
     slots = Slots(database, study._study_id, lease_s)
     slots.forget_deleted(name)
     sweep = Sweep(database, study, slots, slots.create(record))
@@ -198,7 +220,8 @@ def take_up(sweep: Sweep, spec: StudySpec) -> None:
 def publish(sweep: Sweep) -> None:
     """Put what the study was made from where Optuna's readers look; done again where a crash prevented it."""
     if sweep.study.user_attrs.get(STUDY_ATTRIBUTE) != sweep.record:
-        sweep.storage.set_study_system_attr(sweep.study._study_id, "study:metric_names", [METRIC])
+        names = [METRICS[objective] for objective in sweep.spec.objectives]
+        sweep.storage.set_study_system_attr(sweep.study._study_id, "study:metric_names", names)
         sweep.study.set_user_attr(STUDY_ATTRIBUTE, sweep.record)
 
 

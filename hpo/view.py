@@ -31,7 +31,7 @@ class Board:
     started_at: float = field(default_factory=time.monotonic)
     counts: SlotCounts = field(default_factory=SlotCounts)
     done_before: int = 0
-    best: FrozenTrial | None = None
+    front: list[FrozenTrial] = field(default_factory=list)  # with one objective the best trial
     workers: dict[str, Event] = field(default_factory=dict)  # the last event of each
     rates: dict[str, float] = field(default_factory=dict)  # training tokens per second of each, when last measured
 
@@ -46,9 +46,9 @@ class Board:
         return self.counts.total
 
     def refresh(self) -> None:
-        """Read counts and best trial from the database."""
+        """Read counts and best trials from the database."""
         self.counts = self.sweep.slots.counts(self.slots)
-        self.best = self.sweep.best()
+        self.front = self.sweep.front()
 
     def try_to_refresh(self) -> None:
         """The same, but what was known stands while the database is away."""
@@ -74,12 +74,12 @@ class Board:
         return self.counts.begun == 0 and (self.counts.open == 0 or self.sweep.stopped_improving())
 
     def ending(self) -> str:
-        """How far the search has come, and its best trial."""
+        """How far the search has come, and its best trials."""
         parts = [f"{self.counts.done} of {self.total} trials finished"]
         if self.counts.done < self.total and self.sweep.stopped_improving():
             parts.append(f"ended after {self.sweep.spec.stopping.trials_without_improvement} without improvement")
-        if self.best is not None:
-            parts.append(f"best {describe_best(self.best)}")
+        if self.front:
+            parts.append(describe_front(self.front, len(self.sweep.spec.objectives)))
         return " · ".join(parts)
 
     def seconds_left(self) -> float | None:
@@ -96,8 +96,8 @@ class Board:
     def summary(self) -> str:
         """Totals in one line."""
         parts = [f"{self.counts.done}/{self.total} trials"]
-        if self.best is not None:
-            parts.append(f"best {describe_best(self.best)}")
+        if self.front:
+            parts.append(describe_front(self.front, len(self.sweep.spec.objectives)))
         if self.tokens_per_s():
             parts.append(f"{self.tokens_per_s():,.0f} tokens/s")
         left = self.seconds_left()
@@ -204,6 +204,8 @@ def sentence(event: Event) -> str:
     history = attributes.get("hpo:history") or [{}]
     val_ppl = history[-1].get("val_ppl")
     measured = f"val ppl {val_ppl:.2f}, " if val_ppl is not None else ""
+    if len(event.outcome.values) > 1:
+        measured += f"Φ {event.outcome.values[1]:.4f}, "
     outcome = attributes.get("hpo:outcome", event.outcome.state.lower())
     reason = attributes.get("hpo:reason", "")
     return f"trial {event.trial} {outcome}: {measured}{reason} · {describe_parameters(event.parameters)}"
@@ -216,11 +218,19 @@ def describe_parameters(parameters: dict[str, Scalar]) -> str:
     )
 
 
+def describe_front(front: list[FrozenTrial], objectives: int) -> str:
+    """`best val ppl 131.20 (trial 7)`; of two objectives both ends of the front."""
+    if objectives == 1:
+        return f"best {describe_best(front[0])}"
+    lowest, highest = describe_best(front[0]), f"Φ {front[-1].values[1]:.4f} (trial {front[-1].number})"
+    return f"front of {len(front)}, from {lowest} to {highest}"
+
+
 def describe_best(trial: FrozenTrial) -> str:
     """`val ppl 131.20 (trial 7)`; the loss where the perplexity is not known."""
     history = trial.user_attrs.get("hpo:history") or [{}]
     val_ppl = history[-1].get("val_ppl")
-    measured = f"val ppl {val_ppl:.2f}" if val_ppl is not None else f"value {trial.value:.4g}"
+    measured = f"val ppl {val_ppl:.2f}" if val_ppl is not None else f"value {trial.values[0]:.4g}"
     return f"{measured} (trial {trial.number})"
 
 

@@ -12,7 +12,7 @@ from reports.attributes import whole
 from reports.commands import LONG_RUN_EPOCHS, toml_lines, train_command
 from reports.markdown import Markdown, markdown_table, plain
 from reports.records import StudyRecord, TrialRecord
-from reports.tables import comparison_table, incomplete_table
+from reports.tables import comparison_table, front_table, incomplete_table
 from reports.totals import sum_up
 from reports.verdicts import (
     INDISTINGUISHABLE_PERCENT,
@@ -68,6 +68,7 @@ def experiments_markdown(record: StudyRecord, comparison: Comparison) -> str:
         **_tables(record, comparison),
         **_runs(record, comparison),
         **(_winner(record, comparison, comparison.winner) if comparison.winner else {}),
+        **(_long_run(record, comparison.front[0]) if comparison.front else {}),
     )
 
 
@@ -77,6 +78,7 @@ def _tables(record: StudyRecord, comparison: Comparison) -> dict[str, object]:
     return {
         "complete": markdown_table(comparison_table(record, comparison), LABELS, bold, _curve_scale(comparison)),
         "incomplete": markdown_table(incomplete, LABELS) if incomplete.rows else None,
+        "front": markdown_table(front_table(record, comparison), LABELS) if comparison.front else None,
     }
 
 
@@ -107,10 +109,13 @@ def _winner(record: StudyRecord, comparison: Comparison, winner: TrialRecord) ->
         "verdict": comparison.verdicts[winner.number],
         "optimism_percent": expected_optimism_percent(_contenders(record)),
         "contenders": _contenders(record),
-        "command": Markdown(train_command(record.name, winner.number)),  # one line each: no fence ends early
-        "configuration": Markdown("\n".join(toml_lines(winner.parameters))),
-        "epochs": LONG_RUN_EPOCHS,
+        "configuration": Markdown("\n".join(toml_lines(winner.parameters))),  # one line each: no fence ends early
+        **_long_run(record, winner),
     }
+
+
+def _long_run(record: StudyRecord, trial: TrialRecord) -> dict[str, object]:
+    return {"command": Markdown(train_command(record.name, trial.number)), "epochs": LONG_RUN_EPOCHS}
 
 
 def _contenders(record: StudyRecord) -> int:

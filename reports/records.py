@@ -217,7 +217,7 @@ def _measured(trial: FrozenTrial, curve: tuple[float | None, ...], is_ours: bool
         return Measurement(**{name: number(history[-1], name) for name in _MEASURED})
     if not is_ours:
         return Measurement()
-    losses = trial.values if trial.state is TrialState.COMPLETE else curve  # nats per token
+    losses = trial.values[:1] if trial.state is TrialState.COMPLETE else curve  # nats per token
     return Measurement(milestone=trial.last_step, val_ppl=_perplexity(finite(losses[-1])) if losses else None)
 
 

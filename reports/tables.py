@@ -59,6 +59,13 @@ def comparison_table(record: StudyRecord, comparison: Comparison) -> Table:
     return _table(cells, (*comparison.ranked, *comparison.unranked))
 
 
+def front_table(record: StudyRecord, comparison: Comparison) -> Table:
+    """The trials of the front: what they are and what they reach."""
+    measured = _measured(("val_ppl", "phi")) if record.is_ours else _objectives(record)
+    cells: dict[str, Cell] = {"number": lambda trial: trial.number, **_parameters(_shown(record)), **measured}
+    return _table(cells, comparison.front)
+
+
 def incomplete_table(record: StudyRecord) -> Table:
     """The trials that ended early or go on, with how far they came and why they ended."""
     cells: dict[str, Cell] = {

@@ -7,8 +7,9 @@ baseline's perplexity. One run each is no evidence for a small difference, and n
 from __future__ import annotations
 
 import math
+import operator
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
 from typing import Literal
@@ -32,6 +33,8 @@ Standing = Literal[
     "infeasible",
     "other_budget",
     "not_finite",
+    "on_front",  # of several objectives: no other is at least as good in all and better in one
+    "dominated",
 ]
 
 
@@ -57,12 +60,16 @@ class Verdict:
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """The complete trials, those that may be compared apart from those that may not."""
+    """The complete trials, those that may be compared apart from those that may not.
+
+    Several objectives give no ranking: then all trials are unranked, and some of them are on the front.
+    """
 
     baseline: TrialRecord | None  # the study's, whether or not it can be compared with
     budget_tokens: int | None  # under which trials are compared
     ranked: tuple[TrialRecord, ...]  # best first; of equal ones the earlier first
-    unranked: tuple[TrialRecord, ...]  # complete, but not to be compared
+    unranked: tuple[TrialRecord, ...]  # complete, but in no ranking
+    front: tuple[TrialRecord, ...]  # of several objectives, best first by the first of them; of one empty
     verdicts: Mapping[int, Verdict]  # of complete trials, by number
 
     @property
@@ -85,16 +92,24 @@ class Comparison:
 def compare(record: StudyRecord) -> Comparison:
     """Rank the complete trials that may be compared, and hold them against the baseline.
 
+    Several objectives give neither rank nor verdict in per cent: there a trial is on the front or dominated.
+
     Args:
-        record: a study; one with several objectives has no ranking.
+        record: a study.
     """
     complete = [trial for trial in record.trials if trial.outcome == "complete"]
     baseline = _baseline(record)
     budget = _budget(baseline, complete)
-    obstacles = {trial.number: _obstacle(trial, budget) for trial in complete}
-    if len(record.directions) == 1:
+    standings = {trial.number: _obstacle(trial, budget) for trial in complete}
+    single = len(record.directions) == 1
+    if single:
         complete.sort(key=lambda trial: _place(trial, record.directions[0]))
-    ranked = [trial for trial in complete if len(record.directions) == 1 and obstacles[trial.number] is None]
+    comparable = [trial for trial in complete if standings[trial.number] is None]
+    ranked = comparable if single else []
+    front = [] if single else _front(comparable, record.directions)
+    if not single:
+        standings |= dict.fromkeys((trial.number for trial in comparable), "dominated")
+        standings |= dict.fromkeys((trial.number for trial in front), "on_front")
     reference = next((trial for trial in ranked if trial is baseline), None)
     ranked_numbers = {trial.number for trial in ranked}
     return Comparison(
@@ -102,7 +117,8 @@ def compare(record: StudyRecord) -> Comparison:
         budget_tokens=budget,
         ranked=tuple(ranked),
         unranked=tuple(trial for trial in complete if trial.number not in ranked_numbers),
-        verdicts={trial.number: _verdict(trial, reference, obstacles[trial.number]) for trial in complete},
+        front=tuple(front),
+        verdicts={trial.number: _verdict(trial, reference, standings[trial.number]) for trial in complete},
     )
 
 
@@ -134,6 +150,21 @@ def _place(trial: TrialRecord, direction: str) -> tuple[bool, float, int]:
     return False, -value if direction == "maximize" else value, trial.number
 
 
+def _front(trials: Sequence[TrialRecord], directions: Sequence[str]) -> list[TrialRecord]:
+    """The trials that no other dominates, best first by the first objective."""
+    front: list[tuple[tuple[float, ...], TrialRecord]] = []
+    for costs, _, trial in sorted((_costs(trial, directions), trial.number, trial) for trial in trials):
+        if not any(other != costs and all(map(operator.le, other, costs)) for other, _ in front):  # an earlier one
+            front.append((costs, trial))
+    return [trial for _, trial in front]
+
+
+def _costs(trial: TrialRecord, directions: Sequence[str]) -> tuple[float, ...]:
+    """A comparable trial's values, each so that less is better."""
+    values = [value for value in trial.values if value is not None]
+    return tuple(-value if way == "maximize" else value for value, way in zip(values, directions, strict=True))
+
+
 def _baseline(record: StudyRecord) -> TrialRecord | None:
     """The baseline, a complete one before any other."""
     candidates = [trial for trial in record.trials if trial.is_baseline]
@@ -159,9 +190,9 @@ def _obstacle(trial: TrialRecord, budget: int | None) -> Standing | None:
     return "other_budget" if trial.budget_tokens != budget else None
 
 
-def _verdict(trial: TrialRecord, reference: TrialRecord | None, obstacle: Standing | None) -> Verdict:
-    if obstacle is not None:
-        return Verdict(standing=obstacle)
+def _verdict(trial: TrialRecord, reference: TrialRecord | None, standing: Standing | None) -> Verdict:
+    if standing is not None:
+        return Verdict(standing=standing)
     if trial is reference:
         return Verdict(standing="baseline")
     percent = None if reference is None else percent_above(trial, reference)
@@ -188,4 +219,6 @@ _WITHOUT_PERCENT: Mapping[Standing, str] = {
     "infeasible": "breaks a constraint, not compared",
     "other_budget": "other budget, not compared",
     "not_finite": "no finite value, not compared",
+    "on_front": "on the front",
+    "dominated": "dominated",
 }

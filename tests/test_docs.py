@@ -55,8 +55,18 @@ def test_the_example_is_a_study_file(profile: str) -> None:
     assert spec.planned()[0][1]["dropout"] == 0.1
 
 
+@pytest.mark.parametrize("study", shipped_studies())
+def test_every_shipped_study_is_documented(study: str) -> None:
+    shipped = STUDY_FILES[STUDY_FILES.index("## Shipped studies") : STUDY_FILES.index("## Values of a run")]
+    assert f"| `{study}` |" in shipped
+    assert f"`{study}`" in README
+
+
 def test_shipped_studies_search_what_their_issue_asks_for() -> None:
-    assert set(shipped_studies()) == {"lambda_phi", "lambda_phi_grid"}
+    assert set(shipped_studies()) == {
+        *("lambda_phi", "lambda_phi_grid", "lambda_schedule"),
+        *("learning_rate", "batch_size", "architecture", "full", "ppl_vs_phi"),
+    }
     spec = load_study_file("lambda_phi", "cpu")
     space = spec.search["lambda_phi"]
     assert (space.low, space.high, space.log) == (0.001, 0.3, True)

@@ -332,3 +332,14 @@ def test_wrong_arguments_end_in_one_line(sqlite_url: str, arguments: list[str], 
     assert err.startswith("hpo: ")
     assert words in err
     assert len(err.splitlines()) == 1
+
+
+def test_a_study_of_two_objectives_is_shown_with_its_curves(storage: RDBStorage) -> None:
+    study = optuna.create_study(study_name="two", storage=storage, directions=["minimize", "maximize"])
+    trial = study.ask()
+    storage.set_trial_intermediate_value(trial._trial_id, 1, 5.0)  # as the objective does it
+    study.tell(trial, [4.0, 0.8])
+    with served(storage) as client:
+        shown = json.loads(client.get(f"/api/studies/{study._study_id}").body)
+    assert [each["values"] for each in shown["best_trials"]] == [[4.0, 0.8]]
+    assert shown["trials"][0]["intermediate_values"] == [{"step": 1, "value": 5.0}]

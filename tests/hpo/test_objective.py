@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -10,7 +11,7 @@ from pathlib import Path
 import optuna
 import pytest
 import torch
-from toy_sweeps import make_spec
+from toy_sweeps import make_evaluation, make_spec
 
 import hpo.objective
 from hpo.objective import (
@@ -26,6 +27,7 @@ from hpo.objective import (
 from hpo.slots import LeaseLost
 from model.evaluation import Evaluation
 from model.tokens import TokenizedCorpus
+from model.training import TrainingResult
 
 SMALL = {
     "preset": "nano",
@@ -149,6 +151,51 @@ def test_a_trial_over_which_processes_die_is_avoided() -> None:
     outcome = deadly(3, Path("worker.log"))
     assert (outcome.state, outcome.violations) == ("PRUNED", ("process_died",))
     assert "died 3 times; see worker.log" in outcome.attributes["hpo:reason"]
+
+
+# ---------------------------------------------------------------------------------------------- two objectives
+
+
+@pytest.fixture
+def two(setting: Callable[[int], TrialSetting]) -> tuple[optuna.Trial, Callable[[int], TrialSetting]]:
+    spec = make_spec(run=SMALL, objectives=["val_loss", "phi"], pruner={"kind": "none"})
+    trial = optuna.create_study(directions=["minimize", "maximize"]).ask()
+    return trial, lambda epoch: dataclasses.replace(setting(epoch), spec=spec)
+
+
+def test_two_objectives_are_the_last_evaluation_s_loss_and_phi(
+    two: tuple[optuna.Trial, Callable[[int], TrialSetting]],
+) -> None:
+    trial, lease = two
+    outcome = run_trial(trial, {"dropout": 0.1}, lease(1), until(99))
+    last = outcome.attributes["hpo:history"][-1]
+    assert outcome.values == (last["val_loss"], last["phi"])
+    losses = trial.study.trials[0].intermediate_values
+    assert list(losses.values()) == [each["val_loss"] for each in outcome.attributes["hpo:history"]]
+
+
+def test_with_two_objectives_a_trial_goes_on_as_with_one(
+    two: tuple[optuna.Trial, Callable[[int], TrialSetting]], tmp_path: Path
+) -> None:
+    trial, lease = two
+    with pytest.raises(Interrupted):
+        run_trial(trial, {"dropout": 0.1}, lease(1), until(3))
+    trial = again(trial)
+    assert reached_before(trial) == 3
+    outcome = run_trial(trial, {"dropout": 0.1}, lease(2), until(99))
+    assert [each["milestone"] for each in outcome.attributes["hpo:history"]] == [1, 2, 3, 4, 5]
+    shutil.rmtree(tmp_path / "trial")
+    trial = again(trial)
+    assert run_trial(trial, {"dropout": 0.1}, lease(3), until(99)).values == outcome.values
+    assert trial.study.trials[0].user_attrs["hpo:repeated"] == 5
+
+
+def test_a_phi_that_is_not_finite_is_no_value(two: tuple[optuna.Trial, Callable[[int], TrialSetting]]) -> None:
+    _, lease = two
+    history = (make_evaluation(phi=math.nan),)
+    for outcome in ("diverged", "out_of_memory"):
+        result = TrainingResult(outcome=outcome, reason="", history=history)  # type: ignore[arg-type]
+        assert hpo.objective._outcome(result, lease(1).spec, {"hpo:machine": {}}).values == ()
 
 
 # ---------------------------------------------------------------------------------------------- reports that were lost

@@ -33,6 +33,7 @@ CLOCKS = ("tokens_per_s", "seconds", "peak_memory_bytes")  # what a machine, not
 STUDY = """
 name = "small"
 trials = 6
+{top}
 [text]
 vocabulary = 300
 [run]
@@ -70,9 +71,11 @@ class Place:
     def home(self) -> Home:
         return Home(self.root / "runs")
 
-    def study(self, *, budget: int = 6400, run: str = "", more: str = "", name: str = "small.toml") -> str:
+    def study(
+        self, *, budget: int = 6400, top: str = "", run: str = "", more: str = "", name: str = "small.toml"
+    ) -> str:
         path = self.root / name
-        path.write_text(STUDY.format(budget=budget, run=run, more=more), encoding="utf-8")
+        path.write_text(STUDY.format(budget=budget, top=top, run=run, more=more), encoding="utf-8")
         return str(path)
 
     def start(self, *arguments: str, **environment: str) -> subprocess.Popen[str]:
@@ -245,6 +248,33 @@ def test_killed_runs_end_with_the_exact_total_and_the_loss_curves_of_undisturbed
             undisturbed = undisturbed[: len(history)]
         assert [without_clocks(each) for each in history] == [without_clocks(each) for each in undisturbed]
         assert list(trial.intermediate_values.values()) == [each["val_loss"] for each in history]
+
+
+def test_a_killed_run_of_two_objectives_goes_on_and_ends_with_a_front(place: Place) -> None:
+    place.study(budget=25_000, top='objectives = ["val_loss", "phi"]', more='[pruner]\nkind = "none"')
+    process = place.start("run", "--study", "small.toml", "--data", "text", "--trials", "3", "--workers", "1")
+    place.wait_for_checkpoint(0)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
+    last = place.run("--trials", "3", "--workers", "1")
+    assert last.returncode == 0, last.stderr
+    assert_exact(place, 3)
+    front = place.optuna_study().best_trials
+    assert f"3 of 3 trials finished · front of {len(front)}, from val ppl " in last.stdout
+    first = place.optuna_study().trials[0]
+    history = first.user_attrs["hpo:history"]
+    assert first.user_attrs["hpo:continued"] == 1
+    assert [without_clocks(each) for each in history] == [
+        without_clocks(each) for each in undisturbed_history(place, first)
+    ]
+    assert list(first.intermediate_values.values()) == [each["val_loss"] for each in history]
+    assert first.values == [history[-1]["val_loss"], history[-1]["phi"]]
+    assert "## Pareto front" in place.hpo("report").stdout
+    lowest = min(front, key=lambda trial: trial.values[0]).number
+    assert (
+        f"trial {lowest} has the lowest validation loss"
+        in place.hpo("train", "--from", "small", "--epochs", "1").stdout
+    )
 
 
 def test_workers_of_a_killed_supervisor_leave_and_their_trials_go_on(place: Place) -> None:

@@ -160,7 +160,7 @@ class Race:
         return behind
 
 
-@pytest.mark.parametrize("kind", ["successive_halving", "median"])
+@pytest.mark.parametrize("kind", ["successive_halving", "percentile", "median"])
 def test_the_worst_of_many_is_behind_and_the_best_is_not(kind: str) -> None:
     race = Race(kind=kind, first_milestone=1)
     for loss in (5.0, 4.0, 3.0, 2.0):
@@ -177,7 +177,7 @@ def test_nobody_is_behind_without_a_pruner() -> None:
 
 @pytest.mark.parametrize(
     "kind",
-    ["successive_halving", "median"],
+    ["successive_halving", "percentile", "median"],
 )
 def test_nobody_is_behind_before_the_first_milestone(kind: str) -> None:
     race = Race(kind=kind, first_milestone=3)
@@ -204,15 +204,19 @@ def test_halving_lets_one_in_so_many_go_on(reduction: int, loss: float, behind: 
     assert race.enter(loss) == [behind]  # the ninth: three, or four, may go on
 
 
-def test_the_median_is_the_line_otherwise() -> None:
-    race = Race(kind="median", first_milestone=1)
+@pytest.mark.parametrize(
+    ("pruner", "line"),
+    [({"kind": "median"}, 3.0), ({"kind": "percentile"}, 2.0), ({"kind": "percentile", "percentile": 75.0}, 4.0)],
+)
+def test_a_percentile_of_the_complete_trials_is_the_line_otherwise(pruner: dict[str, Any], line: float) -> None:
+    race = Race(**pruner, first_milestone=1)
     for other in (1.0, 2.0, 3.0, 4.0, 5.0):
         race.enter(other)
-    assert race.enter(2.9) == [False]
-    assert race.enter(3.1) == [True]
+    assert race.enter(line + 0.1) == [True]
+    assert race.enter(line - 0.1) == [False]
 
 
-@pytest.mark.parametrize("kind", ["successive_halving", "median"])
+@pytest.mark.parametrize("kind", ["successive_halving", "percentile", "median"])
 @pytest.mark.parametrize(("others", "behind"), [(3, False), (4, True)])
 def test_too_few_peers_put_nobody_behind(kind: str, others: int, behind: bool) -> None:
     race = Race(kind=kind, first_milestone=1, peers=4)
@@ -230,7 +234,7 @@ def test_peers_are_those_that_reported_at_the_same_milestone() -> None:
     assert race.enter(9.0, 9.0) == [True, False]
 
 
-@pytest.mark.parametrize("kind", ["successive_halving", "median"])
+@pytest.mark.parametrize("kind", ["successive_halving", "percentile", "median"])
 @pytest.mark.parametrize("role", PLANNED)
 def test_planned_trials_are_never_behind(kind: str, role: str) -> None:
     race = Race(kind=kind, first_milestone=1)
@@ -240,7 +244,7 @@ def test_planned_trials_are_never_behind(kind: str, role: str) -> None:
     assert True in race.enter(*[9.0] * 9)
 
 
-@pytest.mark.parametrize("kind", ["successive_halving", "median"])
+@pytest.mark.parametrize("kind", ["successive_halving", "percentile", "median"])
 def test_planned_trials_are_peers(kind: str) -> None:
     race = Race(kind=kind, first_milestone=1, peers=3)
     for role in ("baseline", "known", "known"):

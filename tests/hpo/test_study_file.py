@@ -60,6 +60,18 @@ def test_shipped_files_are_valid_and_named_like_their_file(name: str, profile: A
         assert all(spec.search[key].holds(value) for key, value in parameters.items())
 
 
+def test_two_objectives_are_the_loss_first_and_phi() -> None:
+    assert parse_study(SMALLEST, "toy.toml", "cpu").objectives == ("val_loss",)
+    two = parse_study(f"objectives = ['val_loss', 'phi']\npruner.kind = 'none'\n{SMALLEST}", "toy.toml", "cpu")
+    assert two.objectives == ("val_loss", "phi")
+
+
+def test_a_study_of_a_version_without_objectives_is_the_same_study() -> None:
+    stored = make_spec().model_dump(mode="json")
+    del stored["objectives"]
+    assert StudySpec.model_validate(stored).identity() == make_spec().identity()
+
+
 def test_the_studies_of_the_logs_are_shipped_with_their_descriptions() -> None:
     shipped = shipped_studies()
     assert {"lambda_phi", "lambda_phi_grid"} <= set(shipped)
@@ -160,6 +172,17 @@ BAD_ADDITIONS = {  # appended to a good file: key, and a word of the rule
     "[baseline]\nwidth = 64": ("baseline.width", "not a searched value"),
     "[[known]]\ndropout = 0.1\n[[known]]\ndropout = -0.1": ("known[1].dropout", "-0.1 is outside"),
     "known = 3": ("known", "got 3"),
+    "objectives = 'phi'": ("objectives", "got 'phi'"),
+    "objectives = ['val_loss', 'speed']": ("objectives.1", "got 'speed'"),
+    "objectives = []": ("objectives", 'must be ["val_loss"] or ["val_loss", "phi"], got []'),
+    "objectives = ['phi']": ("objectives", "got ['phi']"),
+    "objectives = ['phi', 'val_loss']": ("objectives", "got ['phi', 'val_loss']"),
+    "objectives = ['val_loss', 'val_loss']": ("objectives", "got ['val_loss', 'val_loss']"),
+    "objectives = ['val_loss', 'phi']": ("pruner.kind", """must be "none" with two objectives, got 'successive_"""),
+    "objectives = ['val_loss', 'phi']\npruner.kind = 'none'\nstopping.trials_without_improvement = 5": (
+        "stopping.trials_without_improvement",
+        "with two objectives no trial is the best",
+    ),
 }
 
 
@@ -293,7 +316,7 @@ def test_a_folder_is_no_study_file(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["lambda", "lambda_phi.tom", "", "../studies/lambda_phi"])
 def test_an_unknown_shipped_name_is_answered_with_the_known_ones(name: str) -> None:
-    with pytest.raises(StudyFileError, match=re.escape(f"unknown study {name!r}: shipped are lambda_phi, ")):
+    with pytest.raises(StudyFileError, match=re.escape(f"unknown study {name!r}: shipped are architecture, ")):
         load_study_file(name, "cpu")
 
 
@@ -313,7 +336,7 @@ def test_a_planned_configuration_is_completed_with_the_run_s_own_values() -> Non
     search = {"dropout": {"low": 0.0, "high": 0.4}, "learning_rate": {"low": 1e-4, "high": 1e-2, "log": True}}
     spec = make_spec(run={"preset": "nano", "dropout": 0.25}, search=search, baseline={"learning_rate": 1e-3})
     assert spec.planned() == (("baseline", {"dropout": 0.25, "learning_rate": 1e-3}),)
-    assert make_spec(search=search, baseline={}).planned() == (("baseline", {"dropout": 0.1, "learning_rate": 2e-3}),)
+    assert make_spec(search=search, baseline={}).planned() == (("baseline", {"dropout": 0.1, "learning_rate": 4e-3}),)
 
 
 def test_a_searched_preset_is_the_run_s_own_in_the_baseline() -> None:
@@ -400,9 +423,11 @@ SCIENTIFIC: dict[str, dict[str, Any]] = {  # another value for everything that d
     "sampler.kind": {"sampler": {"kind": "random"}},
     "sampler.startup_trials": {"sampler": {"startup_trials": 9}},
     "sampler.seed": {"sampler": {"seed": 2}},
+    "objectives": {"objectives": ["val_loss", "phi"], "pruner": {"kind": "none"}},
     "pruner.kind": {"pruner": {"kind": "median"}},
     "pruner.first_milestone": {"pruner": {"first_milestone": 5}},
     "pruner.reduction": {"pruner": {"reduction": 2}},
+    "pruner.percentile": {"pruner": {"percentile": 10.0}},
     "pruner.peers": {"pruner": {"peers": 4}},
 }
 OPERATIONAL: dict[str, dict[str, Any]] = {

@@ -38,7 +38,7 @@ from hpo.slots import Lease, LeaseLost, SlotCounts, Slots, TrialOutcome
 from hpo.storage import Database
 from hpo.sweep import (
     LAST_RUN_ATTRIBUTE,
-    METRIC,
+    METRICS,
     STUDY_ATTRIBUTE,
     Sweep,
     create_sweep,
@@ -425,6 +425,25 @@ def test_of_equal_trials_the_first_is_best(database: Database) -> None:
     assert sweep.best().number == numbers[0]  # type: ignore[union-attr]
 
 
+def test_of_two_objectives_the_front_is_what_no_other_beats_and_the_best_has_the_lowest_loss(
+    database: Database,
+) -> None:
+    sweep = make_two(database)
+    assert (sweep.front(), sweep.best()) == ([], None)
+    values = [(4.0, 0.8), (5.0, 0.9), (4.5, 0.7), (3.0, 0.6), (3.0, 0.5), (5.0, 0.9)]
+    for pair in values:
+        run_slot(sweep, TrialOutcome(state="COMPLETE", values=pair))
+    run_slot(sweep, TrialOutcome(state="COMPLETE", values=(1.0, 0.99), violations=("suspicious",)))
+    run_slot(sweep, DIVERGED)
+    assert [trial.number for trial in sweep.front()] == [3, 0, 1]
+    assert sweep.best().number == 3  # type: ignore[union-attr]
+
+
+def make_two(database: Database, **changes: Any) -> Sweep:
+    """A sweep of two objectives."""
+    return make_sweep(database, objectives=["val_loss", "phi"], pruner={"kind": "none"}, **changes)
+
+
 def test_the_sampler_hears_of_broken_constraints(database: Database) -> None:
     sweep = make_sweep(database)
     run_slot(sweep, DIVERGED)
@@ -506,16 +525,50 @@ def test_what_a_study_was_made_from_is_in_optuna_s_own_study_too(database: Datab
     sweep = make_sweep(database)
     study = optuna.load_study(study_name=sweep.spec.name, storage=database.storage)
     assert study.user_attrs[STUDY_ATTRIBUTE] == sweep.record
-    assert study.metric_names == [METRIC]
+    assert study.metric_names == [METRICS["val_loss"]]
     assert study.direction is optuna.study.StudyDirection.MINIMIZE
 
 
-@pytest.mark.parametrize("kind", ["successive_halving", "median", "none"])
+def test_two_objectives_are_in_optuna_s_own_study(database: Database) -> None:
+    study = make_two(database).study
+    assert study.metric_names == ["validation loss (nats per token)", "Φ of the validation text"]
+    assert [direction.name for direction in study.directions] == ["MINIMIZE", "MAXIMIZE"]
+
+
+def test_tpe_proposes_for_two_objectives_whatever_became_of_earlier_trials(database: Database) -> None:
+    sweep = make_two(database, trials=12, sampler={"startup_trials": 4})
+    for place in range(8):
+        run_slot(sweep, TrialOutcome(state="COMPLETE", values=(4.0 + place, 0.5 + place / 20)))
+    lease = claim(sweep)
+    report_past_optuna(diverged := sweep.begin(lease))
+    sweep.settle(lease, diverged.number, DIVERGED)
+    report_past_optuna(sweep.begin(claim(sweep, "other")))  # still runs
+    trial = sweep.begin(claim(sweep))
+    assert 0.0 <= float(suggest(sweep.spec, trial)["dropout"]) <= 0.4
+
+
+def report_past_optuna(trial: optuna.Trial) -> None:
+    """As the objective does, because `Trial.report` refuses two objectives."""
+    trial.storage.set_trial_intermediate_value(trial._trial_id, 1, 4.0)
+
+
+@pytest.mark.parametrize("direction", ["maximize", "minimize"])
+def test_an_empty_study_that_was_made_for_other_objectives_is_left_alone(empty: Database, direction: str) -> None:
+    optuna.create_study(storage=empty.storage, study_name="theirs", direction=direction)
+    before = contents(empty)
+    with pytest.raises(StudyError, match="study 'theirs' was made for other objectives; name another"):
+        make_two(empty, name="theirs")
+    assert contents(empty)["studies"] == before["studies"]
+    assert find_sweep(empty, "theirs") is None
+
+
+@pytest.mark.parametrize("kind", ["successive_halving", "percentile", "median", "none"])
 def test_a_sweep_prunes_as_its_file_says(database: Database, kind: str) -> None:
     sweep = make_sweep(database, pruner={"kind": kind})
     expected = {
         "successive_halving": optuna.pruners.SuccessiveHalvingPruner,
-        "median": optuna.pruners.MedianPruner,
+        "percentile": optuna.pruners.PercentilePruner,
+        "median": optuna.pruners.PercentilePruner,
         "none": optuna.pruners.NopPruner,
     }
     assert type(sweep.asking.pruner) is expected[kind]
@@ -635,7 +688,7 @@ def test_a_study_whose_making_was_interrupted_later_gets_its_facts_too(
     found = open_sweep(empty, "toy")
     publish(found)  # as every run does
     assert found.study.user_attrs[STUDY_ATTRIBUTE] == found.record
-    assert found.study.metric_names == [METRIC]
+    assert found.study.metric_names == [METRICS["val_loss"]]
 
 
 def test_a_worker_that_slept_before_it_began_leaves_no_second_trial(database: Database) -> None:

@@ -220,6 +220,17 @@ def test_a_study_of_plain_optuna_is_copied_too(url: str, source: Database, targe
 TWO = optuna.samplers.RandomSampler(seed=1)
 
 
+def test_a_study_of_two_objectives_keeps_both(url: str, source: Database, target_url: str) -> None:
+    original = make_sweep(source, name="two", objectives=["val_loss", "phi"], pruner={"kind": "none"}, trials=2)
+    run_slot(original, TrialOutcome(state="COMPLETE", values=(4.0, 0.8)))
+    copied(url, target_url)
+    with opened(target_url) as target:
+        copy = open_sweep(target, "two")
+        assert copy.study.directions == original.study.directions
+        assert copy.study.metric_names == original.study.metric_names
+        assert [trial.values for trial in copy.front()] == [[4.0, 0.8]]
+
+
 def test_ours_and_theirs_are_copied_together(url: str, source: Database, target_url: str) -> None:
     make_sweep(source, name="ours", trials=2)
     optuna.create_study(storage=source.storage, study_name="theirs")

@@ -207,6 +207,16 @@ def test_totals_with_a_best_trial(board: Board) -> None:
     assert board.ending() == "2 of 10 trials finished · best value 3 (trial 1)"
 
 
+def test_totals_of_two_objectives_name_both_ends_of_the_front(own: Database) -> None:
+    board = Board(make_sweep(own, objectives=["val_loss", "phi"], pruner={"kind": "none"}), slots=10)
+    for values in ((4.0, 0.9), (3.0, 0.7), (3.5, 0.8), (5.0, 0.85)):
+        run_slot(board.sweep, TrialOutcome(state="COMPLETE", values=values))
+    board.refresh()
+    assert board.ending() == "4 of 10 trials finished · front of 3, from value 3 (trial 1) to Φ 0.9000 (trial 0)"
+    event = make_event("finished", trial=1, outcome=TrialOutcome(state="COMPLETE", values=(3.0, 0.7)))
+    assert sentence(event).startswith("trial 1 complete: Φ 0.7000, ")
+
+
 def test_the_time_left_counts_this_session_s_trials_alone(own: Database) -> None:
     sweep = make_sweep(own)
     for _ in range(4):

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 import math
 
 import pytest
@@ -7,6 +8,8 @@ import torch
 
 from model.config import RunConfig, Scalar, build_run
 from model.schedules import ADAPTIVE_RATE, adapt_lambda, learning_rate_at, set_lambda
+from model.tokens import TokenizedCorpus
+from model.training import train
 
 STEPS = 100
 
@@ -98,3 +101,44 @@ def test_other_schedules_do_not_adapt(schedule: str) -> None:
     tensor = torch.tensor(1.0)
     adapt_lambda(run(lambda_schedule=schedule), tensor, torch.tensor(0.0))
     assert float(tensor) == 1.0
+
+
+# ---------------------------------------------------------------------------------------------- in a run's history
+
+
+SMALL: dict[str, Scalar] = {
+    "width": 16, "heads": 2, "sequence_length": 16, "memory_slots": 8, "phi_probes": 4, "batch_size": 2,
+    "budget_tokens": 20 * 32, "evaluations": 10, "evaluation_tokens": 64, "lambda_phi": 0.5,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("schedule", "expected"),
+    [
+        ("constant", [0.5] * 10),
+        ("warmup", [0.5 * step / 4 for step in (1, 3)] + [0.5] * 8),
+        ("linear", [0.5 * (1 - step / 20) for step in range(1, 20, 2)]),
+        ("cosine", [0.25 * (1 + math.cos(math.pi * step / 20)) for step in range(1, 20, 2)]),
+    ],
+)
+def test_a_run_s_history_shows_lambda_as_its_schedule_has_it(
+    schedule: str, expected: list[float], small_corpus: TokenizedCorpus
+) -> None:
+    """The run makes 20 updates, counted from 0, and is evaluated after every second one."""
+    history = train(build_run({**SMALL, "lambda_schedule": schedule}), small_corpus).history
+    assert [evaluation.lambda_phi for evaluation in history] == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(("floor", "sign"), [(0.99, 1), (0.01, -1)])
+def test_a_run_s_history_shows_lambda_following_phi(floor: float, sign: int, small_corpus: TokenizedCorpus) -> None:
+    """Between two evaluations λ moves by the rate times what the two updates' mean Φ lacks to the floor."""
+    run = build_run({**SMALL, "lambda_schedule": "adaptive", "phi_floor": floor})
+    lambdas, lacks = [0.5], []
+    for evaluation in train(run, small_corpus).history:
+        assert evaluation.lambda_phi is not None
+        assert evaluation.train_phi is not None
+        lambdas.append(evaluation.lambda_phi)
+        lacks.append(floor - evaluation.train_phi)
+    moves = [after - before for before, after in itertools.pairwise(lambdas)]
+    assert moves == pytest.approx([2 * ADAPTIVE_RATE * lack for lack in lacks], abs=1e-6)
+    assert all(move * sign > 0 for move in moves)

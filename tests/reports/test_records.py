@@ -129,6 +129,11 @@ def test_several_objectives_are_all_read():
     assert record.trials[0].values == (1.0, 2.0)
 
 
+def test_of_two_objectives_the_first_is_the_loss():
+    study = study_of(create_trial(values=[2.0, 0.7], user_attrs={"hpo:slot": 1}), directions=["minimize", "maximize"])
+    assert read_study(study).trials[0].measured.val_ppl == math.exp(2.0)
+
+
 def test_categories_of_any_kind_become_plain_values():
     choices = (None, True, 3, 0.5, "text", math.nan)
     options = {"distributions": {"x": CategoricalDistribution(choices)}, "value": 1.0}

@@ -11,7 +11,7 @@ import optuna
 import pytest
 from markdown_it import MarkdownIt
 from optuna.distributions import CategoricalDistribution
-from optuna.trial import TrialState, create_trial
+from optuna.trial import FrozenTrial, TrialState, create_trial
 from toy_studies import FACTS, HOSTILE, pruned, running, study_of, trial
 
 from reports.commands import shell_quoted, toml_lines
@@ -239,16 +239,66 @@ def test_a_study_of_plain_optuna_renders():
 def test_several_objectives_make_a_limited_report():
     study = study_of(create_trial(values=[1.0, 2.0]), facts=None, directions=["minimize", "maximize"])
     document = render(read_study(study), "markdown")
-    assert tables(document) == [[["Exp", "objective_0", "objective_1", "Curve"], ["0", "1", "2", "–"]]]
+    complete, front = tables(document)
+    assert complete == [
+        ["Exp", "objective_0", "objective_1", "Curve", "Verdict"],
+        ["0", "1", "2", "–", "on the front"],
+    ]
+    assert front == [["Exp", "objective_0", "objective_1"], ["0", "1", "2"]]
     assert "This study has 2 objectives, which no single ranking orders" in document
-    assert "None: with 2 objectives there is no single best trial." in document
+    assert "With 2 objectives there is no single best trial" in document
+    assert "hpo train" not in document
 
 
-def test_our_runs_under_several_objectives_are_shown_without_ranking():
-    ours = create_trial(values=[5.0, 0.7], user_attrs=trial(slot=0).user_attrs)
-    document = markdown(ours, directions=["minimize", "maximize"])
-    assert "no single ranking orders" in document
-    assert "Val PPL" in document
+def two_objectives(*values: tuple[float, float], **options) -> list[FrozenTrial]:
+    """Trials of ours with these losses and Φ, the first of them the baseline."""
+    return [
+        create_trial(values=pair, user_attrs=trial(pair[0], slot=slot, measured={"phi": pair[1]}, **options).user_attrs)
+        for slot, pair in enumerate(values)
+    ]
+
+
+def test_our_runs_under_two_objectives_are_a_front_without_a_winner():
+    trials = two_objectives((5.0, 0.9), (4.0, 0.7), (4.5, 0.6), (4.2, 0.8))
+    document = markdown(*trials, directions=["minimize", "maximize"])
+    complete, front = tables(document)
+    assert [row[-1] for row in complete[1:]] == ["on the front", "on the front", "dominated", "on the front"]
+    assert "Val PPL" in complete[0]
+    assert [row[0] for row in front[1:]] == ["1", "3", "0"]
+    assert front[0][-2:] == ["Val PPL", "Val Φ"]
+    assert front[1][-2:] == ["54.60", "0.7000"]
+    assert "**Objectives**: lowest validation loss in nats per token and highest Φ of the validation text" in document
+    assert "no single ranking orders: trials are listed by number; the baseline is trial 0." in document
+    assert shlex.split(block(document, "bash")) == [
+        "hpo",
+        "train",
+        "--from",
+        "lambda_phi",
+        "--trial",
+        "1",
+        "--epochs",
+        "20",
+    ]
+    for claim in ("## Winner", "## Final decision", "**Bold**", "better", "worse", "Verdicts are differences"):
+        assert claim not in document.replace("better in one", "")
+
+
+def test_a_front_has_no_trial_that_cannot_be_compared():
+    suspicious = two_objectives((1.0, 0.99), attributes={"hpo:suspicious": True})
+    document = markdown(*suspicious, directions=["minimize", "maximize"])
+    assert "No complete trial can be compared." in document
+    assert len(tables(document)) == 1
+
+
+def test_two_objectives_are_raw_numbers_in_json_and_csv():
+    study = study_of(*two_objectives((5.0, 0.6), (4.0, 0.7)), directions=["minimize", "maximize"])
+    content = json.loads(render(read_study(study), "json"))
+    assert content["winner"] is None
+    assert [(row["objective_0"], row["objective_1"], row["verdict"]) for row in content["rows"]] == [
+        (5.0, 0.6, "dominated"),
+        (4.0, 0.7, "on_front"),
+    ]
+    assert ",dominated," in render(read_study(study), "csv")
 
 
 @pytest.mark.parametrize("text", HOSTILE)

@@ -128,6 +128,33 @@ def test_several_objectives_are_not_ranked():
     assert [trial.number for trial in comparison.unranked] == [0, 1]
 
 
+@pytest.mark.parametrize(
+    ("values", "front"),
+    [
+        ([(1.0, 1.0), (2.0, 2.0), (3.0, 1.5)], [0, 1]),
+        ([(2.0, 2.0), (1.0, 1.0), (1.0, 1.5)], [2, 0]),  # lowest first objective first
+        ([(1.0, 1.0), (1.0, 1.0)], [0, 1]),  # neither is better in anything
+        ([(1.0, 2.0), (1.0, 1.0), (2.0, 2.0)], [0]),
+        ([(math.inf, 9.0), (1.0, 1.0)], [1]),
+        ([], []),
+    ],
+)
+def test_the_front_holds_what_no_other_dominates(values, front):
+    comparison = compared(*(create_trial(values=v) for v in values), facts=None, directions=["minimize", "maximize"])
+    assert [trial.number for trial in comparison.front] == front
+    dominated = {number for number, verdict in comparison.verdicts.items() if verdict.standing == "dominated"}
+    assert dominated == {n for n, v in enumerate(values) if math.isfinite(v[0])} - set(front)
+
+
+def test_three_objectives_have_a_front_too():
+    trials = [create_trial(values=v) for v in ([1.0, 2.0, 3.0], [2.0, 1.0, 3.0], [2.0, 2.0, 3.0])]
+    assert [t.number for t in compared(*trials, facts=None, directions=["minimize"] * 3).front] == [0, 1]
+
+
+def test_a_single_objective_has_no_front():
+    assert compared(trial(5.0, slot=0), trial(4.0)).front == ()
+
+
 def test_without_complete_trials_there_is_no_winner():
     comparison = compared(pruned(), running())
     assert (comparison.winner, comparison.tied, comparison.close, comparison.verdicts) == (None, (), (), {})
