@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -11,7 +12,7 @@ import torch
 from model.checkpoint import load_checkpoint
 from model.config import RunConfig, build_run
 from model.tokens import TokenizedCorpus
-from model.training import TrainingResult, train
+from model.training import Decision, Evaluation, TrainingResult, train
 from model.transformer import Transformer
 
 
@@ -28,7 +29,12 @@ def one_thread() -> Iterator[None]:
 class Trained:
     config: RunConfig
     result: TrainingResult
-    network: Transformer  # in evaluation mode, its memory full
+    networks: tuple[Transformer, ...]  # at the start and at each milestone, in evaluation mode
+
+    @property
+    def network(self) -> Transformer:
+        """At the end, its memory full."""
+        return self.networks[-1]
 
 
 @pytest.fixture(scope="session")
@@ -45,7 +51,13 @@ def trained(python_docs: TokenizedCorpus, tmp_path_factory: pytest.TempPathFacto
         }
     )
     path = tmp_path_factory.mktemp("trained") / "checkpoint.pt"
-    result = train(config, python_docs, save_to=path)
-    network = Transformer(config.architecture, python_docs.tokenizer.vocabulary)
-    network.load_state_dict(load_checkpoint(path)["network"])
-    return Trained(config, result, network.eval())
+    torch.manual_seed(config.training.seed)
+    networks = [Transformer(config.architecture, python_docs.tokenizer.vocabulary)]
+
+    def keep(evaluation: Evaluation) -> Decision:
+        networks.append(copy.deepcopy(networks[0]))
+        networks[-1].load_state_dict(load_checkpoint(path)["network"])
+        return Decision.CONTINUE
+
+    result = train(config, python_docs, save_to=path, on_evaluation=keep)
+    return Trained(config, result, tuple(network.eval() for network in networks))

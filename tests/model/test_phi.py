@@ -268,29 +268,30 @@ def test_lengths_that_the_probes_divide_are_probed_with_all_of_them(length: int,
     assert len(phi.probe_positions(length, probes)) == min(length, probes)
 
 
-def test_attention_diversity_from_probes_is_near_that_of_the_full_matrix(
+def test_attention_diversity_from_probes_is_near_that_of_the_full_matrix_over_training(
     trained: Trained, python_docs: TokenizedCorpus
 ) -> None:
-    """Measured here: mean error 0.0015, largest 0.0046 (T = 128, 64 sequences of the test split, diversity 0.91).
+    """Measured here at four points: mean error 0.0017 at most, largest 0.0038 (T = 128, 64 sequences, diversity 0.91).
 
-    On `nano` after 1.5 M tokens 0.0022 and 0.014; on a network whose attention had collapsed to few keys (learning rate
-    5e-3, diversity 0.46) 0.022 and 0.081.
+    Not promised where attention collapses to few keys: under the initialisation of GPT-2, `nano` had 0.0022 and 0.014
+    after 1.5 M tokens, and 0.022 and 0.081 at a learning rate that left a diversity of 0.46.
     """
     length, probes = trained.config.architecture.sequence_length, trained.config.architecture.phi_probes
-    tokens_BT = torch.from_numpy(python_docs.span("test").ids[: 64 * length].astype("int64")).view(64, length)
-    with torch.no_grad():
-        states = trained.network(tokens_BT)
-
-    def diversity(received_BT: Tensor) -> Tensor:
-        return phi.components(states.hidden_BTD, received_BT)[:, 3]
-
-    exact_B = diversity(exact_received(states.attention))
-    error_B = (diversity(phi.attention_received(states.attention, probes)) - exact_B).abs()
-    coarse_B = (diversity(phi.attention_received(states.attention, 2)) - exact_B).abs()
     assert (length, probes) == (128, 32)
-    assert error_B.mean() < 0.005
-    assert error_B.max() < 0.02
-    assert coarse_B.mean() > 0.02  # so the bound is not one that any number of probes would meet
+    tokens_BT = torch.from_numpy(python_docs.span("test").ids[: 64 * length].astype("int64")).view(64, length)
+    seen = []
+    for network in trained.networks:
+        with torch.no_grad():
+            states = network(tokens_BT)
+        seen.append(exact_received(states.attention))
+        exact_B, probed_B, coarse_B = (
+            phi.components(states.hidden_BTD, received_BT)[:, 3]
+            for received_BT in (seen[-1], *(phi.attention_received(states.attention, n) for n in (probes, 2)))
+        )
+        assert (probed_B - exact_B).abs().max() < 0.01
+        assert (coarse_B - exact_B).abs().mean() > 0.015  # so the bound is not one that any number of probes would meet
+    assert len(seen) == 1 + trained.config.training.evaluations
+    assert (seen[0] - seen[-1]).abs().sum(-1).mean() > 0.01  # attention did move
 
 
 def test_probes_underestimate_the_diversity_of_attention_to_the_position_itself() -> None:
