@@ -54,7 +54,7 @@ OTHER_VALUES = {
     "tie_embeddings": False, "iit": False, "phi_probes": 8, "memory_slots": 0, "memory_gate": "static",
     "lambda_phi": 0.1, "phi_objective": "bounded", "phi_target": 0.9, "lambda_schedule": "linear", "phi_floor": 0.6,
     "budget_tokens": 100_000, "batch_size": 4, "learning_rate": 1e-4, "learning_rate_schedule": "constant",
-    "warmup": 0.2, "weight_decay": 0.0, "dropout": 0.3, "noise": 0.1, "clip_norm": 0.5,
+    "warmup": 0.3, "weight_decay": 0.0, "dropout": 0.3, "noise": 0.1, "clip_norm": 0.5,
     "evaluations": 5, "evaluation_tokens": 500,
     "seed": 2,
 }  # fmt: skip
