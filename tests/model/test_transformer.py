@@ -133,7 +133,7 @@ class NextLeak(Transformer):
 @pytest.mark.parametrize("leaky", [MeanLeak, NextLeak])
 def test_the_guard_refuses_a_network_that_leaks(leaky: type[Transformer]) -> None:
     torch.manual_seed(0)
-    with pytest.raises(CausalityError, match=r"not causal: changing token \d+ moved earlier logits by up to [\d.e-]+;"):
+    with pytest.raises(CausalityError, match=r"not causal: changing the tokens from \d+ on moved earlier logits by up to [\d.e-]+;"):
         check_causality(leaky(nano(), VOCABULARY))
 
 
