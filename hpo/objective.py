@@ -18,9 +18,10 @@ import torch
 from hpo.search_space import is_behind
 from hpo.slots import TrialOutcome
 from hpo.study_file import StudySpec
-from model.config import Scalar
+from model.config import RunConfig, Scalar
 from model.errors import CheckpointError, ConfigError
 from model.evaluation import Evaluation
+from model.footprint import peak_tensor_bytes
 from model.tokens import TokenizedCorpus
 from model.training import Decision, TrainingResult, load_history, train
 
@@ -84,7 +85,7 @@ def run_trial(
         _report(trial, evaluation)
     if len(history) < reached:
         _tell_of_loss(trial, reached, len(history), setting)
-    attributes: dict[str, Any] = {"hpo:run": config.parameters(), **_machine(setting, resume_from)}
+    attributes: dict[str, Any] = {"hpo:run": config.parameters(), **_machine(config, setting, resume_from)}
     if history and behind(history[-1]):  # a stop came between this evaluation and the question
         reason = f"behind its peers at {history[-1].tokens:,} tokens"
         return _outcome(TrainingResult(outcome="pruned", reason=reason, history=history), setting.spec, attributes)
@@ -200,9 +201,17 @@ def _outcome(result: TrainingResult, spec: StudySpec, attributes: dict[str, Any]
     return TrialOutcome(state="PRUNED", values=values, violations=violations, attributes=attributes)
 
 
-def _machine(setting: TrialSetting, resume_from: Path | None) -> dict[str, Any]:
+def _machine(config: RunConfig, setting: TrialSetting, resume_from: Path | None) -> dict[str, Any]:
+    """Where a trial ran and, before it is known, the most that its tensors should hold with the whole batch at once."""
+    corpus, (device_type, _, _) = setting.corpus, setting.device.partition(":")
+    predicted = peak_tensor_bytes(config, corpus.tokenizer.vocabulary, corpus.tokens("train"), device_type=device_type)
     return {
-        "hpo:machine": {"host": platform.node(), "device": setting.device, "threads": torch.get_num_threads()},
+        "hpo:machine": {
+            "host": platform.node(),
+            "device": setting.device,
+            "threads": torch.get_num_threads(),
+            "predicted_peak_bytes": predicted,
+        },
         "hpo:continued": 0 if resume_from is None else setting.epoch - 1,
     }
 

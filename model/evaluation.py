@@ -6,6 +6,7 @@ Shapes: R sequences at once, T positions, C components of Φ.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -53,7 +54,7 @@ class Evaluation:
     gradient_norm: float  # before clipping, at the last update
     tokens_per_s: float  # of training alone, since the last evaluation
     seconds: float  # spent on training and evaluations so far, over all processes that worked on the run
-    peak_memory_bytes: int | None  # on a GPU of this run, else of the process that ran it
+    peak_memory_bytes: int | None  # since the run began or went on: its tensors on a GPU, else the whole process
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,20 +84,25 @@ class Scores:
 
 
 @torch.no_grad()
-def score(network: Transformer, span: Span, device: torch.device) -> Scores:
+def score(network: Transformer, span: Span, device: torch.device, most_rows: int | None = None) -> Scores:
     """Measure a network on consecutive sequences of a span, each predicted from itself alone.
 
     Every token of the span is predicted exactly once. Dropout, noise and writes to the memory are off.
+
+    Args:
+        network: what to measure.
+        span: the text.
+        device: of the network.
+        most_rows: sequences to read at once where memory is short; None: as many as `TOKENS_AT_ONCE` holds.
     """
     architecture = network.architecture
-    inputs_ST, targets_ST = _sequences(span, architecture.sequence_length)
-    rows = max(1, TOKENS_AT_ONCE[device.type] // architecture.sequence_length)
+    rows = rows_at_once(architecture.sequence_length, device.type, most_rows)
     nats = torch.zeros((), dtype=torch.float64, device=device)
     full = torch.zeros((), dtype=torch.int64, device=device)
     component_sums_C = torch.zeros(len(phi.COMPONENTS), dtype=torch.float64, device=device)
     training = network.training
     network.eval()
-    for inputs_RT, targets_RT in zip(torch.split(inputs_ST, rows), torch.split(targets_ST, rows), strict=True):
+    for inputs_RT, targets_RT in _pieces(span, architecture.sequence_length, rows):
         inputs_RT, targets_RT = inputs_RT.to(device), targets_RT.to(device)
         with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
             states = network(inputs_RT)
@@ -106,6 +112,7 @@ def score(network: Transformer, span: Span, device: torch.device) -> Scores:
         components_RC = phi.components(states.hidden_BTD, received_RT)
         component_sums_C += (components_RC * whole_R[:, None]).double().sum(0)
         full += whole_R.sum()
+        del states  # the next ones would stand beside them
     network.train(training)
 
     means_C = component_sums_C.cpu() / full.cpu()  # NaN where no sequence is full
@@ -144,13 +151,20 @@ def too_good(loss: float, span: Span) -> str | None:
     return f"{below:,.0f} nats below the entropy of its source" if below > IMPLAUSIBLE_NATS else None
 
 
-def _sequences(span: Span, length: int) -> tuple[Tensor, Tensor]:
-    """Inputs and targets (S, T); what the last sequence lacks is filled up and is no target."""
-    ids = torch.from_numpy(span.ids.astype("int64"))
-    padding = -span.tokens % length
-    inputs = F.pad(ids[:-1], (0, padding))
-    targets = F.pad(ids[1:], (0, padding), value=NOT_A_TARGET)
-    return inputs.view(-1, length), targets.view(-1, length)
+def rows_at_once(sequence_length: int, device_type: str, most_rows: int | None = None) -> int:
+    """How many sequences `score` reads at once."""
+    rows = max(1, TOKENS_AT_ONCE[device_type] // sequence_length)
+    return rows if most_rows is None else min(rows, most_rows)
+
+
+def _pieces(span: Span, length: int, rows: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """Inputs and targets (R, T) in order; what the last sequence lacks is filled up and is no target."""
+    for first in range(0, span.tokens, rows * length):
+        ids = torch.from_numpy(span.ids[first : first + rows * length + 1].astype("int64"))
+        padding = -(len(ids) - 1) % length
+        inputs = F.pad(ids[:-1], (0, padding))
+        targets = F.pad(ids[1:], (0, padding), value=NOT_A_TARGET)
+        yield inputs.view(-1, length), targets.view(-1, length)
 
 
 def _exp(nats: float) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import platform
@@ -12,6 +13,7 @@ import torch
 from torch.utils._triton import has_triton
 
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # of mallopt(3)
+_STATUS, _CLEAR_REFS = Path("/proc/self/status"), Path("/proc/self/clear_refs")  # of this process, on Linux
 _CGROUP_QUOTA = Path("/sys/fs/cgroup/cpu.max")  # of version 2: microseconds granted, and of how many
 
 
@@ -71,19 +73,42 @@ def keep_freed_memory() -> None:
 
     By its default every block of some MiB comes from the kernel anew, page by page: a third of a training step.
     """
-    if sys.platform == "linux" and platform.libc_ver()[0] == "glibc":
-        library = ctypes.CDLL(None)
+    if (library := _glibc()) is not None:
         library.mallopt(_M_MMAP_MAX, 0)
         library.mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
 
 
-def peak_memory_bytes(device: torch.device) -> int | None:
-    """Largest memory held so far: on a GPU since the run began, else by the process in its whole life.
+def _glibc() -> ctypes.CDLL | None:
+    return ctypes.CDLL(None) if sys.platform == "linux" and platform.libc_ver()[0] == "glibc" else None
 
-    None where the system does not tell (Windows).
+
+def forget_peak_memory(device: torch.device) -> None:
+    """Let `peak_memory_bytes` begin anew; a GPU can be asked only after its first use.
+
+    On Linux the kernel is given back what earlier runs freed, which would count as held, and asked to forget its mark
+    (proc(5), clear_refs). Where it may not be asked, the peak stays that of the whole process.
+    """
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        return
+    if (library := _glibc()) is not None:
+        library.malloc_trim(0)
+    with contextlib.suppress(OSError):
+        _CLEAR_REFS.write_text("5", encoding="ascii")
+
+
+def peak_memory_bytes(device: torch.device) -> int | None:
+    """Largest memory held since `forget_peak_memory`: by tensors on a GPU, else by this process and its libraries.
+
+    On a CPU that can be told to forget only by Linux; elsewhere it is of the process's whole life. None where the
+    system does not tell (Windows).
     """
     if device.type == "cuda":
         return int(torch.cuda.max_memory_allocated(device))
+    with contextlib.suppress(OSError):
+        for line in _STATUS.read_text(encoding="ascii", errors="replace").splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
     if sys.platform == "win32":
         return None
     import resource

@@ -28,7 +28,7 @@ from model.checkpoint import load_checkpoint, save_checkpoint
 from model.config import RunConfig
 from model.errors import CheckpointError
 from model.evaluation import Evaluation, score, too_good
-from model.hardware import compiles, keep_freed_memory, peak_memory_bytes
+from model.hardware import compiles, forget_peak_memory, keep_freed_memory, peak_memory_bytes
 from model.memory import Candidates
 from model.schedules import adapt_lambda, learning_rate_at, set_lambda
 from model.step import Measured, compiled_observe, make_optimizer, observe, total_loss
@@ -39,6 +39,7 @@ EXPLODED_NATS = 1.0  # validation loss this far above that of a uniform guess: t
 _MEMORY_SIGNS = (
     "can't allocate memory",
     "not enough memory",
+    "std::bad_alloc",
     "CUDA error: out of memory",
     "CUBLAS_STATUS_ALLOC_FAILED",
 )
@@ -195,7 +196,7 @@ class _Run:
         self.network = Transformer(config.architecture, corpus.tokenizer.vocabulary).to(device)
         if device.type == "cuda":
             torch.set_float32_matmul_precision("high")
-            torch.cuda.reset_peak_memory_stats(device)  # only after the first use of a device is it there to be asked
+        forget_peak_memory(device)
         self.network.set_regularisation(dropout=config.training.dropout, noise=config.training.noise)
         self.optimizer = make_optimizer(self.network, config.training.weight_decay)
         self.lambda_phi = torch.tensor(config.phi.lambda_phi, device=device)
@@ -264,7 +265,6 @@ class _Run:
         set_lambda(config, self.step, self.lambda_phi)
 
         inputs_BT, targets_BT = self.batches.at(self.step)
-        self.optimizer.zero_grad(set_to_none=True)
         pieces: list[Measured] = []
         for first in range(0, len(inputs_BT), self.micro_batch):
             rows = slice(first, first + self.micro_batch)
@@ -277,6 +277,7 @@ class _Run:
                 pieces.append(measured._replace(delta_phi=measured.delta_phi.detach()))
         gradient_norm = torch.nn.utils.clip_grad_norm_(self.network.parameters(), config.training.clip_norm)
         self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)  # now, not before the next update: an evaluation may come between
         self.step += 1
 
         if pieces:
@@ -300,8 +301,11 @@ class _Run:
         training, iit = self.config.training, self.config.architecture.iit
         memory = self.network.memory
         whole_split = milestone == training.evaluations
-        valid = score(self.network, self.corpus.span("valid") if whole_split else self.valid_slice, self.device)
-        trained = score(self.network, self.train_slice, self.device)
+        plenty = 1 < self.micro_batch == training.batch_size  # of memory, as far as is known
+        most_rows = None if plenty else self.micro_batch
+        valid_span = self.corpus.span("valid") if whole_split else self.valid_slice
+        valid = score(self.network, valid_span, self.device, most_rows)
+        trained = score(self.network, self.train_slice, self.device, most_rows)
         tokens = self.step * self.config.tokens_per_step
         return Evaluation(
             milestone=milestone,

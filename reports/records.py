@@ -68,6 +68,7 @@ class TrialRecord:
     suspicious: bool = False  # too good to be true
     continued: int = 0  # times that it went on after an interruption
     device: str | None = None
+    predicted_peak_bytes: int | None = None  # of the run's tensors, told before it began
 
     @property
     def is_baseline(self) -> bool:
@@ -200,6 +201,7 @@ def _trial(trial: FrozenTrial, fixed: Mapping[str, Scalar]) -> TrialRecord:
         suspicious=attributes.get("hpo:suspicious") is True,
         continued=whole(attributes, "hpo:continued") or 0,
         device=text(section(attributes, "hpo:machine"), "device"),
+        predicted_peak_bytes=whole(section(attributes, "hpo:machine"), "predicted_peak_bytes"),
     )
 
 

@@ -103,6 +103,7 @@ def trial_table(record: StudyRecord, comparison: Comparison) -> Table:
         "feasible": lambda trial: trial.feasible,
         "continued": lambda trial: trial.continued,
         "device": lambda trial: trial.device,
+        "predicted_peak_bytes": lambda trial: trial.predicted_peak_bytes,
         "reason": lambda trial: trial.reason,
     }
     return _table(cells, record.trials)

@@ -324,3 +324,12 @@ def test_the_most_memory_that_a_trial_held_is_noted(
     attributes = run_trial(trial, {"dropout": 0.1}, setting(1), until(99)).attributes
     peaks = [each["peak_memory_bytes"] for each in attributes["hpo:history"]]
     assert attributes["hpo:machine"]["peak_memory_bytes"] == max(peaks)
+
+
+def test_what_its_tensors_should_hold_is_noted_beside_it(
+    trial: optuna.Trial, setting: Callable[[int], TrialSetting], small_corpus: TokenizedCorpus
+) -> None:
+    machine = run_trial(trial, {"dropout": 0.1}, setting(1), until(99)).attributes["hpo:machine"]
+    text = 4 * small_corpus.tokens("train")
+    assert text < machine["predicted_peak_bytes"] < text + 20 * 2**20  # a network of 100 KB that is read 4,096 tokens
+    assert machine["predicted_peak_bytes"] < machine["peak_memory_bytes"]  # which holds Python and its libraries too

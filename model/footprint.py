@@ -1,0 +1,204 @@
+"""How much memory a run's tensors hold at their peak, told from its configuration before anything is allocated.
+
+Letters: N tokens in a piece of the batch, T positions, D channels, V vocabulary.
+
+An account of what `train` keeps, term by term, and the largest of the few moments that can be the peak. On a CPU it is
+within a few percent of what the allocator counts (tests, decisions). For CUDA it is the same account with the element
+sizes of bf16 autocast, and without a compiler, which may save less for the backward pass: that was never measured. What
+a process holds besides, Python, libraries and a CUDA context, is not in it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from model.config import Architecture, PhiObjective, RunConfig
+from model.evaluation import rows_at_once
+from model.loss import LOGITS_AT_ONCE
+from model.phi import COMPONENTS, probe_positions
+from model.transformer import CONVOLUTION_TAPS
+
+FLOAT = 4  # bytes of a float32: weights, gradients, moments, residual stream, dropout's masks
+TOKEN = 4  # bytes of a token of the training text, an int32
+
+
+def parameter_count(architecture: Architecture, vocabulary: int) -> int:
+    """Count a network's parameters."""
+    width = architecture.width
+    embeddings = (1 if architecture.tie_embeddings else 2) * vocabulary * width + architecture.sequence_length * width
+    mixers = {"attention": 4 * width**2, "convolution": 3 * width**2 + CONVOLUTION_TAPS * width}
+    blocks = sum(mixers[kind] + 8 * width**2 + 2 * width for kind in architecture.block_kinds)
+    return embeddings + blocks + _memory_parameters(architecture) + width + len(COMPONENTS)
+
+
+def _memory_parameters(architecture: Architecture) -> int:
+    if not architecture.has_memory:
+        return 0
+    width = architecture.width
+    gate = width if architecture.memory_gate == "dynamic" else 0
+    return width + width * (width // architecture.heads) + width**2 + gate + 2
+
+
+def peak_tensor_bytes(
+    config: RunConfig,
+    vocabulary: int,
+    train_tokens: int,
+    *,
+    device_type: str = "cpu",
+    micro_batch: int | None = None,
+) -> int:
+    """Predict the most bytes that the tensors of a run hold at once.
+
+    Args:
+        config: the run.
+        vocabulary: V, token ids of its tokenizer.
+        train_tokens: of the training split, which lies on the device.
+        device_type: "cpu" or "cuda".
+        micro_batch: sequences that go through the network at once; None: the whole batch.
+    """
+    architecture, batch_size = config.architecture, config.training.batch_size
+    rows = batch_size if micro_batch is None else micro_batch
+    account = _Account(
+        architecture=architecture,
+        objective=config.phi.phi_objective,
+        vocabulary=vocabulary,
+        device_type=device_type,
+        tokens=rows * architecture.sequence_length,
+    )
+    moments = 2 * account.weights  # of AdamW
+    gathered = account.weights if rows < batch_size else 0  # gradients of the pieces before
+    most_rows = None if 1 < rows == batch_size else rows  # as `train` has it
+    beside_weights = (
+        account.in_check(),
+        moments + gathered + account.in_update(),
+        moments + account.in_evaluation(rows_at_once(architecture.sequence_length, device_type, most_rows)),
+    )
+    return account.weights + TOKEN * train_tokens + max(beside_weights)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Account:
+    """Bytes that stand beside weights, moments and text, at each moment that can be the peak."""
+
+    architecture: Architecture
+    objective: PhiObjective
+    vocabulary: int
+    device_type: str
+    tokens: int  # N
+
+    @property
+    def autocast(self) -> bool:
+        return self.device_type == "cuda"
+
+    @property
+    def weights(self) -> int:
+        return FLOAT * parameter_count(self.architecture, self.vocabulary)
+
+    @property
+    def output_matrix(self) -> int:
+        return FLOAT * self.vocabulary * self.architecture.width
+
+    @property
+    def factor(self) -> int:
+        """Of one number that a matrix product reads or gives."""
+        return 2 if self.autocast else FLOAT
+
+    @property
+    def factors(self) -> int:
+        """Of one for each token and channel."""
+        return self.factor * self.tokens * self.architecture.width
+
+    @property
+    def states(self) -> int:
+        """Of a float32 for each token and channel."""
+        return FLOAT * self.tokens * self.architecture.width
+
+    # ------------------------------------------------------------------------- what the backward pass will read
+
+    def saved(self) -> int:
+        """By the network, and its final states."""
+        embedding = 2 * self.states  # dropout's mask, the stream
+        blocks = sum(self._saved_by_block(kind) for kind in self.architecture.block_kinds)
+        copies = (self.weights - self.output_matrix) // 2 if self.autocast else 0  # of the weights in bf16
+        return embedding + blocks + self._saved_by_memory() + self.states + copies
+
+    def _saved_by_block(self, kind: str) -> int:
+        feed_forward = 9 * self.factors  # normalised input, 4 D before GELU, 4 D after it
+        streams = 4 * self.states  # dropout's mask and the stream, twice
+        return self._saved_by_mixer(kind) + feed_forward + streams
+
+    def _saved_by_mixer(self, kind: str) -> int:
+        if kind == "attention":
+            normaliser = FLOAT * self.tokens * self.architecture.heads  # of the softmax: the matrix itself is not kept
+            return 5 * self.factors + normaliser  # normalised input; query, key, value; what they give
+        return 6 * self.factors + self.states  # input, signal and gate, padded signal, silu, projected; the mix
+
+    def _saved_by_memory(self) -> int:
+        """What it normalises, three weights for each slot, and the noisy states, in its absence the stream."""
+        if not self.architecture.has_memory:
+            return 0
+        return self.factors + self.states + 3 * FLOAT * self.tokens * self.architecture.memory_slots
+
+    def _saved_by_phi(self) -> int:
+        if not self.architecture.iit:
+            return 0
+        keys = self.factors  # once more, in the order that the product with the probes wants
+        embedded = self.states if self.objective == "bounded" else 0
+        return self._probed() + keys + embedded
+
+    def _probed(self) -> int:
+        """The attention of the probes."""
+        probes = len(probe_positions(self.architecture.sequence_length, self.architecture.phi_probes))
+        return FLOAT * self.tokens * self.architecture.heads * probes
+
+    # ------------------------------------------------------------------------- the moments
+
+    def in_update(self) -> int:
+        """The largest moment of an update."""
+        return max(self._in_loss(), self._in_phi(), self._in_last_block(), self._in_embedding())
+
+    def _in_loss(self) -> int:
+        """Everything is saved; rows of logits come on top."""
+        copies = self.factors + 3 * self.output_matrix // 2 if self.autocast else 0  # of states, matrix, its gradient
+        return self.saved() + self._saved_by_phi() + self._gradients_of_loss() + self._logits(self.tokens) + copies
+
+    def _gradients_of_loss(self) -> int:
+        return self.factors + self.output_matrix
+
+    def _logits(self, tokens: int) -> int:
+        rows = min(tokens, max(1, LOGITS_AT_ONCE[self.device_type] // self.vocabulary))
+        each = (
+            FLOAT + 2 * self.factor if self.autocast else FLOAT
+        )  # logits, their logarithms, gradient: in place or not
+        return each * rows * self.vocabulary
+
+    def _in_phi(self) -> int:
+        """The backward pass of Φ: many probes are as large as states."""
+        if not self.architecture.iit:
+            return 0
+        return self.saved() + self._saved_by_phi() + self._gradients_of_loss() + 2 * self._probed()
+
+    def _in_last_block(self) -> int:
+        """The backward pass at its first feed-forward layer: what came after is freed, 4 D have a gradient."""
+        freed = self._saved_by_memory() + 2 * self.states  # also the last stream and the mask before it
+        gradients = 4 * self.factors + 2 * self.states  # of GELU's result; of the stream and of what is added to it
+        asked = 2 * self.factors if self.architecture.iit else 0  # Φ's, of queries and keys, until that layer's turn
+        contract = 4 * FLOAT * self.architecture.width**2
+        return self.saved() - freed + gradients + asked + self.output_matrix + contract
+
+    def _in_embedding(self) -> int:
+        """The backward pass ends: all weights have gradients, a tied matrix one of each of its uses."""
+        second = self.output_matrix if self.architecture.tie_embeddings else 0
+        return self.weights + second + 3 * self.states
+
+    def in_evaluation(self, rows: int) -> int:
+        """The last feed-forward layer of `rows` sequences, or their logits."""
+        channels = rows * self.architecture.sequence_length * self.architecture.width
+        layers = min(2, self.architecture.block_kinds.count("attention"))  # whose queries, keys and values are held
+        feed_forward = 4 * FLOAT * channels + (8 + 3 * layers) * self.factor * channels
+        states = 3 * FLOAT * channels + 3 * self.factor * channels
+        return max(feed_forward, states + self._logits(rows * self.architecture.sequence_length))
+
+    def in_check(self) -> int:
+        """The causality check: a copy of the network, and the logits of three sequences."""
+        return self.weights + 3 * self.factor * self.architecture.sequence_length * self.vocabulary

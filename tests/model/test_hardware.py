@@ -1,0 +1,43 @@
+"""What the machine tells of memory."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import model.hardware
+from model.hardware import forget_peak_memory, keep_freed_memory, peak_memory_bytes
+
+CPU = torch.device("cpu")
+MIB = 2**20
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux forgets")
+def test_the_peak_of_an_earlier_run_is_forgotten_and_so_is_what_it_freed() -> None:
+    keep_freed_memory()
+    forget_peak_memory(CPU)
+    before = peak_memory_bytes(CPU)
+    held = torch.ones(64 * MIB)
+    with_tensor = peak_memory_bytes(CPU)
+    del held
+    assert peak_memory_bytes(CPU) == with_tensor
+    forget_peak_memory(CPU)
+    after = peak_memory_bytes(CPU)
+    assert before is not None
+    assert with_tensor is not None
+    assert after is not None
+    assert with_tensor - before > 200 * MIB
+    assert with_tensor - after > 200 * MIB
+
+
+def test_a_system_that_does_not_forget_or_tell_leaves_the_peak_of_the_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(model.hardware, "_STATUS", tmp_path / "nothing")
+    monkeypatch.setattr(model.hardware, "_CLEAR_REFS", tmp_path / "no folder" / "nothing")
+    forget_peak_memory(CPU)
+    peak = peak_memory_bytes(CPU)
+    assert peak is None or peak > 50 * MIB
