@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
@@ -14,8 +15,10 @@ from torch import Tensor
 
 from model import phi
 from model.loss import NOT_A_TARGET, nats_of
-from model.tokens import Span
 from model.transformer import Transformer
+
+if TYPE_CHECKING:  # who trains needs no tokenizer
+    from model.tokens import Span
 
 TOKENS_AT_ONCE = {"cpu": 2**12, "cuda": 2**16}  # by device
 
