@@ -2,7 +2,7 @@
 # make test   install, then all tests
 # make check  format, lint, types, import contract, tests: what CI runs
 # make chaos  the long chaos campaigns: ten minutes of kills, stops and restarts on both databases
-# make bench  the benchmarks; results go to benchmarks/results
+# make bench  the benchmarks of the CPU; results go to benchmarks/results
 
 PYTHON ?= python3
 VENV := .venv
@@ -32,7 +32,7 @@ chaos: install-test
 	$(BIN)/python tests/hpo/chaos.py --storage postgresql --trials 24 --kills 30 --outages 2 --real
 
 bench: install-test
-	for each in storage workers recovery; do $(BIN)/python benchmarks/$$each.py || exit 1; done
+	for each in storage workers recovery training trial_start; do $(BIN)/python benchmarks/$$each.py || exit 1; done
 
 format: install-test
 	$(BIN)/ruff format .

@@ -1,18 +1,14 @@
-"""What the benchmarks share: databases to measure on, trials that do not train, and dated results."""
+"""What the benchmarks of the search share: databases to measure on, and trials that do not train."""
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
-import datetime
 import json
-import os
-import platform
 import tempfile
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -27,10 +23,8 @@ from hpo.worker import Link, WorkerOrder, work
 from model.checkpoint import save_checkpoint
 from model.config import RunConfig
 from model.evaluation import Evaluation
-from model.hardware import cpu_cores, describe
 from model.training import Decision, TrainingResult, load_history
 
-RESULTS = Path(__file__).parent / "results"
 EVALUATIONS = 10
 
 
@@ -151,23 +145,3 @@ def server_version(url: str) -> str:
         found = connection.exec_driver_sql(text).scalar()
     engine.dispose()
     return str(found)
-
-
-def keep(name: str, figures: dict[str, Any]) -> None:
-    """Write figures to `benchmarks/results/`, dated, with hardware and versions."""
-    RESULTS.mkdir(exist_ok=True)
-    today = datetime.datetime.now(datetime.UTC).date().isoformat()
-    content = {
-        "date": today,
-        "hardware": describe("cpu"),
-        "cores": cpu_cores(),
-        "load_before": round(os.getloadavg()[0], 2),
-        "versions": {
-            "python": platform.python_version(),
-            **{each: version(each) for each in ("optuna", "sqlalchemy", "psycopg")},
-        },
-        **figures,
-    }
-    path = RESULTS / f"{name}-{today}.json"
-    path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-    print(f"kept in {path.relative_to(Path(__file__).parents[1])}")

@@ -24,7 +24,8 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-from measuring import database_url, idle_train, keep, make_sweep, order_for
+from measuring import database_url, idle_train, make_sweep, order_for
+from results import keep
 
 from hpo.executors.local import run_local
 from hpo.executors.stop import Stop, StopLevel

@@ -16,7 +16,8 @@ from pathlib import Path
 from unittest import mock
 
 import optuna
-from measuring import database_url, fill, idle_train, keep, make_sweep, order_for, server_version
+from measuring import database_url, fill, idle_train, make_sweep, order_for, server_version
+from results import keep
 
 from hpo.search_space import make_pruner, make_sampler, suggest
 from hpo.storage import open_database

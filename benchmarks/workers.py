@@ -15,7 +15,8 @@ import tempfile
 import time
 from pathlib import Path
 
-from measuring import database_url, keep, make_sweep, order_for, server_version, sleeping_work
+from measuring import database_url, make_sweep, order_for, server_version, sleeping_work
+from results import keep
 
 from hpo.executors.local import run_local
 from hpo.executors.stop import Stop

@@ -5,11 +5,15 @@ Shapes: B sequences, T positions, N tokens of the stream.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor
 
 from model.config import RunConfig
-from model.tokens import TokenizedCorpus
+
+if TYPE_CHECKING:  # who trains needs no tokenizer
+    from model.tokens import TokenizedCorpus
 
 
 class TrainingBatches:

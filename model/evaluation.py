@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
@@ -15,8 +16,10 @@ from torch import Tensor
 
 from model import phi
 from model.loss import NOT_A_TARGET, nats_of
-from model.tokens import Span
 from model.transformer import Transformer
+
+if TYPE_CHECKING:  # who trains needs no tokenizer
+    from model.tokens import Span
 
 TOKENS_AT_ONCE = {"cpu": 2**12, "cuda": 2**16}  # by device
 # 0.6 bits a character (Shannon's lower estimate for English, 1951) at 5.2 characters a word: below it, suspect a leak

@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
@@ -32,8 +32,10 @@ from model.hardware import compiles, forget_peak_memory, keep_freed_memory, peak
 from model.memory import Candidates
 from model.schedules import adapt_lambda, learning_rate_at, set_lambda
 from model.step import Measured, compiled_observe, make_optimizer, observe, total_loss
-from model.tokens import TokenizedCorpus
 from model.transformer import Transformer, check_causality
+
+if TYPE_CHECKING:  # who trains needs no tokenizer
+    from model.tokens import TokenizedCorpus
 
 EXPLODED_NATS = 1.0  # validation loss this far above that of a uniform guess: the run has diverged
 _MEMORY_SIGNS = (
