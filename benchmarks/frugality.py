@@ -20,8 +20,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import optuna
-from measuring import keep
 from optuna.trial import TrialState
+from results import keep
 
 STUDY = "lambda_phi"
 SEEDS = (1, 2, 3)

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from measuring import keep
+from results import keep
 from torch import Tensor, nn
 
 from model.config import Scalar, build_run

@@ -19,7 +19,6 @@ from model.config import Scalar, build_run
 from model.tokens import open_tokens
 from model.training import train
 
-
 WARM_UP: dict[str, Scalar] = {
     "width": 16, "sequence_length": 8, "batch_size": 1, "budget_tokens": 16, "evaluations": 1, "evaluation_tokens": 16,
 }  # fmt: skip
