@@ -24,7 +24,7 @@ from model.step import total_loss
 from model.training import _Run
 
 TRIALS = 10
-UPDATES_OF_A_TRIAL = 3
+UPDATES_OF_A_TRIAL = 5  # after which CUDA graphs, where they are used, have been recorded
 WATCHED_UPDATES = 20
 MEASUREMENTS = 10
 SEQUENCES = 64  # at most, on which attention diversity is measured

@@ -1,4 +1,4 @@
-"""All measurements of a GPU in one command, in under eight minutes; it needs torch and numpy, and no network.
+"""All measurements of a GPU in one command, in under eight minutes, with torch and numpy alone and no network.
 
 python benchmarks/gpu.py [--results FOLDER]
 
@@ -9,7 +9,8 @@ python benchmarks/gpu.py [--results FOLDER]
     tests      tests/model/test_cuda.py, where pytest and what the suite's fixtures import are installed
 
 Each part is a command of its own, which is printed: what fails or runs out of time is told at the end, and the others
-are run all the same. The results are JSON files, by default in benchmarks/results.
+are run all the same. Compiling takes Triton and a C compiler. The results are JSON files, by default in
+benchmarks/results.
 
 NOT YET RUN ON A GPU. It was rehearsed from end to end on a CPU, which tells nothing about the branches for CUDA:
     python benchmarks/gpu.py --device cpu --preset nano --updates 2
@@ -20,13 +21,12 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import os
+import signal
 import subprocess
 import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-
-from results import FOLDER
 
 REPOSITORY = Path(__file__).parents[1]
 LIMIT_S = 8 * 60 - 10
@@ -41,7 +41,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--preset", action="append", help=f"repeatable; default {' and '.join(PRESETS)}")
     parser.add_argument("--updates", type=int, help="of each arm, for a rehearsal")
-    parser.add_argument("--results", type=Path, default=FOLDER, help="folder for the JSON")
+    parser.add_argument(
+        "--results", type=Path, default=REPOSITORY / "benchmarks" / "results", help="folder for the JSON"
+    )
     options = parser.parse_args(arguments)
     until = time.monotonic() + LIMIT_S
     ends = {name: run(name, command, until) for name, command in parts(options).items()}
@@ -77,12 +79,16 @@ def run(name: str, command: list[str], until: float) -> str:
     print(f"\n{name}: {' '.join(command)}", flush=True)
     started = time.monotonic()
     path = os.pathsep.join(filter(None, (str(REPOSITORY), os.environ.get("PYTHONPATH"))))
+    environment = {**os.environ, "PYTHONPATH": path}
+    process = subprocess.Popen(command, cwd=REPOSITORY, env=environment, start_new_session=True)
     try:
-        code = subprocess.run(
-            command, cwd=REPOSITORY, env={**os.environ, "PYTHONPATH": path}, timeout=max(until - started, 1)
-        ).returncode
+        code = process.wait(timeout=max(until - started, 1))
     except subprocess.TimeoutExpired:
         return "FAILED: no time is left"
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)  # with the processes that it has started
+            process.wait()
     took = f"{time.monotonic() - started:.0f} s"
     return f"done in {took}" if code == 0 else f"FAILED with exit code {code} after {took}"
 

@@ -31,7 +31,7 @@ from arms import DROPOUT, VOCABULARY, Arm, Build, Setting, matrix_product, train
 from results import FOLDER, keep
 
 from model.config import PRESETS, Architecture
-from model.hardware import cpu_cores
+from model.hardware import cpu_cores, gpu_count
 
 WARM_UP = 3  # rounds: memory is asked for, graphs are compiled
 MATRICES = {"cpu": (2048, 4096), "cuda": (4096, 8192)}  # by device: rows and columns
@@ -43,7 +43,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parse(arguments)
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # of all arms: threads that wait take no core from others
     presets = tuple(PRESETS) if "all" in options.preset else tuple(dict.fromkeys(options.preset))
-    device = options.device.partition(":")[0]
     modes: dict[str, Callable[[Setting, argparse.Namespace], Any]] = {
         "bitwise": measure_bitwise,
         "graphs": measure_graphs,
@@ -56,16 +55,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
         for preset in presets
     }
     setting = {"threads": options.threads, "vocabulary": VOCABULARY, "dropout": DROPOUT}
-    keep(f"{mode}-{device}", {**setting, "presets": figures}, device=options.device, folder=options.results)
+    keep(f"{mode}-{options.device}", {**setting, "presets": figures}, device=options.device, folder=options.results)
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """What was asked for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--preset", action="append", choices=(*PRESETS, "all"), help="repeatable; default tiny_iit")
-    parser.add_argument("--device", default="cpu", help="cpu (the default), cuda, cuda:1")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--threads", type=int, default=cpu_cores(), help="of each arm; default: all cores")
-    parser.add_argument("--updates", type=int, help="measured, of each arm; default 30, 200 for --bitwise and 500")
+    parser.add_argument("--updates", type=int, help="default 30 of each arm, 200 for --bitwise, 500 for --diversity")
     parser.add_argument("--matrix", type=int, action="append", help="rows of the square matrices; repeatable")
     parser.add_argument("--compiled", action="store_true", help="ours compiled, too")
     parser.add_argument("--peer", type=Path, help="folder of a nanoGPT checkout, whose model.py is timed beside")
@@ -76,6 +75,10 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         modes.add_argument(f"--{mode}", action="store_true")
     options = parser.parse_args(arguments)
     options.preset = options.preset or ["tiny_iit"]
+    if options.updates is not None and options.updates < 2:
+        parser.error(f"--updates must be at least 2, got {options.updates}")
+    if options.device == "cuda" and not gpu_count():
+        parser.error("--device cuda: PyTorch sees no GPU")
     return options
 
 
@@ -84,14 +87,17 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 def measure_speed(setting: Setting, options: argparse.Namespace) -> dict[str, Any]:
     """All arms beside each other; printed as it is returned."""
-    sizes = options.matrix or MATRICES[options.device.partition(":")[0]]
+    sizes = options.matrix or MATRICES[setting.device]
     products: dict[str, Build] = {f"{size} x {size}": functools.partial(matrix_product, size=size) for size in sizes}
     training = training_arms(compiled=options.compiled, checkout=options.peer)
     with contextlib.ExitStack() as stack:
-        arms = {name: start(stack, build, setting) for name, build in {**training, **products}.items()}
+        arms = {
+            name: stack.enter_context(contextlib.closing(Arm(build, setting)))
+            for name, build in {**training, **products}.items()
+        }
         times = alternate(arms, options.updates or 30)
-        kinds = arms["ours"].ask("breakdown", BROKEN_DOWN)
         peaks = {name: arms[name].ask("peak_memory_bytes") for name in training}
+        kinds = arms["ours"].ask("breakdown", BROKEN_DOWN)
     rates = {name: 2 * size**3 / statistics.median(times[name]) for name, size in zip(products, sizes, strict=True)}
     run = setting.config()
     figures = {
@@ -108,13 +114,6 @@ def measure_speed(setting: Setting, options: argparse.Namespace) -> dict[str, An
     }
     show_speed(setting, figures)
     return figures
-
-
-def start(stack: contextlib.ExitStack, build: Build, setting: Setting) -> Arm:
-    """An arm that ends with the stack."""
-    arm = Arm(build, setting)
-    stack.callback(arm.close)
-    return arm
 
 
 def alternate(arms: Mapping[str, Arm], updates: int) -> dict[str, list[float]]:
