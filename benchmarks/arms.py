@@ -213,8 +213,9 @@ class _Timed:
         self.update = build(setting)
 
     def seconds(self) -> float:
-        """Of one update, from an idle device to an idle device."""
+        """Of one update, from an idle device to an idle device; the one before it takes the caches back from others."""
         updates = UPDATES_AT_ONCE[self.device.type]
+        self.update()
         self.wait()
         started = time.perf_counter()
         for _ in range(updates):
