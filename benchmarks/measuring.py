@@ -127,7 +127,11 @@ def sleeping_work(order: WorkerOrder, link: Link) -> None:
     def train(config: RunConfig, corpus: object, **named: Any) -> TrainingResult:
         return idle_train(config, corpus, pause_s=0.05, **named)
 
-    with mock.patch("hpo.objective.train", train), mock.patch("hpo.worker.open_tokens"):
+    with (
+        mock.patch("hpo.objective.train", train),
+        mock.patch("hpo.objective.peak_tensor_bytes", return_value=0),  # there is no text
+        mock.patch("hpo.worker.open_tokens"),
+    ):
         work(order, link)
 
 

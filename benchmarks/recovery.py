@@ -48,7 +48,11 @@ def slow_work(order: WorkerOrder, link: Link) -> None:
         return idle_train(config, corpus, pause_s=PAUSE_S, resumes=True, **named)
 
     link.tell(Event(kind="warned", worker=order.name, message=str(os.getpid())))
-    with mock.patch("hpo.objective.train", train), mock.patch("hpo.worker.open_tokens"):
+    with (
+        mock.patch("hpo.objective.train", train),
+        mock.patch("hpo.objective.peak_tensor_bytes", return_value=0),  # there is no text
+        mock.patch("hpo.worker.open_tokens"),
+    ):
         work(order, link)
 
 

@@ -60,6 +60,7 @@ def measure(url: str, size: int) -> dict[str, float]:
     with (
         tempfile.TemporaryDirectory() as home,
         mock.patch("hpo.objective.train", idle_train),
+        mock.patch("hpo.objective.peak_tensor_bytes", return_value=0),  # there is no text
         mock.patch("hpo.worker.open_tokens"),
     ):
         worker = _Worker(order_for(sweep, url, Path(home), "worker"), Deaf())

@@ -42,6 +42,7 @@ _MEMORY_SIGNS = (
     "can't allocate memory",
     "not enough memory",
     "std::bad_alloc",
+    "could not create a primitive",  # oneDNN's, which does not say why
     "CUDA error: out of memory",
     "CUBLAS_STATUS_ALLOC_FAILED",
 )

@@ -47,7 +47,10 @@ class GPT(nn.Module):
         return torch.optim.AdamW(self.parameters(), lr=learning_rate, betas=betas, weight_decay=weight_decay)
 """
 
-FEWER = {"training": {"WARM_UP": 1, "BROKEN_DOWN": 1}, "checks": {"TRIALS": 2, "UPDATES_OF_A_TRIAL": 1, "MEASUREMENTS": 2}}
+FEWER = {
+    "training": {"WARM_UP": 1, "BROKEN_DOWN": 1},
+    "checks": {"TRIALS": 2, "UPDATES_OF_A_TRIAL": 1, "MEASUREMENTS": 2},
+}
 
 Run = Callable[..., dict[str, Any]]
 

@@ -96,6 +96,7 @@ def toy_work(order: WorkerOrder, link: Link) -> None:
         mock.patch("hpo.objective.train", toy_train),
         mock.patch("hpo.objective._report", report),
         mock.patch("hpo.worker.run_trial", run_trial),
+        mock.patch("hpo.objective.peak_tensor_bytes", return_value=0),  # there is no text
         mock.patch("hpo.worker.open_tokens"),
     ):
         real_work(order, link)
