@@ -14,6 +14,8 @@ from typing import Any
 import pytest
 import torch
 
+from model.step import observe
+
 pytestmark = pytest.mark.slow  # each arm is a process
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
@@ -109,7 +111,8 @@ def test_runs_with_one_seed_are_compared_update_by_update(run: Run) -> None:
 
 
 def test_compilations_and_waits_are_counted(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch, "compile", lambda function, **options: function)  # which takes a quarter of a minute
+    # compiling takes a quarter of a minute
+    monkeypatch.setattr("model.training.compiled_observe", lambda *, replayed: observe)
     found = run("training", "--graphs")["presets"]["nano"]
     assert found["compilations"]["graphs_of_the_others"] == 0
     assert len(found["compilations"]["seconds_to_first_update"]) == 2
