@@ -21,7 +21,7 @@ from model.memory import Candidates
 from model.transformer import Transformer
 
 ADAM_BETAS = (0.9, 0.95)
-GRAPHS = 64  # compiled variants that a process keeps, one per shape of network and batch
+GRAPHS = 128  # compiled variants that a process keeps, one per shape of network and batch
 
 
 class Measured(NamedTuple):

@@ -110,6 +110,7 @@ def train(
             if run is not None:
                 history = max(history, tuple(run.history), key=len)
                 resume_from = save_to if run.saved else resume_from
+                micro_batch = min(micro_batch, run.micro_batch)  # a continued run may have been cut before
             if micro_batch == 1:
                 reason = "one sequence at a time does not fit"
                 return TrainingResult(outcome="out_of_memory", reason=reason, history=history)

@@ -209,8 +209,8 @@ class Dropout(nn.Module):
 def check_causality(network: Transformer) -> None:
     """Refuse a network in which the tokens from some place on move an earlier logit, in training or in evaluation.
 
-    Checked is a copy with random matrices, a filled memory and an open gate: what is zero at first hides nothing. Some
-    places are drawn by the run's seed, so that a network that leaks here and there is met by the next trial.
+    Checked is a copy with random parameters, a filled memory and an open gate: what is zero at first hides nothing.
+    Some places are drawn by the run's seed, so that a network that leaks here and there is met by the next trial.
 
     Raises:
         CausalityError: some position sees its own future.
@@ -218,8 +218,11 @@ def check_causality(network: Transformer) -> None:
     network = copy.deepcopy(network)
     generator = torch.Generator().manual_seed(torch.initial_seed())
     for parameter in network.parameters():
+        drawn = torch.randn(parameter.shape, generator=generator).to(parameter.device)
         if parameter.ndim >= 2:
-            parameter.copy_(torch.randn(parameter.shape, generator=generator) / math.sqrt(parameter.shape[1]))
+            parameter.copy_(drawn / math.sqrt(parameter.shape[1]))
+        else:
+            parameter.add_(0.5 * drawn)
     if network.memory is not None:
         network.memory.fill()
     length = network.architecture.sequence_length
@@ -228,8 +231,8 @@ def check_causality(network: Transformer) -> None:
     for training in (False, True):
         network.train(training)
         before_TV = _logits_under_fixed_noise(network, tokens_BT)
-        drawn = torch.randint(1, length, (2,), generator=generator).tolist()
-        for place in (length // 4, length // 2, length - 1, *drawn):
+        places = torch.randint(1, length, (2,), generator=generator).tolist()
+        for place in (length // 4, length // 2, length - 1, *places):
             changed_BT = tokens_BT.clone()
             changed_BT[:, place:] = (changed_BT[:, place:] + 1) % vocabulary
             after_TV = _logits_under_fixed_noise(network, changed_BT)

@@ -145,7 +145,19 @@ class NextLeak(Transformer):
         return states._replace(hidden_BTD=states.hidden_BTD + 0.01 * states.hidden_BTD.roll(-1, 1))
 
 
-@pytest.mark.parametrize("leaky", [MeanLeak, NextLeak])
+class ClosedLeak(Transformer):
+    """Leaks through a weight that is zero until it has learned."""
+
+    def __init__(self, architecture: Architecture, vocabulary: int) -> None:
+        super().__init__(architecture, vocabulary)
+        self.leak = torch.nn.Parameter(torch.zeros(()))
+
+    def forward(self, tokens_BT: Tensor) -> States:
+        states = super().forward(tokens_BT)
+        return states._replace(hidden_BTD=states.hidden_BTD + self.leak * states.hidden_BTD.mean(1, keepdim=True))
+
+
+@pytest.mark.parametrize("leaky", [MeanLeak, NextLeak, ClosedLeak])
 def test_the_guard_refuses_a_network_that_leaks(leaky: type[Transformer]) -> None:
     torch.manual_seed(0)
     with pytest.raises(
