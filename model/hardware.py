@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from torch.utils._triton import has_triton
 
-_M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # of mallopt(3)
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_MMAP_MAX = -1, -3, -4  # of mallopt(3)
 _STATUS, _CLEAR_REFS = Path("/proc/self/status"), Path("/proc/self/clear_refs")  # of this process, on Linux
 _CGROUP_QUOTA = Path("/sys/fs/cgroup/cpu.max")  # of version 2: microseconds granted, and of how many
 
@@ -71,11 +71,20 @@ def compiles(device: torch.device) -> bool:
 def keep_freed_memory() -> None:
     """Let the C library keep what tensors give back, for the next step to take again; only glibc is told.
 
-    By its default every block of some MiB comes from the kernel anew, page by page: a third of a training step.
+    By its default every block of some MiB comes from the kernel anew, page by page: a third of a training step. Under
+    a limit of address space each does all the same: what is kept in pieces would leave no room for a smaller batch.
     """
     if (library := _glibc()) is not None:
-        library.mallopt(_M_MMAP_MAX, 0)
-        library.mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
+        limited = _address_space_is_limited()
+        library.mallopt(_M_MMAP_MAX, 2**16 if limited else 0)
+        library.mallopt(_M_MMAP_THRESHOLD, 2**17)
+        library.mallopt(_M_TRIM_THRESHOLD, 2**17 if limited else 2**31 - 1)
+
+
+def _address_space_is_limited() -> bool:
+    import resource  # not on Windows
+
+    return resource.getrlimit(resource.RLIMIT_AS)[0] != resource.RLIM_INFINITY
 
 
 def _glibc() -> ctypes.CDLL | None:
