@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from model import phi
+from model.hardware import mixed_precision
 from model.loss import NOT_A_TARGET, nats_of
 from model.transformer import Transformer
 
@@ -107,7 +108,7 @@ def score(network: Transformer, span: Span, device: torch.device, most_rows: int
     network.eval()
     for inputs_RT, targets_RT in _pieces(span, architecture.sequence_length, rows):
         inputs_RT, targets_RT = inputs_RT.to(device), targets_RT.to(device)
-        with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
+        with mixed_precision(device):
             states = network(inputs_RT)
             nats += nats_of(states.hidden_BTD.flatten(0, 1), network.output.weight, targets_RT.flatten()).double().sum()
         whole_R = (targets_RT != NOT_A_TARGET).all(dim=1)
@@ -152,6 +153,11 @@ def too_good(loss: float, span: Span) -> str | None:
         return None if plausible else f"word perplexity {word_perplexity:.2f}, fewer bits than text holds"
     below = span.true_nats - nats
     return f"{below:,.0f} nats below the entropy of its source" if below > IMPLAUSIBLE_NATS else None
+
+
+def rows_where_short(micro_batch: int, batch_size: int) -> int | None:
+    """The most sequences for `score` in a run whose batches are cut, or of one sequence; None: memory is plenty."""
+    return None if 1 < micro_batch == batch_size else micro_batch
 
 
 def rows_at_once(sequence_length: int, device_type: str, most_rows: int | None = None) -> int:

@@ -13,7 +13,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from model.config import Architecture, PhiObjective, RunConfig
-from model.evaluation import rows_at_once
+from model.evaluation import rows_at_once, rows_where_short
 from model.loss import LOGITS_AT_ONCE
 from model.phi import COMPONENTS, probe_positions
 from model.transformer import CONVOLUTION_TAPS
@@ -67,7 +67,7 @@ def peak_tensor_bytes(
     )
     moments = 2 * account.weights  # of AdamW
     gathered = account.weights if rows < batch_size else 0  # gradients of the pieces before
-    most_rows = None if 1 < rows == batch_size else rows  # as `train` has it
+    most_rows = rows_where_short(rows, batch_size)
     beside_weights = (
         account.in_check(),
         moments + gathered + account.in_update(),

@@ -68,6 +68,11 @@ def compiles(device: torch.device) -> bool:
     return device.type == "cuda" and has_triton()
 
 
+def mixed_precision(device: torch.device) -> torch.autocast:
+    """Within this, matrix products of a GPU are in bfloat16; a CPU's stay in float32."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda")
+
+
 def keep_freed_memory() -> None:
     """Let the C library keep what tensors give back, for the next step to take again; only glibc is told.
 

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from model import phi
 from model.config import PhiObjective
+from model.hardware import mixed_precision
 from model.loss import nats_per_token
 from model.memory import Candidates
 from model.transformer import Transformer
@@ -43,8 +44,7 @@ def observe(
     Returns:
         Final states (B, T, D), and what the Φ term needs; None of it for the control arm.
     """
-    device = inputs_BT.device.type
-    with torch.autocast(device, torch.bfloat16, enabled=device == "cuda"):
+    with mixed_precision(inputs_BT.device):
         states = network(inputs_BT)
     if not network.architecture.iit:
         return states.hidden_BTD, None
@@ -77,8 +77,7 @@ def total_loss(
     network: Transformer, hidden_BTD: Tensor, targets_BT: Tensor, measured: Measured | None, lambda_phi: Tensor
 ) -> Tensor:
     """Nats per token, plus λ_phi · ΔΦ unless this is the control arm."""
-    device = targets_BT.device.type
-    with torch.autocast(device, torch.bfloat16, enabled=device == "cuda"):
+    with mixed_precision(targets_BT.device):
         nats = nats_per_token(hidden_BTD.flatten(0, 1), network.output.weight, targets_BT.flatten())
     return nats if measured is None else nats + lambda_phi * measured.delta_phi
 

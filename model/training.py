@@ -27,7 +27,7 @@ from model.batches import TrainingBatches
 from model.checkpoint import load_checkpoint, save_checkpoint
 from model.config import RunConfig
 from model.errors import CheckpointError
-from model.evaluation import Evaluation, score, too_good
+from model.evaluation import Evaluation, rows_where_short, score, too_good
 from model.hardware import compiles, forget_peak_memory, keep_freed_memory, peak_memory_bytes
 from model.memory import Candidates
 from model.schedules import adapt_lambda, learning_rate_at, set_lambda
@@ -305,8 +305,7 @@ class _Run:
         training, iit = self.config.training, self.config.architecture.iit
         memory = self.network.memory
         whole_split = milestone == training.evaluations
-        plenty = 1 < self.micro_batch == training.batch_size  # of memory, as far as is known
-        most_rows = None if plenty else self.micro_batch
+        most_rows = rows_where_short(self.micro_batch, training.batch_size)
         valid_span = self.corpus.span("valid") if whole_split else self.valid_slice
         valid = score(self.network, valid_span, self.device, most_rows)
         trained = score(self.network, self.train_slice, self.device, most_rows)

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from model.config import Architecture
 from model.errors import CausalityError
+from model.hardware import mixed_precision
 from model.memory import PhiMemory
 from model.phi import Attention, initial_weight_logits
 
@@ -249,5 +250,5 @@ def _logits_under_fixed_noise(network: Transformer, tokens_BT: Tensor) -> Tensor
     device = tokens_BT.device
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         torch.manual_seed(0)
-        with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
+        with mixed_precision(device):
             return network.logits(network(tokens_BT).hidden_BTD)[0]
