@@ -12,7 +12,6 @@ again continues, or writes what is done. The reference runs go to reports/refere
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import json
 import os
 from collections.abc import Iterable, Iterator, Mapping
