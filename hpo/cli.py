@@ -219,6 +219,8 @@ def studies(storage: StorageOption = None) -> None:
 def report(
     study: StudyArgument = None,
     format: Annotated[Literal["markdown", "json", "csv"], typer.Option(help="Form of the report.")] = "markdown",
+    lang: Annotated[Literal["en", "es"], typer.Option(help="Language: English or Spanish.")] = "en",
+    plain: Annotated[bool, typer.Option("--plain", help="Without emoji.")] = False,
     out: Annotated[Path | None, typer.Option(metavar="FILE", help="Write there instead of the terminal.")] = None,
     storage: StorageOption = None,
 ) -> None:
@@ -232,7 +234,7 @@ def report(
     url, opened = _open(storage)
     with storage_errors(url):
         record = read_study(load_study(opened, study or _last(last_run(opened))))
-    text = render(record, format)
+    text = render(record, format, language=lang, plain=plain)
     if out is None:
         typer.echo(text, nl=False)
     else:

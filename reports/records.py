@@ -37,6 +37,7 @@ class Measurement:
     tokens: float | None = None  # training tokens read
     step: float | None = None  # updates made
     epoch: float | None = None  # passes over the training split
+    whole_split: bool | None = None  # whether it read the whole validation split, not a sample of it
     val_ppl: float | None = None  # per token
     val_word_ppl: float | None = None
     val_bits_per_byte: float | None = None
@@ -216,7 +217,10 @@ def _outcome(trial: FrozenTrial) -> Outcome:
 def _measured(trial: FrozenTrial, curve: tuple[float | None, ...], is_ours: bool) -> Measurement:
     history = entries(trial.user_attrs, "hpo:history")
     if history:
-        return Measurement(**{name: number(history[-1], name) for name in _MEASURED})
+        last = history[-1]
+        numbers = {name: number(last, name) for name in _MEASURED}
+        whole_split = last.get("whole_split")
+        return Measurement(whole_split=whole_split if isinstance(whole_split, bool) else None, **numbers)
     if not is_ours:
         return Measurement()
     losses = trial.values[:1] if trial.state is TrialState.COMPLETE else curve  # nats per token
@@ -261,4 +265,4 @@ def _tokenizer(content: Mapping[str, object]) -> TokenizerRecord:
     )
 
 
-_MEASURED = tuple(field.name for field in dataclasses.fields(Measurement))
+_MEASURED = tuple(field.name for field in dataclasses.fields(Measurement) if field.name != "whole_split")

@@ -9,9 +9,12 @@ import json
 from collections.abc import Callable, Mapping
 from typing import Literal
 
+from reports.catalogue import Catalogue, Language, catalogue
 from reports.commands import run_command, train_command
 from reports.errors import EmptyStudyError, UnknownFormatError
-from reports.experiments import experiments_markdown
+from reports.experiments import experiments
+from reports.findings import Findings
+from reports.layout import markdown_of
 from reports.records import StudyRecord, TrialRecord
 from reports.tables import trial_table
 from reports.totals import sum_up
@@ -20,12 +23,20 @@ from reports.verdicts import Comparison, compare
 Format = Literal["markdown", "json", "csv"]
 
 
-def render(record: StudyRecord, format: Format) -> str:
+def render(
+    record: StudyRecord,
+    format: Format,
+    *,
+    language: Language = "en",
+    plain: bool = False,
+) -> str:
     """Write the experiment report of a study.
 
     Args:
         record: the study, as `read_study` gives it.
-        format: markdown; or json or csv, which hold every trial with raw numbers.
+        format: markdown; or json or csv, which hold every trial with raw numbers, in no language.
+        language: of the document.
+        plain: without emoji.
 
     Returns:
         The document, which ends in a line end.
@@ -39,10 +50,16 @@ def render(record: StudyRecord, format: Format) -> str:
     if not record.trials:
         command = run_command(record.name)
         raise EmptyStudyError(f"a report needs trials, study {record.name!r} has none; next: {command}")
-    return _RENDERERS[format](record, compare(record))
+    findings = Findings(record=record, comparison=compare(record))
+    return _RENDERERS[format](findings, catalogue(language, emoji=not plain))
 
 
-def _json(record: StudyRecord, comparison: Comparison) -> str:
+def _markdown(findings: Findings, say: Catalogue) -> str:
+    return markdown_of(experiments(findings, say))
+
+
+def _json(findings: Findings, _: Catalogue) -> str:
+    record, comparison = findings.record, findings.comparison
     header = {field.name: getattr(record, field.name) for field in dataclasses.fields(record) if field.name != "trials"}
     content = {
         "header": header,
@@ -73,8 +90,8 @@ def _record_as_json(value: object) -> object:
     return dataclasses.asdict(value)
 
 
-def _csv(record: StudyRecord, comparison: Comparison) -> str:
-    table = trial_table(record, comparison)
+def _csv(findings: Findings, _: Catalogue) -> str:
+    table = trial_table(findings.record, findings.comparison)
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")
     writer.writerow(table.columns)
@@ -82,8 +99,8 @@ def _csv(record: StudyRecord, comparison: Comparison) -> str:
     return file.getvalue()
 
 
-_RENDERERS: Mapping[Format, Callable[[StudyRecord, Comparison], str]] = {
-    "markdown": experiments_markdown,
+_RENDERERS: Mapping[Format, Callable[[Findings, Catalogue], str]] = {
+    "markdown": _markdown,
     "json": _json,
     "csv": _csv,
 }

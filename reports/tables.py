@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from reports.attributes import Scalar
 from reports.records import OUTCOMES, StudyRecord, TrialRecord
-from reports.verdicts import Comparison
+from reports.verdicts import Comparison, Verdict
 
 Value = Scalar | tuple[float | None, ...]
 Row = tuple[Value, ...]
@@ -18,6 +18,7 @@ Cell = Callable[[TrialRecord], Value]
 
 PARAMETER = "params_"
 MEASURED = (
+    "epoch",
     "val_ppl",
     "val_word_ppl",
     "val_bits_per_byte",
@@ -42,8 +43,13 @@ class Table:
         return [dict(zip(self.columns, row, strict=True)) for row in self.rows]
 
 
-def comparison_table(record: StudyRecord, comparison: Comparison) -> Table:
+def comparison_table(record: StudyRecord, comparison: Comparison, words: Callable[[Verdict], str]) -> Table:
     """The complete trials, best first, those that cannot be compared last.
+
+    Args:
+        record: the study.
+        comparison: of its complete trials.
+        words: for a verdict, in the language of the reader.
 
     Returns:
         The columns of the experiment log; of a study that holds no runs, parameters and objectives.
@@ -55,7 +61,7 @@ def comparison_table(record: StudyRecord, comparison: Comparison) -> Table:
         cells |= _objectives(record)
     cells["curve"] = lambda trial: trial.curve
     if record.is_ours or any(verdict.standing != "not_compared" for verdict in comparison.verdicts.values()):
-        cells["verdict"] = lambda trial: comparison.verdicts[trial.number].text
+        cells["verdict"] = lambda trial: words(comparison.verdicts[trial.number])
     return _table(cells, (*comparison.ranked, *comparison.unranked))
 
 
@@ -83,11 +89,16 @@ def incomplete_table(record: StudyRecord) -> Table:
 
 
 def trial_table(record: StudyRecord, comparison: Comparison) -> Table:
-    """Every trial in order, with all that is known of it as raw numbers."""
+    """Every trial in order, with all that is known of it as raw numbers.
+
+    Returns:
+        Where `whole_split` is false, perplexities and bits per byte are of a sample of the validation split, and not to
+        be compared with those of a complete trial.
+    """
     names = dict.fromkeys(name for trial in record.trials for name in trial.parameters)
     measured = (
-        "milestone, tokens, step, epoch, val_ppl, val_word_ppl, val_bits_per_byte, train_ppl, phi, train_phi, "
-        "delta_phi_loss, seconds, tokens_per_s, peak_memory_bytes"
+        "milestone, tokens, step, epoch, whole_split, val_ppl, val_word_ppl, val_bits_per_byte, train_ppl, phi, "
+        "train_phi, delta_phi_loss, seconds, tokens_per_s, peak_memory_bytes"
     )
     cells: dict[str, Cell] = {
         "number": lambda trial: trial.number,

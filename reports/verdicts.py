@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from statistics import NormalDist
 from typing import Literal
 
-from reports import formats
 from reports.records import StudyRecord, TrialRecord
 
 # Assumed of every study until it has replicates of its own. Two configurations of `nano` (python-docs, 300,000 tokens)
@@ -44,18 +43,6 @@ class Verdict:
 
     standing: Standing
     percent: float | None = None  # of the baseline's val PPL that the trial's is above it; below: negative
-
-    @property
-    def text(self) -> str:
-        """The verdict in words, with its evidence."""
-        if self.percent is None:
-            return _WITHOUT_PERCENT[self.standing]
-        difference = (
-            "equal" if self.percent == 0 else f"{formats.percent(abs(self.percent))} % {_better_or_worse(self.percent)}"
-        )
-        if self.standing == "not_distinguishable":
-            return f"not distinguishable ({difference}, one run)"
-        return f"{difference} (one run, no verdict)"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -210,15 +197,3 @@ def _is_small(percent: float) -> bool:
 
 def _better_or_worse(percent: float) -> Literal["better", "worse"]:
     return "better" if percent < 0 else "worse"
-
-
-_WITHOUT_PERCENT: Mapping[Standing, str] = {
-    "baseline": "baseline",
-    "not_compared": "–",
-    "suspicious": "⚠ SUSPICIOUS, not compared",
-    "infeasible": "breaks a constraint, not compared",
-    "other_budget": "other budget, not compared",
-    "not_finite": "no finite value, not compared",
-    "on_front": "on the front",
-    "dominated": "dominated",
-}

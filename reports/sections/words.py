@@ -1,0 +1,70 @@
+"""What many sections say: names of trials, verdicts, headings of tables."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from reports.catalogue import Catalogue
+from reports.formats import percent
+from reports.markdown import Markdown, escape
+from reports.records import TrialRecord
+from reports.tables import PARAMETER, Table
+from reports.verdicts import Standing, Verdict
+
+MOST_NAMED = 10  # trials in a sentence; the tables have them all
+
+_SIGN: Mapping[Standing, str] = {
+    "baseline": "baseline",
+    "better": "one_run",
+    "worse": "one_run",
+    "not_distinguishable": "not_distinguishable",
+    "suspicious": "warning",
+}
+
+
+def trials_named(trials: Sequence[TrialRecord], say: Catalogue) -> Markdown:
+    """Trials by their numbers, in a sentence."""
+    numbers = say.listed(trial.number for trial in trials[:MOST_NAMED])
+    more = say("trials.more", n=len(trials) - MOST_NAMED) if len(trials) > MOST_NAMED else ""
+    return Markdown(f"{say('trials.one' if len(trials) == 1 else 'trials.several', numbers=numbers)}{more}")
+
+
+def difference(percent_above: float, say: Catalogue) -> Markdown:
+    """How far one perplexity is from another."""
+    if percent_above == 0:
+        return say("verdict.equal")
+    return say(
+        "verdict.percent_better" if percent_above < 0 else "verdict.percent_worse", p=percent(abs(percent_above))
+    )
+
+
+def verdict_text(verdict: Verdict, say: Catalogue) -> Markdown:
+    """A verdict in words, with its evidence and its sign."""
+    return Markdown(f"{verdict_sign(verdict, say)}{_verdict(verdict, say)}")
+
+
+def verdict_sign(verdict: Verdict, say: Catalogue) -> str:
+    """The emoji of a verdict, if it has one."""
+    return say.sign(_SIGN[verdict.standing]) if verdict.standing in _SIGN else ""
+
+
+def _verdict(verdict: Verdict, say: Catalogue) -> Markdown:
+    if verdict.percent is None:
+        return say(f"standing.{verdict.standing}")
+    key = "verdict.not_distinguishable" if verdict.standing == "not_distinguishable" else "verdict.one_run"
+    return say(key, difference=difference(verdict.percent, say))
+
+
+def headings(table: Table, say: Catalogue) -> Mapping[str, str]:
+    """Column headings; a parameter without one of its own is headed by its name."""
+    return {name: _heading(name, say) for name in table.columns}
+
+
+def parameter_name(name: str, say: Catalogue) -> Markdown:
+    """A parameter as the log calls it."""
+    return Markdown(_heading(f"{PARAMETER}{name}", say))
+
+
+def _heading(column: str, say: Catalogue) -> str:
+    key = f"column.{column}"
+    return say(key) if key in say.messages else escape(column.removeprefix(PARAMETER))
