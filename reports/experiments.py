@@ -5,14 +5,32 @@ from __future__ import annotations
 from reports.catalogue import Catalogue
 from reports.findings import Findings
 from reports.layout import Document
+from reports.sections.analysis import analysis
+from reports.sections.charts import charts
 from reports.sections.comparison import comparison, incomplete
 from reports.sections.decision import decision
 from reports.sections.front import front
 from reports.sections.head import head
+from reports.sections.lessons import lessons
+from reports.sections.recommendation import recommendation
+from reports.sections.success import success
 from reports.sections.totals import totals
 from reports.sections.winner import winner
 
-SECTIONS = (head, comparison, incomplete, front, winner, decision, totals)
+SECTIONS = (
+    head,
+    comparison,
+    incomplete,
+    charts,
+    front,
+    winner,
+    analysis,
+    decision,
+    recommendation,
+    lessons,
+    success,
+    totals,
+)
 
 
 def experiments(findings: Findings, say: Catalogue) -> Document:

@@ -15,6 +15,7 @@ class Chart:
     figure: str  # its name in `reports.figures`
     title: Markdown
     mermaid: str | None = None  # None: HTML alone shows it
+    caption: Markdown | None = None  # under the diagram: what the figure's own legend tells
 
 
 Block = Markdown | Chart
@@ -66,3 +67,5 @@ def _pieces(document: Document) -> Iterator[str]:
                 yield block
             elif block.mermaid is not None:
                 yield fenced("mermaid", block.mermaid)
+                if block.caption is not None:
+                    yield block.caption

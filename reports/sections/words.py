@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from reports.catalogue import Catalogue
-from reports.formats import percent
+from reports.formats import MISSING, percent
 from reports.markdown import Markdown, escape
 from reports.records import TrialRecord
 from reports.tables import PARAMETER, Table
@@ -68,3 +68,21 @@ def parameter_name(name: str, say: Catalogue) -> Markdown:
 def _heading(column: str, say: Catalogue) -> str:
     key = f"column.{column}"
     return say(key) if key in say.messages else escape(column.removeprefix(PARAMETER))
+
+
+def change(before: float | None, after: float | None, shown: Callable[[float | None], str]) -> Markdown:
+    """From a figure to another, with the difference in per cent of the first."""
+    return Markdown(f"{shown(before)} → {shown(after)}{_parenthesis(percent_change(before, after))}")
+
+
+def percent_change(before: float | None, after: float | None) -> Markdown:
+    """The difference in per cent of the first figure; a dash where there is none."""
+    if before is None or after is None or before <= 0:
+        return Markdown(MISSING)
+    p = 100 * (after / before - 1)
+    sign = "±" if round(abs(p), 1) == 0 else "+" if p > 0 else "−"
+    return Markdown(f"{sign}{percent(abs(p))} %")
+
+
+def _parenthesis(text: str) -> str:
+    return "" if text == MISSING else f" ({text})"

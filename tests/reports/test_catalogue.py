@@ -7,6 +7,8 @@ import pytest
 
 from reports.catalogue import LANGUAGES, SIGNS, Catalogue, catalogue, load_messages
 from reports.records import OUTCOMES
+from reports.sections.charts import COLORS
+from reports.sections.success import METRICS
 from reports.verdicts import Standing
 
 REPORTS = Path(__file__).parents[2] / "reports"
@@ -17,6 +19,8 @@ FAMILIES = {  # keys whose last part is a value of the study's
     "standing": get_args(Standing),
     "direction": ("minimize", "maximize"),
     "list": ("and", "or"),
+    "color": tuple(COLORS),
+    "metric": tuple(METRICS),
 }
 
 
