@@ -67,7 +67,7 @@ def _curves(findings: Findings, say: Catalogue) -> list[Block]:
         for color, trial in zip(COLORS, trials, strict=False)
     ]
     caption = say("charts.lines", lines=say.listed(lines_named))
-    return [Chart(figure="learning_curves", title=title, mermaid=mermaid, caption=caption)]
+    return [Chart(figure="curves", title=title, mermaid=mermaid, caption=caption)]
 
 
 def _drawn_trials(findings: Findings) -> list[TrialRecord]:

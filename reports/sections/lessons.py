@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from reports.catalogue import Catalogue
 from reports.findings import Findings
-from reports.formats import count, hours, percent
+from reports.formats import count, duration, percent
 from reports.layout import Section, bullets
 from reports.markdown import Markdown
 from reports.records import TrialRecord
@@ -39,7 +39,7 @@ def _pruning(findings: Findings, say: Catalogue) -> Iterator[Markdown]:
         n=sums.outcomes["pruned"],
         all=count(sums.trials),
         p=percent(sums.saved_percent),
-        time=hours(sums.training_s * sums.tokens_saved / sums.tokens_spent),
+        time=duration(sums.training_s * sums.tokens_saved / sums.tokens_spent),
     )
 
 

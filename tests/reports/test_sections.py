@@ -152,7 +152,7 @@ def test_an_unmeasured_speed_gives_no_time():
 
 def test_lessons_are_numbers():
     text = section(markdown(trial(5.0, slot=0), trial(4.99), trial(4.0), pruned(milestones=2)), "Lessons")
-    assert "Pruning ended 1 of 4 trials early and saved 20.0 % of the tokens, about 0.01 h" in text
+    assert "Pruning ended 1 of 4 trials early and saved 20.0 % of the tokens, about 22 s" in text
     assert "the best of 4 equal configurations looks" in text
     assert "other compared trials cannot be told" not in text
 
