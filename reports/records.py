@@ -1,4 +1,4 @@
-"""An Optuna study as frozen records. The only room of the reports that knows Optuna.
+"""An Optuna study as frozen records. With `finalists.records` the only room of the reports that knows Optuna.
 
 What `hpo run` writes into a study's and a trial's user attributes is read here; a study that plain Optuna made has
 none of it, and then the fields are None.
@@ -58,7 +58,8 @@ class TrialRecord:
     outcome: Outcome
     is_ours: bool = False  # made by `hpo run`, so that its objective is nats per token
     slot: int | None = None
-    role: str | None = None  # baseline, known, grid or search
+    role: str | None = None  # baseline, known, grid or search; of a companion study baseline or finalist
+    candidate: int | None = None  # in a companion study: number in the search
     reason: str | None = None  # why it ended
     searched: tuple[str, ...] = ()  # names of the parameters that the sampler chose
     parameters: Mapping[str, Scalar] = field(default_factory=dict)  # the run's, or of another program the searched ones
@@ -192,6 +193,7 @@ def _trial(trial: FrozenTrial, fixed: Mapping[str, Scalar]) -> TrialRecord:
         is_ours=is_ours,
         slot=whole(attributes, "hpo:slot"),
         role=text(attributes, "hpo:role"),
+        candidate=whole(attributes, "hpo:candidate"),
         reason=text(attributes, "hpo:reason"),
         searched=tuple(scalars(trial.params)),
         parameters={**(fixed if is_ours else {}), **scalars(trial.params), **scalars(section(attributes, "hpo:run"))},
