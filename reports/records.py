@@ -7,6 +7,7 @@ none of it, and then the fields are None.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -146,7 +147,7 @@ class StudyRecord:
     hardware: str | None
     versions: Mapping[str, Scalar]
 
-    @property
+    @functools.cached_property  # asked of each of its trials, it would go through them all
     def is_ours(self) -> bool:
         """Whether `hpo run` made its trials: their objective is validation loss in nats per token."""
         return any(trial.is_ours for trial in self.trials)
@@ -226,10 +227,11 @@ def _measured(trial: FrozenTrial, curve: tuple[float | None, ...], is_ours: bool
     if not is_ours:
         return Measurement()
     losses = trial.values[:1] if trial.state is TrialState.COMPLETE else curve  # nats per token
-    return Measurement(milestone=trial.last_step, val_ppl=_perplexity(finite(losses[-1])) if losses else None)
+    return Measurement(milestone=trial.last_step, val_ppl=perplexity_of(finite(losses[-1])) if losses else None)
 
 
-def _perplexity(nats: float | None) -> float | None:
+def perplexity_of(nats: float | None) -> float | None:
+    """The perplexity of a loss in nats; None where there is none, or none that a float can hold."""
     try:
         return None if nats is None else math.exp(nats)
     except OverflowError:
