@@ -218,7 +218,9 @@ def studies(storage: StorageOption = None) -> None:
 @app.command()
 def report(
     study: StudyArgument = None,
-    format: Annotated[Literal["markdown", "json", "csv"], typer.Option(help="Form of the report.")] = "markdown",
+    format: Annotated[
+        Literal["markdown", "html", "json", "csv"], typer.Option(help="Form of the report.")
+    ] = "markdown",
     lang: Annotated[Literal["en", "es"], typer.Option(help="Language: English or Spanish.")] = "en",
     plain: Annotated[bool, typer.Option("--plain", help="Without emoji.")] = False,
     out: Annotated[Path | None, typer.Option(metavar="FILE", help="Write there instead of the terminal.")] = None,
@@ -228,13 +230,15 @@ def report(
     from hpo.files import write_text
     from hpo.storage import storage_errors
     from hpo.sweep import last_run, load_study
+    from reports.finalists import read_finalists
     from reports.records import read_study
     from reports.render import render
 
     url, opened = _open(storage)
     with storage_errors(url):
-        record = read_study(load_study(opened, study or _last(last_run(opened))))
-    text = render(record, format, language=lang, plain=plain)
+        opened_study = load_study(opened, study or _last(last_run(opened)))
+        record, finalists = read_study(opened_study), read_finalists(opened_study)
+    text = render(record, format, finalists=finalists, language=lang, plain=plain)
     if out is None:
         typer.echo(text, nl=False)
     else:

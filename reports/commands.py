@@ -24,6 +24,11 @@ def train_command(study_name: str, trial_number: int, epochs: int = LONG_RUN_EPO
     return f"hpo train --from {shell_quoted(study_name)} --trial {trial_number} --epochs {epochs}"
 
 
+def replicate_command(study_name: str) -> str:
+    """The command that runs the best configurations and the baseline under fresh seeds."""
+    return f"hpo replicate {shell_quoted(study_name)}"
+
+
 def shell_quoted(text: str) -> str:
     """Text as one word of a shell command on one line."""
     if text.isprintable():

@@ -9,6 +9,7 @@ from reports.sections.analysis import analysis
 from reports.sections.charts import charts
 from reports.sections.comparison import comparison, incomplete
 from reports.sections.decision import decision
+from reports.sections.finalists import finalists
 from reports.sections.front import front
 from reports.sections.head import head
 from reports.sections.lessons import lessons
@@ -24,6 +25,7 @@ SECTIONS = (
     charts,
     front,
     winner,
+    finalists,
     analysis,
     decision,
     recommendation,

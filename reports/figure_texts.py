@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 
+from reports.catalogue import Catalogue
 from reports.figure_data import Kind
 
 
@@ -47,3 +48,10 @@ class FigureTexts:
 
 
 ENGLISH = FigureTexts()
+
+
+def figure_texts(say: Catalogue) -> FigureTexts:
+    """What is written on the figures, in the catalogue's language; places stay open until a figure is drawn."""
+    names = [each.name for each in fields(FigureTexts) if each.name != "kinds"]
+    kinds = {kind: say(f"kind.{kind}") for kind in ENGLISH.kinds}
+    return FigureTexts(**{name: str(say.messages[f"figure.{name}"]) for name in names}, kinds=kinds)

@@ -13,20 +13,22 @@ from reports.catalogue import Catalogue, Language, catalogue
 from reports.commands import run_command, train_command
 from reports.errors import EmptyStudyError, UnknownFormatError
 from reports.experiments import experiments
-from reports.findings import Findings
+from reports.finalists import FinalistsRecord
+from reports.findings import Findings, find
 from reports.layout import markdown_of
 from reports.records import StudyRecord, TrialRecord
 from reports.tables import trial_table
 from reports.totals import sum_up
-from reports.verdicts import Comparison, compare
+from reports.verdicts import Comparison
 
-Format = Literal["markdown", "json", "csv"]
+Format = Literal["markdown", "html", "json", "csv"]
 
 
 def render(
     record: StudyRecord,
     format: Format,
     *,
+    finalists: FinalistsRecord | None = None,
     language: Language = "en",
     plain: bool = False,
 ) -> str:
@@ -34,7 +36,8 @@ def render(
 
     Args:
         record: the study, as `read_study` gives it.
-        format: markdown; or json or csv, which hold every trial with raw numbers, in no language.
+        format: markdown or html; or json or csv, which hold every trial with raw numbers, in no language.
+        finalists: the study's best configurations under fresh seeds, if they were run.
         language: of the document.
         plain: without emoji.
 
@@ -43,19 +46,28 @@ def render(
 
     Raises:
         EmptyStudyError: the study has no trials.
-        UnknownFormatError: the format is none of the three.
+        UnknownFormatError: the format is none of these.
     """
     if format not in _RENDERERS:
         raise UnknownFormatError(f"format must be one of {', '.join(_RENDERERS)}, got {format!r}")
     if not record.trials:
         command = run_command(record.name)
         raise EmptyStudyError(f"a report needs trials, study {record.name!r} has none; next: {command}")
-    findings = Findings(record=record, comparison=compare(record))
+    findings = find(record, finalists)
     return _RENDERERS[format](findings, catalogue(language, emoji=not plain))
 
 
 def _markdown(findings: Findings, say: Catalogue) -> str:
     return markdown_of(experiments(findings, say))
+
+
+def _html(findings: Findings, say: Catalogue) -> str:
+    from reports.figure_texts import figure_texts
+    from reports.figures import figures  # plotly: no other form needs it
+    from reports.page import page_of
+
+    drawn = figures(findings.record, findings.comparison, texts=figure_texts(say))
+    return page_of(experiments(findings, say), drawn, say)
 
 
 def _json(findings: Findings, _: Catalogue) -> str:
@@ -65,6 +77,7 @@ def _json(findings: Findings, _: Catalogue) -> str:
         "header": header,
         "rows": trial_table(record, comparison).dicts(),
         "winner": _winner(record, comparison, comparison.winner) if comparison.winner else None,
+        "finalists": findings.judgement,
         "totals": sum_up(record),
     }
     return json.dumps(content, ensure_ascii=False, allow_nan=False, indent=2, default=_record_as_json) + "\n"
@@ -101,6 +114,7 @@ def _csv(findings: Findings, _: Catalogue) -> str:
 
 _RENDERERS: Mapping[Format, Callable[[Findings, Catalogue], str]] = {
     "markdown": _markdown,
+    "html": _html,
     "json": _json,
     "csv": _csv,
 }

@@ -12,8 +12,7 @@ from reports.layout import Block, Section, bullets
 from reports.markdown import Markdown
 from reports.records import TrialRecord
 from reports.sections.comparison import curve_scale
-from reports.sections.words import change, parameter_name, verdict_text
-from reports.verdicts import INDISTINGUISHABLE_PERCENT
+from reports.sections.words import candidate_verdict, change, parameter_name, verdict_text
 
 MOST_ANALYSED = 8
 BEST_ANALYSED = 3
@@ -150,9 +149,13 @@ def _curve(findings: Findings, trial: TrialRecord, say: Catalogue) -> Iterator[M
 def _why(findings: Findings, trial: TrialRecord, say: Catalogue) -> Iterator[Markdown]:
     """Why the verdict: what it would take to say more."""
     verdict = findings.comparison.verdicts[trial.number]
+    judged = None if findings.judgement is None else findings.judgement.of(trial.number)
+    if judged is not None and not judged.is_baseline:
+        yield say("analysis.why_finalist", verdict=candidate_verdict(judged, say))
+        return
     if verdict.percent is None:
         return
-    facts = {"p": percent(abs(verdict.percent)), "limit": percent(INDISTINGUISHABLE_PERCENT)}
+    facts = {"p": percent(abs(verdict.percent)), "limit": percent(findings.comparison.limit_percent)}
     if verdict.standing == "not_distinguishable":
         yield say("analysis.why_small", **facts)
     else:

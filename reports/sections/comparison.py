@@ -12,7 +12,7 @@ from reports.markdown import Markdown, markdown_table
 from reports.sections.head import distinct
 from reports.sections.words import headings, verdict_text
 from reports.tables import Table, comparison_table, incomplete_table
-from reports.verdicts import INDISTINGUISHABLE_PERCENT, SEED_NOISE_PERCENT, Comparison
+from reports.verdicts import Comparison
 
 MOST_ROWS = 100  # of a table; people read no more, and JSON and CSV have all
 
@@ -86,12 +86,16 @@ def _of_runs(findings: Findings, say: Catalogue) -> Iterator[Markdown]:
     yield say("comparison.phi")
     if findings.single:
         budget = findings.comparison.budget_tokens
-        yield say(
-            "comparison.verdicts",
-            tokens=Markdown("" if budget is None else f" ({count(budget)})"),
-            limit=percent(INDISTINGUISHABLE_PERCENT),
-            noise=SEED_NOISE_PERCENT,
-        )
+        yield say("comparison.verdicts", tokens=Markdown("" if budget is None else f" ({count(budget)})"))
+        yield _limit(findings, say)
+
+
+def _limit(findings: Findings, say: Catalogue) -> Markdown:
+    """Under which difference single runs are not distinguishable, and where that comes from."""
+    limit, noise = percent(findings.comparison.limit_percent), findings.measured_noise
+    if noise is None:
+        return say("comparison.limit_assumed", limit=limit, noise=percent(findings.noise_percent))
+    return say("comparison.limit_measured", limit=limit, noise=percent(noise.percent), n=noise.candidates)
 
 
 def _of_verdicts(findings: Findings, say: Catalogue) -> Iterator[Markdown]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from reports.catalogue import Catalogue
+from reports.finalists import percent_of
 from reports.findings import Findings
 from reports.formats import count, duration, percent
 from reports.layout import Section, bullets
@@ -45,10 +46,29 @@ def _pruning(findings: Findings, say: Catalogue) -> Iterator[Markdown]:
 
 def _noise(findings: Findings, say: Catalogue) -> Iterator[Markdown]:
     """How much of a difference the seed alone makes, and how much the best of many flatters."""
-    runs = contenders(findings.record)
-    if len(findings.comparison.ranked) > 1:
+    noise = None if findings.judgement is None else findings.judgement.noise
+    if noise is not None:
+        limit = percent(noise.indistinguishable_percent)
+        yield say("lessons.noise_measured", noise=percent(noise.percent), n=noise.candidates, limit=limit)
+        yield from _optimism(findings, say)
+    elif len(findings.comparison.ranked) > 1:
+        runs = contenders(findings.record)
         optimism = percent(expected_optimism_percent(runs))
         yield say("lessons.noise_assumed", noise=SEED_NOISE_PERCENT, n=runs, optimism=optimism)
+
+
+def _optimism(findings: Findings, say: Catalogue) -> Iterator[Markdown]:
+    """How much the search's winner lost under fresh seeds."""
+    leader, judgement = findings.comparison.winner, findings.judgement
+    judged = None if leader is None or judgement is None else judgement.of(leader.number)
+    if judgement is None or judged is None or judged.regression is None:
+        return
+    p = percent(abs(percent_of(judged.regression)))
+    key = "lessons.regressed" if judged.regression > 0 else "lessons.held"
+    yield say(key, number=judged.trial, n=judged.complete, p=p)
+    if judgement.expected_optimism is not None:
+        expected = percent(percent_of(judgement.expected_optimism))
+        yield say("lessons.expected_optimism", expected=expected, n=judgement.screened)
 
 
 def _close(findings: Findings, say: Catalogue) -> Iterator[Markdown]:

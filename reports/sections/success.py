@@ -10,7 +10,7 @@ from reports.formats import bits_per_byte, count, duration, fixed, perplexity, p
 from reports.layout import Section
 from reports.markdown import Markdown, markdown_table
 from reports.records import TrialRecord
-from reports.sections.words import percent_change, verdict_text
+from reports.sections.words import candidate_verdict, percent_change, verdict_text
 from reports.tables import Table
 
 Shown = Callable[[float | None], str]
@@ -36,14 +36,21 @@ def success(findings: Findings, say: Catalogue) -> Section | None:
 
 
 def _blocks(findings: Findings, say: Catalogue) -> tuple[Markdown, ...]:
-    best, baseline = findings.comparison.winner, findings.comparison.baseline
+    best, baseline = findings.chosen, findings.comparison.baseline
     if best is None or baseline is None or baseline not in findings.comparison.ranked:
         return (say("success.nothing"),)
     if best is baseline:
         return (say("success.baseline_won", number=baseline.number),)
     introduction = say("success.introduction", before=baseline.number, after=best.number)
-    verdict = say("success.verdict", verdict=verdict_text(findings.comparison.verdicts[best.number], say))
+    verdict = say("success.verdict", verdict=_worth(findings, best, say))
     return (introduction, _table(baseline, best, say), verdict)
+
+
+def _worth(findings: Findings, best: TrialRecord, say: Catalogue) -> Markdown:
+    """The verdict with the most evidence that there is."""
+    if findings.final_winner is not None:
+        return candidate_verdict(findings.final_winner, say)
+    return verdict_text(findings.comparison.verdicts[best.number], say)
 
 
 def _table(before: TrialRecord, after: TrialRecord, say: Catalogue) -> Markdown:

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from reports.catalogue import Catalogue
+from reports.finalists import CandidateJudgement
 from reports.findings import Findings
 from reports.formats import bits_per_byte, count, duration, percent, perplexity, phi
 from reports.layout import Section, bullets
 from reports.markdown import Markdown
 from reports.records import StudyRecord, TrialRecord
-from reports.sections.words import trials_named, verdict_text
-from reports.verdicts import SEED_NOISE_PERCENT, expected_optimism_percent
+from reports.sections.words import candidate_verdict, numbers_named, trials_named, verdict_text
+from reports.verdicts import expected_optimism_percent
 
 
 def winner(findings: Findings, say: Catalogue) -> Section | None:
@@ -19,10 +20,35 @@ def winner(findings: Findings, say: Catalogue) -> Section | None:
     if not findings.single:
         return None
     best = findings.comparison.winner
+    if findings.final_winner is not None:
+        return _final(findings, findings.final_winner, say)
     if best is None:
         return Section(title=say("winner.title_none"), blocks=(say("winner.none"),))
     title = say("winner.title", sign=Markdown(say.sign("winner")), number=best.number)
     return Section(title=title, blocks=(_headline(findings, best, say), bullets(_lines(findings, best, say))))
+
+
+def _final(findings: Findings, final: CandidateJudgement, say: Catalogue) -> Section:
+    """The winner under fresh seeds, and what became of the one that led the search."""
+    title = say("winner.title", sign=Markdown(say.sign("winner")), number=final.trial)
+    mean, loss = perplexity(final.mean_val_ppl), final.mean_val_loss
+    headline = say("winner.headline_final", number=final.trial, n=final.complete, ppl=mean, loss=loss)
+    return Section(title=title, blocks=(headline, bullets(_final_lines(findings, final, say))))
+
+
+def _final_lines(findings: Findings, final: CandidateJudgement, say: Catalogue) -> Iterator[Markdown]:
+    assert findings.judgement is not None, "there is no winner of finalists without them"
+    for name, value in final.parameters.items():
+        yield say("winner.value", name=name, value=value)
+    if final.is_baseline:
+        yield say("winner.final_is_baseline")
+    else:
+        yield say("winner.final_verdict", verdict=candidate_verdict(final, say))
+    if findings.judgement.tied:
+        yield say("winner.final_tied", trials=numbers_named(findings.judgement.tied, say))
+    leader = findings.comparison.winner
+    if leader is not None and leader.number != final.trial:
+        yield say("winner.led_search", number=leader.number)
 
 
 def contenders(record: StudyRecord) -> int:
@@ -85,6 +111,7 @@ def _evidence(findings: Findings, best: TrialRecord, say: Catalogue) -> Markdown
     if len(findings.comparison.ranked) < 2:
         return Markdown(f"{one_run}.")
     runs = contenders(findings.record)
-    optimism = percent(expected_optimism_percent(runs))
-    flatters = say("winner.flatters", contenders=count(runs), noise=SEED_NOISE_PERCENT, optimism=optimism)
+    noise = findings.noise_percent
+    optimism = percent(expected_optimism_percent(runs, noise))
+    flatters = say("winner.flatters", contenders=count(runs), noise=percent(noise), optimism=optimism)
     return Markdown(f"{one_run}. {flatters}")

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 
 from reports.catalogue import Catalogue
+from reports.finalists import CandidateJudgement
+from reports.finalists import Standing as FinalStanding
 from reports.formats import MISSING, percent
 from reports.markdown import Markdown, escape
 from reports.records import TrialRecord
@@ -22,11 +24,46 @@ _SIGN: Mapping[Standing, str] = {
 }
 
 
+_FINAL_SIGN: Mapping[FinalStanding, str] = {
+    "baseline": "baseline",
+    "better": "better",
+    "worse": "worse",
+    "not_distinguishable": "not_distinguishable",
+    "too_few_seeds": "one_run",
+    "pending": "partly",
+    "unstable": "warning",
+}
+
+
 def trials_named(trials: Sequence[TrialRecord], say: Catalogue) -> Markdown:
     """Trials by their numbers, in a sentence."""
     numbers = say.listed(trial.number for trial in trials[:MOST_NAMED])
     more = say("trials.more", n=len(trials) - MOST_NAMED) if len(trials) > MOST_NAMED else ""
     return Markdown(f"{say('trials.one' if len(trials) == 1 else 'trials.several', numbers=numbers)}{more}")
+
+
+def numbers_named(numbers: Sequence[int], say: Catalogue) -> Markdown:
+    """Trials by their numbers, all of them."""
+    return say("trials.one" if len(numbers) == 1 else "trials.several", numbers=say.listed(numbers))
+
+
+def candidate_verdict(candidate: CandidateJudgement, say: Catalogue) -> Markdown:
+    """How a finalist stands to the baseline, with its evidence."""
+    sign = _FINAL_SIGN.get(candidate.standing)
+    words = _candidate_verdict(candidate, say)
+    return words if sign is None else Markdown(f"{say.sign(sign)}{words}")
+
+
+def _candidate_verdict(candidate: CandidateJudgement, say: Catalogue) -> Markdown:
+    if candidate.percent is None or candidate.standing in ("baseline", "unstable", "pending", "not_compared"):
+        return say(f"final.{candidate.standing}")
+    evidence = say("final.evidence", n=candidate.pairs, p=p_value(candidate.p_adjusted))
+    return say(f"final.{candidate.standing}", difference=difference(candidate.percent, say), evidence=evidence)
+
+
+def p_value(p: float | None) -> str:
+    """A p-value to three decimals."""
+    return MISSING if p is None else "< 0.001" if p < 0.001 else f"{p:.3f}"
 
 
 def difference(percent_above: float, say: Catalogue) -> Markdown:

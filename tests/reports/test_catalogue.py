@@ -1,11 +1,14 @@
 import re
 import string
+from dataclasses import fields
 from pathlib import Path
 from typing import get_args
 
 import pytest
 
 from reports.catalogue import LANGUAGES, SIGNS, Catalogue, catalogue, load_messages
+from reports.figure_texts import ENGLISH, FigureTexts, figure_texts
+from reports.finalists import Standing as FinalStanding
 from reports.records import OUTCOMES
 from reports.sections.charts import COLORS
 from reports.sections.success import METRICS
@@ -19,7 +22,10 @@ FAMILIES = {  # keys whose last part is a value of the study's
     "standing": get_args(Standing),
     "direction": ("minimize", "maximize"),
     "list": ("and", "or"),
+    "final": get_args(FinalStanding),
     "color": tuple(COLORS),
+    "figure": [each.name for each in fields(FigureTexts) if each.name != "kinds"],
+    "kind": tuple(ENGLISH.kinds),
     "metric": tuple(METRICS),
 }
 
@@ -105,3 +111,11 @@ def test_things_in_a_row():
 def test_emoji_can_be_left_out():
     assert catalogue("en").sign("winner") == "🏆 "
     assert all(catalogue("en", emoji=False).sign(name) == "" for name in SIGNS)
+
+
+def test_the_figures_own_texts_are_those_of_the_english_catalogue():
+    assert figure_texts(catalogue("en")) == ENGLISH
+
+
+def test_figures_speak_spanish():
+    assert figure_texts(catalogue("es")).curves_of.format(drawn=3, all=9) == "las 3 más reveladoras de 9"

@@ -10,12 +10,11 @@ from toy_studies import FACTS, HOSTILE, pruned, study_of, trial
 
 from reports.catalogue import catalogue
 from reports.experiments import experiments
-from reports.findings import Findings
+from reports.findings import find
 from reports.layout import Document, Section
 from reports.markdown import Markdown, escape
 from reports.page import page_of
 from reports.records import read_study
-from reports.verdicts import compare
 
 CHROMIUM = shutil.which("chromium")
 ATTACK = "</script><script>window.broken = 1</script><img src=x onerror='window.broken = 1'>"
@@ -45,7 +44,7 @@ def drawn() -> dict[str, go.Figure]:
 
 def page(*trials, figures=None, language="en", **options) -> str:
     record = read_study(study_of(*trials, **options))
-    findings, say = Findings(record=record, comparison=compare(record)), catalogue(language)
+    findings, say = find(record), catalogue(language)
     return page_of(experiments(findings, say), drawn() if figures is None else figures, say)
 
 

@@ -44,7 +44,9 @@ def token_types(document: str) -> set[str]:
 
 
 def block(document: str, language: str) -> str:
-    found = re.search(rf"^```{language}\n(.*?)^```$", document, re.DOTALL | re.MULTILINE)
+    """The first block of a language, of the final decision where there is one."""
+    text = document.rpartition("## Final decision")[2]
+    found = re.search(rf"^```{language}\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
     assert found is not None
     return found[1]
 
@@ -334,7 +336,7 @@ def test_hostile_texts_break_neither_tables_nor_sections(text):
 def test_json_holds_head_rows_winner_and_totals():
     study = study_of(trial(5.0, slot=0), trial(4.0, dropout=0.3), pruned(), running())
     content = json.loads(render(read_study(study), "json"))
-    assert list(content) == ["header", "rows", "winner", "totals"]
+    assert list(content) == ["header", "rows", "winner", "finalists", "totals"]
     assert content["header"]["corpus"]["digest"] == "a1b2c3d4e5f60718"
     assert [row["outcome"] for row in content["rows"]] == ["complete", "complete", "pruned", "running"]
     assert (content["winner"]["number"], content["winner"]["parameters"]["dropout"]) == (1, 0.3)
@@ -432,7 +434,7 @@ def test_an_empty_study_is_refused_with_the_next_step(format):
 
 
 def test_an_unknown_format_is_refused():
-    with pytest.raises(ReportError, match="format must be one of markdown, json, csv, got 'pdf'"):
+    with pytest.raises(ReportError, match="format must be one of markdown, html, json, csv, got 'pdf'"):
         render(read_study(study_of(trial())), "pdf")
 
 

@@ -8,13 +8,12 @@ from optuna.trial import TrialState, create_trial
 from toy_studies import FACTS, HOSTILE, pruned, study_of, trial
 
 from reports.catalogue import catalogue
-from reports.findings import Findings
+from reports.findings import Findings, find
 from reports.layout import markdown_of
 from reports.records import read_study
 from reports.render import render
 from reports.sections.analysis import analysed
 from reports.sections.words import percent_change
-from reports.verdicts import compare
 
 NUMBER = r"[+-]?\d+(\.\d+)?"
 
@@ -25,7 +24,7 @@ def markdown(*trials, **options) -> str:
 
 def findings_of(*trials, **options) -> Findings:
     record = read_study(study_of(*trials, **options))
-    return Findings(record=record, comparison=compare(record))
+    return find(record)
 
 
 def section(document: str, title: str) -> str:
