@@ -221,6 +221,9 @@ def report(
     format: Annotated[
         Literal["markdown", "html", "json", "csv"], typer.Option(help="Form of the report.")
     ] = "markdown",
+    template: Annotated[
+        Literal["experiments", "session"], typer.Option(help="The experiment log, or a summary of the session.")
+    ] = "experiments",
     lang: Annotated[Literal["en", "es"], typer.Option(help="Language: English or Spanish.")] = "en",
     plain: Annotated[bool, typer.Option("--plain", help="Without emoji.")] = False,
     out: Annotated[Path | None, typer.Option(metavar="FILE", help="Write there instead of the terminal.")] = None,
@@ -238,7 +241,7 @@ def report(
     with storage_errors(url):
         opened_study = load_study(opened, study or _last(last_run(opened)))
         record, finalists = read_study(opened_study), read_finalists(opened_study)
-    text = render(record, format, finalists=finalists, language=lang, plain=plain)
+    text = render(record, format, template=template, finalists=finalists, language=lang, plain=plain)
     if out is None:
         typer.echo(text, nl=False)
     else:

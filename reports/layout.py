@@ -12,8 +12,7 @@ from reports.markdown import Markdown
 class Chart:
     """A picture: a Mermaid diagram in Markdown, an interactive figure in HTML."""
 
-    figure: str  # its name in `reports.figures`
-    title: Markdown
+    figure: str  # its name in `reports.figures`; HTML leaves out what the study has no figure for
     mermaid: str | None = None  # None: HTML alone shows it
     caption: Markdown | None = None  # under the diagram: what the figure's own legend tells
 
@@ -60,12 +59,16 @@ def markdown_of(document: Document) -> str:
 def _pieces(document: Document) -> Iterator[str]:
     yield f"# {document.title}"
     for section in document.sections:
-        if section.title is not None:
+        blocks = [piece for block in section.blocks for piece in _block(block)]
+        if blocks and section.title is not None:
             yield f"## {section.title}"
-        for block in section.blocks:
-            if isinstance(block, Markdown):
-                yield block
-            elif block.mermaid is not None:
-                yield fenced("mermaid", block.mermaid)
-                if block.caption is not None:
-                    yield block.caption
+        yield from blocks
+
+
+def _block(block: Block) -> Iterator[str]:
+    if isinstance(block, Markdown):
+        yield block
+    elif block.mermaid is not None:
+        yield fenced("mermaid", block.mermaid)
+        if block.caption is not None:
+            yield block.caption

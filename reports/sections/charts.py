@@ -22,10 +22,11 @@ MOST_LINES = len(COLORS)
 LARGEST = 1e9  # that is drawn
 
 
-def charts(findings: Findings, say: Catalogue) -> Section | None:
+def charts(findings: Findings, say: Catalogue) -> Section:
     """The best so far, the curves of the best, and how trials ended."""
     blocks: list[Block] = [*_history(findings, say), *_curves(findings, say), *_outcomes(findings, say)]
-    return Section(title=say("charts.title"), blocks=tuple(blocks)) if blocks else None
+    several = [Chart(figure=f"history-{place}") for place, _ in enumerate(findings.record.directions, 1)]
+    return Section(title=say("charts.title"), blocks=(*blocks, *several, Chart(figure="phi")))
 
 
 def _history(findings: Findings, say: Catalogue) -> list[Block]:
@@ -36,7 +37,7 @@ def _history(findings: Findings, say: Catalogue) -> list[Block]:
         return []
     title = say("charts.history", value=_value_name(findings, say))
     mermaid = _xychart(title, (say("charts.trial"), ranked[0].number, ranked[-1].number), [values])
-    return [Chart(figure="history", title=title, mermaid=mermaid)] if mermaid else []
+    return [Chart(figure="history", mermaid=mermaid)] if mermaid else []
 
 
 def _best_so_far(ranked: Sequence[TrialRecord], maximize: bool) -> list[float]:
@@ -67,7 +68,7 @@ def _curves(findings: Findings, say: Catalogue) -> list[Block]:
         for color, trial in zip(COLORS, trials, strict=False)
     ]
     caption = say("charts.lines", lines=say.listed(lines_named))
-    return [Chart(figure="curves", title=title, mermaid=mermaid, caption=caption)]
+    return [Chart(figure="curves", mermaid=mermaid, caption=caption)]
 
 
 def _drawn_trials(findings: Findings) -> list[TrialRecord]:
@@ -86,7 +87,7 @@ def _outcomes(findings: Findings, say: Catalogue) -> list[Block]:
         return []
     title = say("charts.outcomes")
     slices = [f'    "{say(f"outcome.{outcome}")}" : {n}' for outcome, n in counts.items()]
-    return [Chart(figure="outcomes", title=title, mermaid="\n".join([f"pie showData title {title}", *slices]))]
+    return [Chart(figure="outcomes", mermaid="\n".join([f"pie showData title {title}", *slices]))]
 
 
 def _value_name(findings: Findings, say: Catalogue) -> str:

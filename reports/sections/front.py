@@ -5,7 +5,7 @@ from __future__ import annotations
 from reports.catalogue import Catalogue
 from reports.commands import train_command
 from reports.findings import Findings
-from reports.layout import Block, Section, bullets, fenced
+from reports.layout import Block, Chart, Section, bullets, fenced
 from reports.sections.comparison import drawn
 from reports.tables import front_table
 from reports.verdicts import SEED_NOISE_PERCENT
@@ -24,4 +24,5 @@ def front(findings: Findings, say: Catalogue) -> Section | None:
         if findings.record.is_ours:
             blocks.append(bullets([say("front.evidence", noise=SEED_NOISE_PERCENT), say("front.choice")]))
             blocks.append(fenced("bash", train_command(findings.record.name, trials[0].number)))
+    blocks.append(Chart(figure="front"))
     return Section(title=say("front.title"), blocks=tuple(blocks))

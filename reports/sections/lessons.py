@@ -22,6 +22,12 @@ def lessons(findings: Findings, say: Catalogue) -> Section | None:
     return Section(title=say("lessons.title"), blocks=(bullets(lines),)) if lines else None
 
 
+def discoveries(findings: Findings, say: Catalogue) -> Section | None:
+    """The same under the session's heading."""
+    found = lessons(findings, say)
+    return None if found is None else Section(title=say("lessons.discoveries"), blocks=found.blocks)
+
+
 def _lines(findings: Findings, say: Catalogue) -> Iterator[Markdown]:
     yield from _pruning(findings, say)
     if findings.single:

@@ -11,6 +11,7 @@ from reports.figure_texts import ENGLISH, FigureTexts, figure_texts
 from reports.finalists import Standing as FinalStanding
 from reports.records import OUTCOMES
 from reports.sections.charts import COLORS
+from reports.sections.objectives import Status
 from reports.sections.success import METRICS
 from reports.verdicts import Standing
 
@@ -22,6 +23,7 @@ FAMILIES = {  # keys whose last part is a value of the study's
     "standing": get_args(Standing),
     "direction": ("minimize", "maximize"),
     "list": ("and", "or"),
+    "status": get_args(Status),
     "final": get_args(FinalStanding),
     "color": tuple(COLORS),
     "figure": [each.name for each in fields(FigureTexts) if each.name != "kinds"],
