@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 
 from reports.finalists import CandidateJudgement, FinalistsRecord, Judgement, SeedNoise, judge
 from reports.records import StudyRecord, TrialRecord
+from reports.totals import Totals, sum_up
 from reports.verdicts import INDISTINGUISHABLE_PERCENT, SEED_NOISE_PERCENT, Comparison, compare
 
 
@@ -21,6 +23,11 @@ class Findings:
     def single(self) -> bool:
         """Whether one objective ranks the trials."""
         return len(self.record.directions) == 1
+
+    @functools.cached_property
+    def totals(self) -> Totals:
+        """What the study has cost."""
+        return sum_up(self.record)
 
     @property
     def measured_noise(self) -> SeedNoise | None:

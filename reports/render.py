@@ -19,7 +19,6 @@ from reports.layout import Document, markdown_of
 from reports.records import StudyRecord, TrialRecord
 from reports.session import session
 from reports.tables import trial_table
-from reports.totals import sum_up
 from reports.verdicts import Comparison
 
 Format = Literal["markdown", "html", "json", "csv"]
@@ -90,7 +89,7 @@ def _json(findings: Findings) -> str:
         "rows": trial_table(record, comparison).dicts(),
         "winner": _winner(record, comparison, comparison.winner) if comparison.winner else None,
         "finalists": findings.judgement,
-        "totals": sum_up(record),
+        "totals": findings.totals,
     }
     return json.dumps(content, ensure_ascii=False, allow_nan=False, indent=2, default=_record_as_json) + "\n"
 

@@ -43,13 +43,16 @@ class Table:
         return [dict(zip(self.columns, row, strict=True)) for row in self.rows]
 
 
-def comparison_table(record: StudyRecord, comparison: Comparison, words: Callable[[Verdict], str]) -> Table:
+def comparison_table(
+    record: StudyRecord, comparison: Comparison, words: Callable[[Verdict], str], most: int | None = None
+) -> Table:
     """The complete trials, best first, those that cannot be compared last.
 
     Args:
         record: the study.
         comparison: of its complete trials.
         words: for a verdict, in the language of the reader.
+        most: rows, after which the others are left out, but for the baseline; None: all.
 
     Returns:
         The columns of the experiment log; of a study that holds no runs, parameters and objectives.
@@ -62,7 +65,9 @@ def comparison_table(record: StudyRecord, comparison: Comparison, words: Callabl
     cells["curve"] = lambda trial: trial.curve
     if record.is_ours or any(verdict.standing != "not_compared" for verdict in comparison.verdicts.values()):
         cells["verdict"] = lambda trial: words(comparison.verdicts[trial.number])
-    return _table(cells, (*comparison.ranked, *comparison.unranked))
+    trials = (*comparison.ranked, *comparison.unranked)
+    kept = trials if most is None else (*trials[:most], *(t for t in trials[most:] if t is comparison.baseline))
+    return _table(cells, kept)
 
 
 def front_table(record: StudyRecord, comparison: Comparison) -> Table:
@@ -72,8 +77,8 @@ def front_table(record: StudyRecord, comparison: Comparison) -> Table:
     return _table(cells, comparison.front)
 
 
-def incomplete_table(record: StudyRecord) -> Table:
-    """The trials that ended early or go on, with how far they came and why they ended."""
+def incomplete_table(record: StudyRecord, most: int | None = None) -> Table:
+    """The trials that ended early or go on, with how far they came and why they ended; `most` of them."""
     cells: dict[str, Cell] = {
         "number": lambda trial: trial.number,
         "outcome": lambda trial: trial.outcome,
@@ -84,8 +89,13 @@ def incomplete_table(record: StudyRecord) -> Table:
     else:
         cells["last_value"] = lambda trial: trial.curve[-1] if trial.curve else None
     cells["reason"] = lambda trial: trial.reason
+    return _table(cells, incomplete_trials(record)[:most])
+
+
+def incomplete_trials(record: StudyRecord) -> list[TrialRecord]:
+    """The trials that ended early or go on, by outcome."""
     begun = [trial for trial in record.trials if trial.outcome not in ("complete", "waiting")]
-    return _table(cells, sorted(begun, key=lambda trial: (OUTCOMES.index(trial.outcome), trial.number)))
+    return sorted(begun, key=lambda trial: (OUTCOMES.index(trial.outcome), trial.number))
 
 
 def trial_table(record: StudyRecord, comparison: Comparison) -> Table:

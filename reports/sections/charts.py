@@ -14,7 +14,6 @@ from reports.catalogue import Catalogue
 from reports.findings import Findings
 from reports.layout import Block, Chart, Section
 from reports.records import TrialRecord
-from reports.totals import sum_up
 
 MOST_POINTS = 50  # of a line
 COLORS = {"blue": "#1f77b4", "orange": "#ff7f0e", "green": "#2ca02c", "red": "#d62728"}  # of lines, in order
@@ -82,7 +81,7 @@ def _drawn_trials(findings: Findings) -> list[TrialRecord]:
 
 
 def _outcomes(findings: Findings, say: Catalogue) -> list[Block]:
-    counts = sum_up(findings.record).outcomes
+    counts = findings.totals.outcomes
     if len(counts) < 2:
         return []
     title = say("charts.outcomes")

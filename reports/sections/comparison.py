@@ -11,7 +11,7 @@ from reports.layout import Section, bullets
 from reports.markdown import Markdown, markdown_table
 from reports.sections.head import distinct
 from reports.sections.words import headings, verdict_text
-from reports.tables import Table, comparison_table, incomplete_table
+from reports.tables import Table, comparison_table, incomplete_table, incomplete_trials
 from reports.verdicts import Comparison
 
 MOST_ROWS = 100  # of a table; people read no more, and JSON and CSV have all
@@ -22,22 +22,24 @@ def comparison(findings: Findings, say: Catalogue) -> Section:
     title = say("comparison.title")
     if not findings.comparison.verdicts:
         return Section(title=title, blocks=(say("comparison.none_complete"),))
-    table = comparison_table(findings.record, findings.comparison, lambda verdict: verdict_text(verdict, say))
-    blocks = [drawn(_shortened(table, findings.comparison), findings, say)]
-    if len(table.rows) > MOST_ROWS:
-        blocks.append(say("comparison.shortened", n=len(table.rows), rows=MOST_ROWS))
+    table = comparison_table(
+        findings.record, findings.comparison, lambda verdict: verdict_text(verdict, say), MOST_ROWS
+    )
+    blocks = [drawn(table, findings, say)]
+    if len(findings.comparison.verdicts) > MOST_ROWS:
+        blocks.append(say("comparison.shortened", n=len(findings.comparison.verdicts), rows=MOST_ROWS))
     blocks.append(_reading(findings, say))
     return Section(title=title, blocks=tuple(blocks))
 
 
 def incomplete(findings: Findings, say: Catalogue) -> Section | None:
     """The trials that were pruned, failed or go on."""
-    table = incomplete_table(findings.record)
-    if not table.rows:
+    table, begun = incomplete_table(findings.record, MOST_ROWS), len(incomplete_trials(findings.record))
+    if not begun:
         return None
-    blocks = [drawn(Table(table.columns, table.rows[:MOST_ROWS]), findings, say)]
-    if len(table.rows) > MOST_ROWS:
-        blocks.append(say("incomplete.shortened", n=len(table.rows), rows=MOST_ROWS))
+    blocks = [drawn(table, findings, say)]
+    if begun > MOST_ROWS:
+        blocks.append(say("incomplete.shortened", n=begun, rows=MOST_ROWS))
     if findings.record.is_ours:
         blocks.append(say("incomplete.reading"))
     return Section(title=say("incomplete.title"), blocks=tuple(blocks))
@@ -60,14 +62,6 @@ def curve_scale(comparison: Comparison) -> tuple[float, float]:
     trials = comparison.ranked or comparison.unranked
     values = [value for trial in trials for value in trial.curve if value is not None]
     return (min(values), max(values)) if values else (0.0, 0.0)
-
-
-def _shortened(table: Table, comparison: Comparison) -> Table:
-    """The first rows, and the baseline's wherever it stands."""
-    rows = table.rows[:MOST_ROWS]
-    baseline = None if comparison.baseline is None else comparison.baseline.number
-    later = [row for row in table.rows[MOST_ROWS:] if row[0] == baseline]
-    return Table(table.columns, (*rows, *later))
 
 
 def _reading(findings: Findings, say: Catalogue) -> Markdown:

@@ -12,7 +12,6 @@ from reports.layout import Section, bullets
 from reports.markdown import Markdown
 from reports.records import TrialRecord
 from reports.sections.winner import contenders
-from reports.totals import sum_up
 from reports.verdicts import SEED_NOISE_PERCENT, expected_optimism_percent
 
 
@@ -38,7 +37,7 @@ def _lines(findings: Findings, say: Catalogue) -> Iterator[Markdown]:
 
 
 def _pruning(findings: Findings, say: Catalogue) -> Iterator[Markdown]:
-    sums = sum_up(findings.record)
+    sums = findings.totals
     if not sums.tokens_saved or not sums.tokens_spent or not sums.training_s or sums.saved_percent is None:
         return
     yield say(

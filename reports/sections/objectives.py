@@ -14,14 +14,13 @@ from reports.records import StudyRecord
 from reports.sections.head import distinct
 from reports.sections.totals import outcomes_counted
 from reports.sections.words import candidate_verdict, verdict_text
-from reports.totals import sum_up
 
 Status = Literal["done", "partly", "open"]
 
 
 def session_head(findings: Findings, say: Catalogue) -> Section:
     """When, of what, how much."""
-    study, sums = findings.record, sum_up(findings.record)
+    study, sums = findings.record, findings.totals
     budgets = distinct((trial for trial in study.trials if trial.is_ours), "budget_tokens")
     lines = [
         say("session.date", created=moment(study.created_at), last=moment(study.last_run)),

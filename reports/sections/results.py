@@ -13,7 +13,6 @@ from reports.markdown import Markdown
 from reports.records import TrialRecord
 from reports.sections.analysis import changes, changes_text
 from reports.sections.words import change, percent_change
-from reports.totals import sum_up
 
 
 def results(findings: Findings, say: Catalogue) -> Section | None:
@@ -52,7 +51,7 @@ def configuration(findings: Findings, say: Catalogue) -> Section | None:
 
 
 def _search(findings: Findings, best: TrialRecord, say: Catalogue) -> Iterator[Markdown]:
-    sums, baseline = sum_up(findings.record), findings.comparison.baseline
+    sums, baseline = findings.totals, findings.comparison.baseline
     yield say("results.found", number=best.number, ppl=perplexity(best.measured.val_ppl))
     if baseline is not None and baseline is not best:
         yield say("results.against", changes=changes_text(changes(best, baseline), say))

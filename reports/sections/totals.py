@@ -9,12 +9,12 @@ from reports.findings import Findings
 from reports.formats import count, hours, percent
 from reports.layout import Section, bullets
 from reports.markdown import Markdown
-from reports.totals import Totals, sum_up
+from reports.totals import Totals
 
 
 def totals(findings: Findings, say: Catalogue) -> Section:
     """Trials, tokens, hours, continuations."""
-    return Section(title=say("totals.title"), blocks=(bullets(_lines(sum_up(findings.record), say)),))
+    return Section(title=say("totals.title"), blocks=(bullets(_lines(findings.totals, say)),))
 
 
 def outcomes_counted(sums: Totals, say: Catalogue) -> Markdown:
