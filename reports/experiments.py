@@ -13,6 +13,7 @@ from reports.sections.finalists import finalists
 from reports.sections.front import front
 from reports.sections.head import head
 from reports.sections.lessons import lessons
+from reports.sections.projection import projection
 from reports.sections.recommendation import recommendation
 from reports.sections.success import success
 from reports.sections.totals import totals
@@ -28,6 +29,7 @@ SECTIONS = (
     finalists,
     analysis,
     decision,
+    projection,
     recommendation,
     lessons,
     success,

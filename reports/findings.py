@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from dataclasses import dataclass
 
 from reports.finalists import CandidateJudgement, FinalistsRecord, Judgement, SeedNoise, judge
+from reports.outlook import Outlook, Refused, refused
 from reports.records import StudyRecord, TrialRecord
 from reports.totals import Totals, sum_up
 from reports.verdicts import INDISTINGUISHABLE_PERCENT, SEED_NOISE_PERCENT, Comparison, compare
@@ -18,6 +20,7 @@ class Findings:
     record: StudyRecord
     comparison: Comparison
     judgement: Judgement | None = None
+    outlook: Outlook | Refused | None = None  # of the trial to go on with; None: there is none that we can train
 
     @property
     def single(self) -> bool:
@@ -57,14 +60,21 @@ class Findings:
         return judgement.of(judgement.winner)
 
 
-def find(record: StudyRecord, finalists: FinalistsRecord | None = None) -> Findings:
+def find(
+    record: StudyRecord, finalists: FinalistsRecord | None = None, outlook: Outlook | Refused | None = None
+) -> Findings:
     """Compute what a report is written from.
 
     Args:
         record: the study.
         finalists: its companion study, if it has one. Its own seed noise, once known, replaces the assumed one.
+        outlook: of the trial to go on with, if it was projected.
     """
     judgement = None if finalists is None else judge(finalists)
     noise = None if judgement is None else judgement.noise
     limit = noise.indistinguishable_percent if noise is not None and noise.is_enough else INDISTINGUISHABLE_PERCENT
-    return Findings(record=record, comparison=compare(record, limit_percent=limit), judgement=judgement)
+    findings = Findings(record=record, comparison=compare(record, limit_percent=limit), judgement=judgement)
+    chosen = findings.chosen
+    if outlook is None and chosen is not None and chosen.is_ours:
+        outlook = refused(chosen)
+    return dataclasses.replace(findings, outlook=outlook)

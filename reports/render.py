@@ -16,6 +16,7 @@ from reports.experiments import experiments
 from reports.finalists import FinalistsRecord
 from reports.findings import Findings, find
 from reports.layout import Document, markdown_of
+from reports.outlook import Outlook, Refused
 from reports.records import StudyRecord, TrialRecord
 from reports.session import session
 from reports.tables import trial_table
@@ -37,6 +38,7 @@ def render(
     *,
     template: Template = "experiments",
     finalists: FinalistsRecord | None = None,
+    outlook: Outlook | Refused | None = None,
     language: Language = "en",
     plain: bool = False,
 ) -> str:
@@ -47,6 +49,7 @@ def render(
         format: markdown or html; or json or csv, which hold every trial with raw numbers, in no language.
         template: which document; JSON and CSV are the same for both.
         finalists: the study's best configurations under fresh seeds, if they were run.
+        outlook: a projection of the trial to go on with, if one was made; or why not.
         language: of the document.
         plain: without emoji.
 
@@ -62,7 +65,7 @@ def render(
     if not record.trials:
         command = run_command(record.name)
         raise EmptyStudyError(f"a report needs trials, study {record.name!r} has none; next: {command}")
-    findings = find(record, finalists)
+    findings = find(record, finalists, outlook)
     say = catalogue(language, emoji=not plain)
     if format == "json":
         return _json(findings)
@@ -89,6 +92,7 @@ def _json(findings: Findings) -> str:
         "rows": trial_table(record, comparison).dicts(),
         "winner": _winner(record, comparison, comparison.winner) if comparison.winner else None,
         "finalists": findings.judgement,
+        "projection": findings.outlook,
         "totals": findings.totals,
     }
     return json.dumps(content, ensure_ascii=False, allow_nan=False, indent=2, default=_record_as_json) + "\n"

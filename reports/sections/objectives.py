@@ -10,6 +10,7 @@ from reports.findings import Findings
 from reports.formats import hours, moment, perplexity
 from reports.layout import Section, bullets, numbered
 from reports.markdown import Markdown
+from reports.outlook import Outlook
 from reports.records import StudyRecord
 from reports.sections.head import distinct
 from reports.sections.totals import outcomes_counted
@@ -60,6 +61,7 @@ def _objectives(findings: Findings, say: Catalogue) -> Iterator[tuple[Status, Ma
         yield _improvement(findings, say)
         yield _replication(findings, say)
         yield _test_split(findings, say)
+        yield _projected(findings, say)
         yield "open", say("objectives.generation")
 
 
@@ -96,6 +98,12 @@ def _replication(findings: Findings, say: Catalogue) -> tuple[Status, Markdown]:
         return "open", say("objectives.no_replication")
     text = say("objectives.replication", n=judgement.seeds, candidates=len(judgement.candidates))
     return ("done" if judgement.is_complete and judgement.verdict_possible else "partly"), text
+
+
+def _projected(findings: Findings, say: Catalogue) -> tuple[Status, Markdown]:
+    if isinstance(findings.outlook, Outlook):
+        return "done", say("objectives.projected", n=findings.outlook.references)
+    return "open", say("objectives.not_projected")
 
 
 def _test_split(findings: Findings, say: Catalogue) -> tuple[Status, Markdown]:

@@ -9,6 +9,7 @@ import pytest
 from reports.catalogue import LANGUAGES, SIGNS, Catalogue, catalogue, load_messages
 from reports.figure_texts import ENGLISH, FigureTexts, figure_texts
 from reports.finalists import Standing as FinalStanding
+from reports.outlook import Reason
 from reports.records import OUTCOMES
 from reports.sections.charts import COLORS
 from reports.sections.objectives import Status
@@ -24,6 +25,7 @@ FAMILIES = {  # keys whose last part is a value of the study's
     "direction": ("minimize", "maximize"),
     "list": ("and", "or"),
     "status": get_args(Status),
+    "refusal": get_args(Reason),
     "final": get_args(FinalStanding),
     "color": tuple(COLORS),
     "figure": [each.name for each in fields(FigureTexts) if each.name != "kinds"],

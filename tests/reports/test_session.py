@@ -31,7 +31,8 @@ def test_objectives_have_a_status_and_a_number_each():
         "3. **in part** · Beat the baseline: trial 1, 18.1 % better (one run, no verdict).",
         "4. **open** · Repeat the best under fresh seeds: not done.",
         "5. **open** · Measure the winner on the test split: not done.",
-        "6. **open** · Measure the quality of generated text: not done.",
+        "6. **open** · Project the long run: refused, nothing to project from.",
+        "7. **open** · Measure the quality of generated text: not done.",
     ]
 
 
