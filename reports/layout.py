@@ -51,24 +51,24 @@ def fenced(language: str, text: str) -> Markdown:
     return Markdown(f"```{language}\n{text}\n```")
 
 
-def markdown_of(document: Document) -> str:
-    """The document as GitHub Markdown; charts as Mermaid."""
-    return "\n\n".join(_pieces(document)) + "\n"
+def markdown_of(document: Document, *, diagrams: bool = True) -> str:
+    """The document as GitHub Markdown; charts as Mermaid, or left out where nothing draws them."""
+    return "\n\n".join(_pieces(document, diagrams)) + "\n"
 
 
-def _pieces(document: Document) -> Iterator[str]:
+def _pieces(document: Document, diagrams: bool) -> Iterator[str]:
     yield f"# {document.title}"
     for section in document.sections:
-        blocks = [piece for block in section.blocks for piece in _block(block)]
+        blocks = [piece for block in section.blocks for piece in _block(block, diagrams)]
         if blocks and section.title is not None:
             yield f"## {section.title}"
         yield from blocks
 
 
-def _block(block: Block) -> Iterator[str]:
+def _block(block: Block, diagrams: bool) -> Iterator[str]:
     if isinstance(block, Markdown):
         yield block
-    elif block.mermaid is not None:
+    elif diagrams and block.mermaid is not None:
         yield fenced("mermaid", block.mermaid)
         if block.caption is not None:
             yield block.caption

@@ -41,6 +41,7 @@ def render(
     outlook: Outlook | Refused | None = None,
     language: Language = "en",
     plain: bool = False,
+    diagrams: bool = True,
 ) -> str:
     """Write the experiment report of a study.
 
@@ -52,6 +53,7 @@ def render(
         outlook: a projection of the trial to go on with, if one was made; or why not.
         language: of the document.
         plain: without emoji.
+        diagrams: with Mermaid diagrams in Markdown, which not every reader draws.
 
     Returns:
         The document, which ends in a line end.
@@ -72,7 +74,7 @@ def render(
     if format == "csv":
         return _csv(findings)
     document = _TEMPLATES[template](findings, say)
-    return markdown_of(document) if format == "markdown" else _html(document, findings, say)
+    return markdown_of(document, diagrams=diagrams) if format == "markdown" else _html(document, findings, say)
 
 
 def _html(document: Document, findings: Findings, say: Catalogue) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 
 from reports.attributes import Scalar
@@ -60,15 +59,14 @@ def trial_note(record: StudyRecord, comparison: Comparison, trial: TrialRecord) 
 
 
 def shortened(markdown: str) -> str:
-    """A report as a note: without the charts that a note does not draw, long tables cut, and no longer than it may be.
+    """A report as a note: long tables cut, and no longer than it may be.
 
     Args:
-        markdown: the report.
+        markdown: the report, without diagrams, which a note does not draw.
     """
-    text = re.sub(r"^```mermaid\n.*?^```\n\n?", "", markdown, flags=re.MULTILINE | re.DOTALL)
     lines: list[str] = []
     rows = 0
-    for line in text.split("\n"):
+    for line in markdown.split("\n"):
         if not line.startswith("|"):
             lines += [_cut_rows(rows), ""] if rows > MOST_ROWS + 2 else []
             rows = 0

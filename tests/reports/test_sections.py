@@ -231,3 +231,11 @@ def markdown_of_parts() -> str:
 
 def test_catalogues_are_read_once():
     assert catalogue("en") is catalogue("en")
+
+
+def test_diagrams_can_be_left_out_with_what_explains_them():
+    record = read_study(study_of(trial(5.0, slot=0), trial(4.8), pruned()))
+    text = render(record, "markdown", diagrams=False)
+    assert "mermaid" not in text
+    assert "## Charts" not in text
+    assert "Lines: " not in text
