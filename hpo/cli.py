@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from hpo.placement import Wish
     from hpo.storage import Database
     from hpo.view import Board
+    from hpo.worker import Event
 
 INTERRUPTED = 130  # exit code of a command that a signal ended
 STOP_PATIENCE_S = 60.0  # with a database that is away, before `hpo stop` has not been heard
@@ -218,7 +219,14 @@ def studies(storage: StorageOption = None) -> None:
 @app.command()
 def report(
     study: StudyArgument = None,
-    format: Annotated[Literal["markdown", "json", "csv"], typer.Option(help="Form of the report.")] = "markdown",
+    format: Annotated[
+        Literal["markdown", "html", "json", "csv"], typer.Option(help="Form of the report.")
+    ] = "markdown",
+    template: Annotated[
+        Literal["experiments", "session"], typer.Option(help="The experiment log, or a summary of the session.")
+    ] = "experiments",
+    lang: Annotated[Literal["en", "es"], typer.Option(help="Language: English or Spanish.")] = "en",
+    plain: Annotated[bool, typer.Option("--plain", help="Without emoji.")] = False,
     out: Annotated[Path | None, typer.Option(metavar="FILE", help="Write there instead of the terminal.")] = None,
     storage: StorageOption = None,
 ) -> None:
@@ -226,13 +234,15 @@ def report(
     from hpo.files import write_text
     from hpo.storage import storage_errors
     from hpo.sweep import last_run, load_study
+    from reports.finalists import read_finalists
     from reports.records import read_study
     from reports.render import render
 
     url, opened = _open(storage)
     with storage_errors(url):
-        record = read_study(load_study(opened, study or _last(last_run(opened))))
-    text = render(record, format)
+        opened_study = load_study(opened, study or _last(last_run(opened)))
+        record, finalists = read_study(opened_study), read_finalists(opened_study)
+    text = render(record, format, template=template, finalists=finalists, language=lang, plain=plain)
     if out is None:
         typer.echo(text, nl=False)
     else:
@@ -298,12 +308,15 @@ def dashboard(
     ] = None,
     storage: StorageOption = None,
 ) -> None:
-    """Serve the Optuna dashboard to this machine, or to those who know a password."""
+    """Serve the Optuna dashboard, with reports and figures, to this machine, or to those who know a password."""
     from hpo.dashboard import Door, read_password, serve
+    from hpo.home import Home
+    from hpo.publishing import publishing_all
 
     door = Door(host=host, port=port, password=None if password_file is None else read_password(password_file))
-    _, opened = _open(storage)
-    serve(opened.storage, door, typer.echo)
+    url, opened = _open(storage)
+    with publishing_all(url, typer.echo):
+        serve(opened.storage, Home.from_environment(), door, typer.echo)
 
 
 def _wish(workers: str, gpus: str | None, trials_per_gpu: int | None) -> Wish:
@@ -363,11 +376,21 @@ def _watch(launch: Launch, board: Board, timeout: float | None) -> None:
 
     from hpo.executors.stop import Stop
     from hpo.launch import run_workers
+    from hpo.publishing import publishing
     from hpo.view import open_view
 
     stop = Stop(None if timeout is None else 60 * timeout)
-    with open_view(board, Console()) as view, stop.on_signals(view.say):
-        run_workers(launch, view.hear, view.pulse, stop)
+    with (
+        open_view(board, Console()) as view,
+        stop.on_signals(view.say),
+        publishing(launch.url, launch.sweep.spec.name, view.say) as also_hear,
+    ):
+
+        def hear(event: Event) -> None:
+            view.hear(event)
+            also_hear(event)
+
+        run_workers(launch, hear, view.pulse, stop)
     board.try_to_refresh()
     reason = stop.reason or ("" if board.search_is_over() else "somebody asked for it by `hpo stop`")
     typer.echo(f"{board.ending()}{f' ({reason}); run again to go on' if reason else ''}")

@@ -20,19 +20,26 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from socketserver import ThreadingMixIn
-from typing import Any
+from typing import Any, BinaryIO
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
 from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
+from bottle import HTTPError
+from optuna.artifacts import FileSystemArtifactStore
+from optuna.artifacts.exceptions import ArtifactNotFound
 from optuna.storages import BaseStorage
 from optuna_dashboard import wsgi
 
 from hpo.errors import UsageError
+from hpo.home import Home
 
 CLIENT_PATIENCE_S = 60.0  # with a client that says nothing
 UNREAD_BYTES = 1 << 20  # read of a refused request: a connection closed on unread data loses the answer on its way
 SAFE_METHODS = ("GET", "HEAD", "OPTIONS")  # which change nothing
 SECURITY_HEADERS = [("X-Frame-Options", "SAMEORIGIN")]  # in a foreign page's frame, its clicks would land here
+# A trial's file may be a page: its scripts must not act as the dashboard, nor another type be read into it. The
+# dashboard lets pages of any site read files; that header is taken out.
+FILE_HEADERS = [("Content-Security-Policy", "sandbox"), ("X-Content-Type-Options", "nosniff")]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,13 +80,13 @@ def read_password(path: Path) -> str:
     return password
 
 
-def serve(storage: BaseStorage, door: Door, announce: Callable[[str], None]) -> None:
+def serve(storage: BaseStorage, home: Home, door: Door, announce: Callable[[str], None]) -> None:
     """Serve until Ctrl-C or SIGTERM. For the main thread, which alone hears signals.
 
     Raises:
         UsageError: the port is taken or not allowed, the host is not this machine's.
     """
-    with open_server(storage, door) as server:
+    with open_server(storage, home, door) as server:
         before = signal.signal(signal.SIGTERM, signal.default_int_handler)
         try:
             host = f"[{door.host}]" if ":" in door.host else door.host
@@ -91,8 +98,8 @@ def serve(storage: BaseStorage, door: Door, announce: Callable[[str], None]) -> 
             signal.signal(signal.SIGTERM, before)
 
 
-def open_server(storage: BaseStorage, door: Door) -> WSGIServer:
-    """The dashboard behind its door, listening; `serve_forever` answers.
+def open_server(storage: BaseStorage, home: Home, door: Door) -> WSGIServer:
+    """The dashboard behind its door, listening; `serve_forever` answers. It shows the files of trials that lie at home.
 
     Raises:
         UsageError: the port is taken or not allowed, the host is not this machine's.
@@ -106,7 +113,8 @@ def open_server(storage: BaseStorage, door: Door) -> WSGIServer:
             raise UsageError(f"--host {door.host}: no address of this machine") from error
         reason = "is taken" if error.errno == errno.EADDRINUSE else f"cannot be used ({error.strerror})"
         raise UsageError(f"port {door.port} {reason}; choose another with --port") from error
-    server.set_app(guarded(wsgi(storage), door.password))
+    app = wsgi(storage, artifact_store=ArtifactFolder(home))
+    server.set_app(guarded(app, door.password))
     return server
 
 
@@ -129,7 +137,9 @@ def guarded(app: WSGIApplication, password: str | None) -> WSGIApplication:
             return refuse(environ, start_response, "403 Forbidden", "sent by a page of another site")
 
         def start(status: str, headers: list[tuple[str, str]], *error: Any) -> Callable[[bytes], object]:
-            return start_response(status, headers + SECURITY_HEADERS, *error)
+            own = [(name, value) for name, value in headers if name.lower() != "access-control-allow-origin"]
+            is_file = environ.get("PATH_INFO", "").startswith("/artifacts/")
+            return start_response(status, own + SECURITY_HEADERS + (FILE_HEADERS if is_file else []), *error)
 
         return app(environ, start)
 
@@ -198,3 +208,31 @@ class _QuietHandler(WSGIRequestHandler):
 
     def log_message(self, format: str, *args: object) -> None:
         """Requests are not news."""
+
+
+class ArtifactFolder(FileSystemArtifactStore):
+    """Optuna's folder of files, for a dashboard: of another machine's files it says so, and can forget them."""
+
+    def __init__(self, home: Home) -> None:
+        super().__init__(home.artifacts)
+
+    def open_reader(self, artifact_id: str) -> BinaryIO:
+        """Open a file.
+
+        Raises:
+            HTTPError: 404, it is not here.
+        """
+        try:
+            return super().open_reader(artifact_id)
+        except ArtifactNotFound:
+            words = "This file is not on this machine: it lies where the trial was trained (hpo:machine says where)."
+            raise HTTPError(404, words) from None
+
+    def write(self, artifact_id: str, content_body: BinaryIO) -> None:
+        """Keep what somebody uploads."""
+        self._base_path.mkdir(parents=True, exist_ok=True)
+        super().write(artifact_id, content_body)
+
+    def remove(self, artifact_id: str) -> None:
+        """Remove a file; one that is not here cannot keep a study from being deleted."""
+        self._get_filepath(artifact_id).unlink(missing_ok=True)

@@ -29,6 +29,11 @@ class Home:
         """Corpora and token files, by content; may be deleted while nothing runs."""
         return self.root / "cache"
 
+    @property
+    def artifacts(self) -> Path:
+        """Files of trials for the dashboard, by Optuna's ids; checkpoints among them are links."""
+        return self.root / "artifacts"
+
     def study(self, name: str, uid: str) -> Path:
         """Folder of one study's trials and logs. The uid keeps studies of one name in two databases apart."""
         return self.root / "studies" / f"{urllib.parse.quote(name, safe='')[:80]}-{uid}"

@@ -158,6 +158,11 @@ def tidy(folder: Path, outcome: TrialOutcome) -> None:
         path.unlink(missing_ok=True)
 
 
+def files_to_show(folder: Path, outcome: TrialOutcome) -> list[Path]:
+    """What of a trial's folder is worth keeping for those who look at the trial: of a complete one alone."""
+    return [*_checkpoints(folder)[-1:], *sorted(folder.glob("samples*"))] if outcome.state == "COMPLETE" else []
+
+
 def _report(trial: optuna.Trial, evaluation: Evaluation) -> None:
     """Report an evaluation's loss, in place of an earlier one where the trial had to start over.
 

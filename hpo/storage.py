@@ -23,7 +23,7 @@ import psycopg
 import sqlalchemy as sa
 from optuna.exceptions import StorageInternalError
 from optuna.storages import BaseStorage, RDBStorage
-from optuna.storages._rdb.models import TrialUserAttributeModel
+from optuna.storages._rdb.models import TrialSystemAttributeModel, TrialUserAttributeModel
 from sqlalchemy import orm
 from sqlalchemy.dialects import postgresql, sqlite
 
@@ -90,8 +90,20 @@ class Database:
 
     def set_user_attributes(self, trial_id: int, attributes: Mapping[str, Any]) -> None:
         """Set a trial's attributes in one transaction, where Optuna takes one for each."""
+        self._set_attributes(TrialUserAttributeModel, trial_id, attributes)
+
+    def set_system_attributes(self, trial_id: int, attributes: Mapping[str, Any]) -> None:
+        """Set attributes of a trial that Optuna and its dashboard read, in one transaction."""
+        self._set_attributes(TrialSystemAttributeModel, trial_id, attributes)
+
+    def _set_attributes(
+        self,
+        table: type[TrialUserAttributeModel | TrialSystemAttributeModel],
+        trial_id: int,
+        attributes: Mapping[str, Any],
+    ) -> None:
         rows = [{"trial_id": trial_id, "key": key, "value_json": json.dumps(v)} for key, v in attributes.items()]
-        insert = (sqlite if self.engine.dialect.name == "sqlite" else postgresql).insert(TrialUserAttributeModel)
+        insert = (sqlite if self.engine.dialect.name == "sqlite" else postgresql).insert(table)
         replace = insert.on_conflict_do_update(
             index_elements=["trial_id", "key"], set_={"value_json": insert.excluded.value_json}
         )

@@ -81,7 +81,7 @@ class Sweep:
         number = self._create(lease) if lease.trial_number is None else lease.trial_number
         self.asking.sampler = make_sampler(self.spec, lease.slot)
         self.asking.look()  # also because Optuna's cache cannot write to trials that it has never read
-        return optuna.Trial(self.asking, self._trial_id(number))
+        return optuna.Trial(self.asking, self.trial_id(number))
 
     def _create(self, lease: Lease) -> int:
         role, parameters = self.plan[lease.slot] if lease.slot < len(self.plan) else ("search", {})
@@ -102,7 +102,7 @@ class Sweep:
 
     def settle(self, lease: Lease, number: int, outcome: TrialOutcome) -> None:
         """Tell Optuna how a trial ended and mark its slot, in one transaction. A second call changes nothing."""
-        trial_id = self._trial_id(number)
+        trial_id = self.trial_id(number)
         self.database.set_user_attributes(trial_id, outcome.attributes)
         with contextlib.suppress(optuna.exceptions.UpdateFinishedTrialError):  # told before, without our hearing of it
             for name in outcome.violations:
@@ -147,7 +147,8 @@ class Sweep:
         signs = [1 if direction is StudyDirection.MINIMIZE else -1 for direction in self.study.directions]
         return tuple(sign * value for sign, value in zip(signs, trial.values, strict=True))
 
-    def _trial_id(self, number: int) -> int:
+    def trial_id(self, number: int) -> int:
+        """Optuna's id of a trial, which no other trial of the database has."""
         return self.storage.get_trial_id_from_study_id_trial_number(self.study._study_id, number)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import json
 import os
 import shutil
@@ -20,8 +21,10 @@ from optuna.trial import FrozenTrial
 from sqlalchemy import orm
 
 from hpo import schema
+from hpo.artifacts import moved as moved_files
 from hpo.errors import StudyError
 from hpo.home import Home
+from hpo.notes import moved
 from hpo.slots import Slots
 from hpo.storage import Database, open_database, storage_errors
 from hpo.sweep import STUDY_ATTRIBUTE, load_study, study_names
@@ -101,26 +104,31 @@ def _make_room(target: Database, name: str) -> None:
 
 
 def _write(target: Database, original: _Original, home: Home) -> str:
-    copy = optuna.create_study(study_name=original.name, storage=target.storage, directions=original.directions)
+    made = optuna.create_study(study_name=original.name, storage=target.storage, directions=original.directions)
     copier = uuid.uuid4().hex
-    copy.set_user_attr(COPYING_ATTRIBUTE, copier)
+    made.set_user_attr(COPYING_ATTRIBUTE, copier)
     mark = (
         sa.update(StudyUserAttributeModel)
-        .where(StudyUserAttributeModel.study_id == copy._study_id, StudyUserAttributeModel.key == COPYING_ATTRIBUTE)
+        .where(StudyUserAttributeModel.study_id == made._study_id, StudyUserAttributeModel.key == COPYING_ATTRIBUTE)
         .where(StudyUserAttributeModel.value_json == json.dumps(copier))
     )
     try:
         with _guarded(target, mark.values(value_json=json.dumps(copier))):
-            for key, value in original.system_attributes.items():
-                target.storage.set_study_system_attr(copy._study_id, key, value)
             for key, value in original.user_attributes.items():
-                copy.set_user_attr(key, value)
-            for trial in original.trials:
-                target.storage.create_new_trial(copy._study_id, template_trial=trial)
+                made.set_user_attr(key, value)
+            uid = uuid.uuid4().hex[:8]
+            ids = {
+                trial._trial_id: target.storage.create_new_trial(
+                    made._study_id, template_trial=_own(trial, home, original, uid)
+                )
+                for trial in original.trials
+            }
+            for key, value in moved(original.system_attributes, ids).items():
+                target.storage.set_study_system_attr(made._study_id, key, value)
             if original.record is not None:
-                record = {**original.record, "uid": uuid.uuid4().hex[:8]}
-                copy.set_user_attr(STUDY_ATTRIBUTE, record)
-                _write_slots(target, copy._study_id, record, original.slots)
+                record = {**original.record, "uid": uid}
+                made.set_user_attr(STUDY_ATTRIBUTE, record)
+                _write_slots(target, made._study_id, record, original.slots)
                 _link_checkpoints(
                     home.study(original.name, original.record["uid"]), home.study(original.name, record["uid"])
                 )
@@ -129,6 +137,15 @@ def _write(target: Database, original: _Original, home: Home) -> str:
     except (_CopiedByAnother, KeyError) as error:  # the latter where the study is gone
         raise StudyError(f"study {original.name!r} was copied by somebody else at the same time") from error
     return f"{original.name}: {len(original.trials)} trials, {len(original.slots)} slots"
+
+
+def _own(trial: FrozenTrial, home: Home, original: _Original, uid: str) -> FrozenTrial:
+    """The trial as its copy is to be: with files of its own, so that none is lost with the original."""
+    if original.record is None:
+        return trial
+    own = copy.copy(trial)
+    own._system_attrs = moved_files(trial._system_attrs, home, home.trial(original.name, uid, trial.number))
+    return own
 
 
 class _CopiedByAnother(Exception):

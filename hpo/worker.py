@@ -21,9 +21,20 @@ import torch
 from optuna.exceptions import StorageInternalError, UpdateFinishedTrialError
 from sqlalchemy.exc import SQLAlchemyError
 
+from hpo.artifacts import offer
 from hpo.errors import WorkerError
 from hpo.home import Home
-from hpo.objective import Interrupted, TrialSetting, deadly, discard, failed, reached_before, run_trial, tidy
+from hpo.objective import (
+    Interrupted,
+    TrialSetting,
+    deadly,
+    discard,
+    failed,
+    files_to_show,
+    reached_before,
+    run_trial,
+    tidy,
+)
 from hpo.patience import Patience, is_away
 from hpo.search_space import suggest
 from hpo.slots import LEASE_S, Lease, LeaseLost, Slots, TrialOutcome
@@ -230,6 +241,17 @@ class _Worker:
             raise WorkerError(f"{self.failures} trials in a row failed, the last by {outcome.attributes['hpo:reason']}")
 
     def settle(self, lease: Lease, trial: int, outcome: TrialOutcome) -> None:
+        try:
+            offer(
+                self.sweep.database,
+                self.order.home,
+                self.sweep.trial_id(trial),
+                self.folder(trial),
+                outcome.attributes.get("hpo:history", ()),
+                files_to_show(self.folder(trial), outcome),
+            )
+        except OSError as error:
+            self.warn(f"trial {trial}: its files are not shown in the dashboard ({error}); nothing else is lost")
         self.sweep.settle(lease, trial, outcome)
         tidy(self.folder(trial), outcome)
 

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from reports.attributes import Scalar
 
 LONG_RUN_EPOCHS = 20  # of the experiment log that this report systematises
+QUICK_RUN_EPOCHS = 1  # the shortest that `hpo train` knows
 _BARE_KEY = re.compile(r"[A-Za-z0-9_-]+")
 
 
@@ -18,9 +19,14 @@ def run_command(study_name: str) -> str:
     return f"hpo run --study {shell_quoted(study_name)}"
 
 
-def train_command(study_name: str, trial_number: int) -> str:
+def train_command(study_name: str, trial_number: int, epochs: int = LONG_RUN_EPOCHS) -> str:
     """The command for the long run with a trial's configuration."""
-    return f"hpo train --from {shell_quoted(study_name)} --trial {trial_number} --epochs {LONG_RUN_EPOCHS}"
+    return f"hpo train --from {shell_quoted(study_name)} --trial {trial_number} --epochs {epochs}"
+
+
+def replicate_command(study_name: str) -> str:
+    """The command that runs the best configurations and the baseline under fresh seeds."""
+    return f"hpo replicate {shell_quoted(study_name)}"
 
 
 def shell_quoted(text: str) -> str:

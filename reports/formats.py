@@ -58,14 +58,14 @@ def hours(seconds: float | None) -> str:
     return MISSING if seconds is None else f"{fixed(seconds / 3600, 2)} h"
 
 
+def epochs(value: float | None) -> str:
+    """Passes over the training text, to three digits."""
+    return MISSING if value is None else f"{value:.3g}"
+
+
 def percent(value: float | None) -> str:
     """Per cent to one decimal, without the sign."""
     return fixed(value, 1)
-
-
-def words(identifier: str) -> str:
-    """A name such as out_of_memory as words."""
-    return identifier.replace("_", " ")
 
 
 def moment(epoch_s: float | None) -> str:

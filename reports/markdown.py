@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping, Sequence
 
-from reports.formats import MISSING, bits_per_byte, count, duration, number, perplexity, phi, sparkline, words
+from reports.formats import MISSING, bits_per_byte, count, duration, epochs, number, perplexity, phi, sparkline
 from reports.tables import PARAMETER, Table, Value
 
 LONGEST_CELL = 300  # characters of a text in a table; a log's path still fits
@@ -47,7 +47,11 @@ def plain(value: Value) -> str:
 
 
 def markdown_table(
-    table: Table, labels: Mapping[str, str], bold: int | None = None, scale: tuple[float, float] = (0.0, 0.0)
+    table: Table,
+    labels: Mapping[str, str],
+    bold: int | None = None,
+    scale: tuple[float, float] = (0.0, 0.0),
+    formats: Mapping[str, Callable[..., str]] | None = None,
 ) -> Markdown:
     """A GitHub table, its columns aligned for those who read the source.
 
@@ -56,8 +60,9 @@ def markdown_table(
         labels: heading by column name; a parameter without one is headed by its own name.
         bold: number of the trial whose number is set in bold.
         scale: lowest and highest value of the curves; one scale, so that rows compare.
+        formats: how the values of a column look, where it is not as usual.
     """
-    formats = {**_FORMATS, "curve": lambda curve: sparkline(curve, *scale)}
+    formats = {**_FORMATS, "curve": lambda curve: sparkline(curve, *scale), **(formats or {})}
     columns = [
         [_text(formats.get(name, plain), value) for value in values]
         for name, values in zip(table.columns, _transposed(table), strict=True)
@@ -114,5 +119,5 @@ _FORMATS: Mapping[str, Callable[..., str]] = {
     "delta_phi_loss": phi,
     "seconds": duration,
     "tokens": count,
-    "outcome": words,
+    "epoch": epochs,
 }

@@ -1,4 +1,4 @@
-"""An Optuna study as frozen records. The only room of the reports that knows Optuna.
+"""An Optuna study as frozen records. With `finalists.records` the only room of the reports that knows Optuna.
 
 What `hpo run` writes into a study's and a trial's user attributes is read here; a study that plain Optuna made has
 none of it, and then the fields are None.
@@ -7,6 +7,7 @@ none of it, and then the fields are None.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -37,6 +38,7 @@ class Measurement:
     tokens: float | None = None  # training tokens read
     step: float | None = None  # updates made
     epoch: float | None = None  # passes over the training split
+    whole_split: bool | None = None  # whether it read the whole validation split, not a sample of it
     val_ppl: float | None = None  # per token
     val_word_ppl: float | None = None
     val_bits_per_byte: float | None = None
@@ -57,7 +59,8 @@ class TrialRecord:
     outcome: Outcome
     is_ours: bool = False  # made by `hpo run`, so that its objective is nats per token
     slot: int | None = None
-    role: str | None = None  # baseline, known, grid or search
+    role: str | None = None  # baseline, known, grid or search; of a companion study baseline or finalist
+    candidate: int | None = None  # in a companion study: number in the search
     reason: str | None = None  # why it ended
     searched: tuple[str, ...] = ()  # names of the parameters that the sampler chose
     parameters: Mapping[str, Scalar] = field(default_factory=dict)  # the run's, or of another program the searched ones
@@ -144,7 +147,7 @@ class StudyRecord:
     hardware: str | None
     versions: Mapping[str, Scalar]
 
-    @property
+    @functools.cached_property  # asked of each of its trials, it would go through them all
     def is_ours(self) -> bool:
         """Whether `hpo run` made its trials: their objective is validation loss in nats per token."""
         return any(trial.is_ours for trial in self.trials)
@@ -191,6 +194,7 @@ def _trial(trial: FrozenTrial, fixed: Mapping[str, Scalar]) -> TrialRecord:
         is_ours=is_ours,
         slot=whole(attributes, "hpo:slot"),
         role=text(attributes, "hpo:role"),
+        candidate=whole(attributes, "hpo:candidate"),
         reason=text(attributes, "hpo:reason"),
         searched=tuple(scalars(trial.params)),
         parameters={**(fixed if is_ours else {}), **scalars(trial.params), **scalars(section(attributes, "hpo:run"))},
@@ -216,14 +220,18 @@ def _outcome(trial: FrozenTrial) -> Outcome:
 def _measured(trial: FrozenTrial, curve: tuple[float | None, ...], is_ours: bool) -> Measurement:
     history = entries(trial.user_attrs, "hpo:history")
     if history:
-        return Measurement(**{name: number(history[-1], name) for name in _MEASURED})
+        last = history[-1]
+        numbers = {name: number(last, name) for name in _MEASURED}
+        whole_split = last.get("whole_split")
+        return Measurement(whole_split=whole_split if isinstance(whole_split, bool) else None, **numbers)
     if not is_ours:
         return Measurement()
     losses = trial.values[:1] if trial.state is TrialState.COMPLETE else curve  # nats per token
-    return Measurement(milestone=trial.last_step, val_ppl=_perplexity(finite(losses[-1])) if losses else None)
+    return Measurement(milestone=trial.last_step, val_ppl=perplexity_of(finite(losses[-1])) if losses else None)
 
 
-def _perplexity(nats: float | None) -> float | None:
+def perplexity_of(nats: float | None) -> float | None:
+    """The perplexity of a loss in nats; None where there is none, or none that a float can hold."""
     try:
         return None if nats is None else math.exp(nats)
     except OverflowError:
@@ -261,4 +269,4 @@ def _tokenizer(content: Mapping[str, object]) -> TokenizerRecord:
     )
 
 
-_MEASURED = tuple(field.name for field in dataclasses.fields(Measurement))
+_MEASURED = tuple(field.name for field in dataclasses.fields(Measurement) if field.name != "whole_split")

@@ -7,48 +7,95 @@ import dataclasses
 import io
 import json
 from collections.abc import Callable, Mapping
-from typing import Literal
+from typing import Literal, get_args
 
+from reports.catalogue import Catalogue, Language, catalogue
 from reports.commands import run_command, train_command
 from reports.errors import EmptyStudyError, UnknownFormatError
-from reports.experiments import experiments_markdown
+from reports.experiments import experiments
+from reports.finalists import FinalistsRecord
+from reports.findings import Findings, find
+from reports.layout import Document, markdown_of
+from reports.outlook import Outlook, Refused
 from reports.records import StudyRecord, TrialRecord
+from reports.session import session
 from reports.tables import trial_table
-from reports.totals import sum_up
-from reports.verdicts import Comparison, compare
+from reports.verdicts import Comparison
 
-Format = Literal["markdown", "json", "csv"]
+Format = Literal["markdown", "html", "json", "csv"]
+FORMATS: tuple[Format, ...] = get_args(Format)
+Template = Literal["experiments", "session"]
+
+_TEMPLATES: Mapping[Template, Callable[[Findings, Catalogue], Document]] = {
+    "experiments": experiments,
+    "session": session,
+}
 
 
-def render(record: StudyRecord, format: Format) -> str:
+def render(
+    record: StudyRecord,
+    format: Format,
+    *,
+    template: Template = "experiments",
+    finalists: FinalistsRecord | None = None,
+    outlook: Outlook | Refused | None = None,
+    language: Language = "en",
+    plain: bool = False,
+    diagrams: bool = True,
+) -> str:
     """Write the experiment report of a study.
 
     Args:
         record: the study, as `read_study` gives it.
-        format: markdown; or json or csv, which hold every trial with raw numbers.
+        format: markdown or html; or json or csv, which hold every trial with raw numbers, in no language.
+        template: which document; JSON and CSV are the same for both.
+        finalists: the study's best configurations under fresh seeds, if they were run.
+        outlook: a projection of the trial to go on with, if one was made; or why not.
+        language: of the document.
+        plain: without emoji.
+        diagrams: with Mermaid diagrams in Markdown, which not every reader draws.
 
     Returns:
         The document, which ends in a line end.
 
     Raises:
         EmptyStudyError: the study has no trials.
-        UnknownFormatError: the format is none of the three.
+        UnknownFormatError: the format is none of these.
     """
-    if format not in _RENDERERS:
-        raise UnknownFormatError(f"format must be one of {', '.join(_RENDERERS)}, got {format!r}")
+    if format not in FORMATS:
+        raise UnknownFormatError(f"format must be one of {', '.join(FORMATS)}, got {format!r}")
     if not record.trials:
         command = run_command(record.name)
         raise EmptyStudyError(f"a report needs trials, study {record.name!r} has none; next: {command}")
-    return _RENDERERS[format](record, compare(record))
+    findings = find(record, finalists, outlook)
+    say = catalogue(language, emoji=not plain)
+    if format == "json":
+        return _json(findings)
+    if format == "csv":
+        return _csv(findings)
+    document = _TEMPLATES[template](findings, say)
+    return markdown_of(document, diagrams=diagrams) if format == "markdown" else _html(document, findings, say)
 
 
-def _json(record: StudyRecord, comparison: Comparison) -> str:
+def _html(document: Document, findings: Findings, say: Catalogue) -> str:
+    from reports.figure_texts import figure_texts
+    from reports.figures import figures  # plotly: no other form needs it
+    from reports.page import page_of
+
+    drawn = figures(findings.record, findings.comparison, texts=figure_texts(say))
+    return page_of(document, drawn, say)
+
+
+def _json(findings: Findings) -> str:
+    record, comparison = findings.record, findings.comparison
     header = {field.name: getattr(record, field.name) for field in dataclasses.fields(record) if field.name != "trials"}
     content = {
         "header": header,
         "rows": trial_table(record, comparison).dicts(),
         "winner": _winner(record, comparison, comparison.winner) if comparison.winner else None,
-        "totals": sum_up(record),
+        "finalists": findings.judgement,
+        "projection": findings.outlook,
+        "totals": findings.totals,
     }
     return json.dumps(content, ensure_ascii=False, allow_nan=False, indent=2, default=_record_as_json) + "\n"
 
@@ -73,17 +120,10 @@ def _record_as_json(value: object) -> object:
     return dataclasses.asdict(value)
 
 
-def _csv(record: StudyRecord, comparison: Comparison) -> str:
-    table = trial_table(record, comparison)
+def _csv(findings: Findings) -> str:
+    table = trial_table(findings.record, findings.comparison)
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")
     writer.writerow(table.columns)
     writer.writerows(table.rows)
     return file.getvalue()
-
-
-_RENDERERS: Mapping[Format, Callable[[StudyRecord, Comparison], str]] = {
-    "markdown": experiments_markdown,
-    "json": _json,
-    "csv": _csv,
-}

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from reports.attributes import Scalar
 from reports.records import OUTCOMES, StudyRecord, TrialRecord
-from reports.verdicts import Comparison
+from reports.verdicts import Comparison, Verdict
 
 Value = Scalar | tuple[float | None, ...]
 Row = tuple[Value, ...]
@@ -18,6 +18,7 @@ Cell = Callable[[TrialRecord], Value]
 
 PARAMETER = "params_"
 MEASURED = (
+    "epoch",
     "val_ppl",
     "val_word_ppl",
     "val_bits_per_byte",
@@ -42,8 +43,16 @@ class Table:
         return [dict(zip(self.columns, row, strict=True)) for row in self.rows]
 
 
-def comparison_table(record: StudyRecord, comparison: Comparison) -> Table:
+def comparison_table(
+    record: StudyRecord, comparison: Comparison, words: Callable[[Verdict], str], most: int | None = None
+) -> Table:
     """The complete trials, best first, those that cannot be compared last.
+
+    Args:
+        record: the study.
+        comparison: of its complete trials.
+        words: for a verdict, in the language of the reader.
+        most: rows, after which the others are left out, but for the baseline; None: all.
 
     Returns:
         The columns of the experiment log; of a study that holds no runs, parameters and objectives.
@@ -55,8 +64,10 @@ def comparison_table(record: StudyRecord, comparison: Comparison) -> Table:
         cells |= _objectives(record)
     cells["curve"] = lambda trial: trial.curve
     if record.is_ours or any(verdict.standing != "not_compared" for verdict in comparison.verdicts.values()):
-        cells["verdict"] = lambda trial: comparison.verdicts[trial.number].text
-    return _table(cells, (*comparison.ranked, *comparison.unranked))
+        cells["verdict"] = lambda trial: words(comparison.verdicts[trial.number])
+    trials = (*comparison.ranked, *comparison.unranked)
+    kept = trials if most is None else (*trials[:most], *(t for t in trials[most:] if t is comparison.baseline))
+    return _table(cells, kept)
 
 
 def front_table(record: StudyRecord, comparison: Comparison) -> Table:
@@ -66,8 +77,8 @@ def front_table(record: StudyRecord, comparison: Comparison) -> Table:
     return _table(cells, comparison.front)
 
 
-def incomplete_table(record: StudyRecord) -> Table:
-    """The trials that ended early or go on, with how far they came and why they ended."""
+def incomplete_table(record: StudyRecord, most: int | None = None) -> Table:
+    """The trials that ended early or go on, with how far they came and why they ended; `most` of them."""
     cells: dict[str, Cell] = {
         "number": lambda trial: trial.number,
         "outcome": lambda trial: trial.outcome,
@@ -78,16 +89,26 @@ def incomplete_table(record: StudyRecord) -> Table:
     else:
         cells["last_value"] = lambda trial: trial.curve[-1] if trial.curve else None
     cells["reason"] = lambda trial: trial.reason
+    return _table(cells, incomplete_trials(record)[:most])
+
+
+def incomplete_trials(record: StudyRecord) -> list[TrialRecord]:
+    """The trials that ended early or go on, by outcome."""
     begun = [trial for trial in record.trials if trial.outcome not in ("complete", "waiting")]
-    return _table(cells, sorted(begun, key=lambda trial: (OUTCOMES.index(trial.outcome), trial.number)))
+    return sorted(begun, key=lambda trial: (OUTCOMES.index(trial.outcome), trial.number))
 
 
 def trial_table(record: StudyRecord, comparison: Comparison) -> Table:
-    """Every trial in order, with all that is known of it as raw numbers."""
+    """Every trial in order, with all that is known of it as raw numbers.
+
+    Returns:
+        Where `whole_split` is false, perplexities and bits per byte are of a sample of the validation split, and not to
+        be compared with those of a complete trial.
+    """
     names = dict.fromkeys(name for trial in record.trials for name in trial.parameters)
     measured = (
-        "milestone, tokens, step, epoch, val_ppl, val_word_ppl, val_bits_per_byte, train_ppl, phi, train_phi, "
-        "delta_phi_loss, seconds, tokens_per_s, peak_memory_bytes"
+        "milestone, tokens, step, epoch, whole_split, val_ppl, val_word_ppl, val_bits_per_byte, train_ppl, phi, "
+        "train_phi, delta_phi_loss, seconds, tokens_per_s, peak_memory_bytes"
     )
     cells: dict[str, Cell] = {
         "number": lambda trial: trial.number,

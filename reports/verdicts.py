@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from statistics import NormalDist
 from typing import Literal
 
-from reports import formats
 from reports.records import StudyRecord, TrialRecord
 
 # Assumed of every study until it has replicates of its own. Two configurations of `nano` (python-docs, 300,000 tokens)
@@ -45,18 +44,6 @@ class Verdict:
     standing: Standing
     percent: float | None = None  # of the baseline's val PPL that the trial's is above it; below: negative
 
-    @property
-    def text(self) -> str:
-        """The verdict in words, with its evidence."""
-        if self.percent is None:
-            return _WITHOUT_PERCENT[self.standing]
-        difference = (
-            "equal" if self.percent == 0 else f"{formats.percent(abs(self.percent))} % {_better_or_worse(self.percent)}"
-        )
-        if self.standing == "not_distinguishable":
-            return f"not distinguishable ({difference}, one run)"
-        return f"{difference} (one run, no verdict)"
-
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
@@ -71,6 +58,7 @@ class Comparison:
     unranked: tuple[TrialRecord, ...]  # complete, but in no ranking
     front: tuple[TrialRecord, ...]  # of several objectives, best first by the first of them; of one empty
     verdicts: Mapping[int, Verdict]  # of complete trials, by number
+    limit_percent: float = INDISTINGUISHABLE_PERCENT  # differences of single runs under it may be their seeds'
 
     @property
     def winner(self) -> TrialRecord | None:
@@ -86,16 +74,19 @@ class Comparison:
     def close(self) -> tuple[TrialRecord, ...]:
         """The trials that one run each cannot tell from the winner."""
         differences = ((trial, percent_above(trial, self.ranked[0])) for trial in self.ranked[1:])
-        return tuple(trial for trial, percent in differences if percent is not None and _is_small(percent))
+        return tuple(
+            trial for trial, percent in differences if percent is not None and _is_small(percent, self.limit_percent)
+        )
 
 
-def compare(record: StudyRecord) -> Comparison:
+def compare(record: StudyRecord, *, limit_percent: float = INDISTINGUISHABLE_PERCENT) -> Comparison:
     """Rank the complete trials that may be compared, and hold them against the baseline.
 
     Several objectives give neither rank nor verdict in per cent: there a trial is on the front or dominated.
 
     Args:
         record: a study.
+        limit_percent: the difference that two seeds of one configuration can make; assumed, unless it was measured.
     """
     complete = [trial for trial in record.trials if trial.outcome == "complete"]
     baseline = _baseline(record)
@@ -118,7 +109,8 @@ def compare(record: StudyRecord) -> Comparison:
         ranked=tuple(ranked),
         unranked=tuple(trial for trial in complete if trial.number not in ranked_numbers),
         front=tuple(front),
-        verdicts={trial.number: _verdict(trial, reference, standings[trial.number]) for trial in complete},
+        verdicts={t.number: _verdict(t, reference, standings[t.number], limit_percent) for t in complete},
+        limit_percent=limit_percent,
     )
 
 
@@ -134,12 +126,12 @@ def percent_above(trial: TrialRecord, reference: TrialRecord) -> float | None:
     return 100 * math.expm1(min(math.log(ppl) - math.log(reference_ppl), 700.0))  # e^700 still fits a float
 
 
-def expected_optimism_percent(runs: int) -> float:
+def expected_optimism_percent(runs: int, noise_percent: float = SEED_NOISE_PERCENT) -> float:
     """Per cent by which seed noise alone puts the best of equally good runs below their mean.
 
     Source: the expected extreme of a normal sample by Blom's approximation (1958).
     """
-    return SEED_NOISE_PERCENT * NormalDist().inv_cdf((runs - 0.375) / (runs + 0.25))
+    return noise_percent * NormalDist().inv_cdf((runs - 0.375) / (runs + 0.25))
 
 
 def _place(trial: TrialRecord, direction: str) -> tuple[bool, float, int]:
@@ -190,7 +182,7 @@ def _obstacle(trial: TrialRecord, budget: int | None) -> Standing | None:
     return "other_budget" if trial.budget_tokens != budget else None
 
 
-def _verdict(trial: TrialRecord, reference: TrialRecord | None, standing: Standing | None) -> Verdict:
+def _verdict(trial: TrialRecord, reference: TrialRecord | None, standing: Standing | None, limit: float) -> Verdict:
     if standing is not None:
         return Verdict(standing=standing)
     if trial is reference:
@@ -198,27 +190,15 @@ def _verdict(trial: TrialRecord, reference: TrialRecord | None, standing: Standi
     percent = None if reference is None else percent_above(trial, reference)
     if percent is None:
         return Verdict(standing="not_compared")
-    if _is_small(percent):
+    if _is_small(percent, limit):
         return Verdict(standing="not_distinguishable", percent=percent)
     return Verdict(standing=_better_or_worse(percent), percent=percent)
 
 
-def _is_small(percent: float) -> bool:
+def _is_small(percent: float, limit_percent: float) -> bool:
     """Whether the difference as printed is under the limit as printed."""
-    return round(abs(percent), 1) < INDISTINGUISHABLE_PERCENT
+    return round(abs(percent), 1) < round(limit_percent, 1)
 
 
 def _better_or_worse(percent: float) -> Literal["better", "worse"]:
     return "better" if percent < 0 else "worse"
-
-
-_WITHOUT_PERCENT: Mapping[Standing, str] = {
-    "baseline": "baseline",
-    "not_compared": "–",
-    "suspicious": "⚠ SUSPICIOUS, not compared",
-    "infeasible": "breaks a constraint, not compared",
-    "other_budget": "other budget, not compared",
-    "not_finite": "no finite value, not compared",
-    "on_front": "on the front",
-    "dominated": "dominated",
-}

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 import sqlalchemy as sa
 
 from hpo.errors import HpoError, StorageError, UsageError, WorkerError
+from hpo.publishing import publish_quietly
 from hpo.storage import masked, open_database
 from hpo.sweep import open_sweep
 from hpo.worker import Event, WorkerOrder, new_owner, work
@@ -146,6 +147,8 @@ class SlurmTask:
         try:
             work(order, link)
             died = False
+            if not link.stopped:
+                publish_quietly(order.storage_url, order.study_name, lambda line: print(f"{_now()} {line}", flush=True))
         except SystemExit:  # submitit has queued the task again
             died = False
             raise

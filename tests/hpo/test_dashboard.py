@@ -24,7 +24,9 @@ from optuna.storages import RDBStorage
 
 from hpo.dashboard import Door, open_server, read_password
 from hpo.errors import UsageError
+from hpo.home import Home
 
+NOWHERE = Home(Path("no such folder"))
 PASSWORD = "correct horse \N{GREEK CAPITAL LETTER PHI}"
 LOOPBACK_NAMES = ["127.0.0.1", "localhost", "LOCALHOST", "[::1]", "127.8.8.8"]
 FOREIGN_NAMES = [
@@ -97,8 +99,10 @@ def storage(small_database: Path, sqlite_url: str) -> Iterator[RDBStorage]:
 
 
 @contextlib.contextmanager
-def served(storage: RDBStorage, host: str = "127.0.0.1", password: str | None = None) -> Iterator[Client]:
-    with open_server(storage, Door(host=host, port=0, password=password)) as server:
+def served(
+    storage: RDBStorage, host: str = "127.0.0.1", password: str | None = None, home: Home = NOWHERE
+) -> Iterator[Client]:
+    with open_server(storage, home, Door(host=host, port=0, password=password)) as server:
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
         thread.start()
         try:
@@ -251,7 +255,7 @@ def test_this_machine_needs_no_password(host: str) -> None:
 @pytest.mark.parametrize("host", ["203.0.113.7", "no.such.host.invalid", "x" * 80])
 def test_a_host_that_is_not_this_machine(storage: RDBStorage, host: str) -> None:
     with pytest.raises(UsageError, match=f"--host {host}"):
-        open_server(storage, Door(host=host, port=0, password=PASSWORD))
+        open_server(storage, NOWHERE, Door(host=host, port=0, password=PASSWORD))
 
 
 @pytest.mark.parametrize("content", ["{}", "{}\n", "  {}\t\r\nsecond line\n", "\ufeff{}\n"])

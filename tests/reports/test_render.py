@@ -21,7 +21,7 @@ from reports.render import render
 
 
 def markdown(*trials, **options) -> str:
-    return render(read_study(study_of(*trials, **options)), "markdown")
+    return render(read_study(study_of(*trials, **options)), "markdown", plain=True)
 
 
 def tables(document: str) -> list[list[list[str]]]:
@@ -44,7 +44,9 @@ def token_types(document: str) -> set[str]:
 
 
 def block(document: str, language: str) -> str:
-    found = re.search(rf"^```{language}\n(.*?)^```$", document, re.DOTALL | re.MULTILINE)
+    """The first block of a language, of the final decision where there is one."""
+    text = document.rpartition("## Final decision")[2]
+    found = re.search(rf"^```{language}\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
     assert found is not None
     return found[1]
 
@@ -81,12 +83,12 @@ def test_the_comparison_reads_like_the_log():
     document = markdown(trial(5.0, slot=0), trial(4.8, learning_rate=0.004))
     heading, best, baseline = tables(document)[0]
     assert heading == [
-        *("Exp", "LR", "Batch", "λ_phi", "Dropout", "Val PPL", "Word PPL", "Bits/byte"),
+        *("Exp", "LR", "Batch", "λ_phi", "Dropout", "Epochs", "Val PPL", "Word PPL", "Bits/byte"),
         *("Train PPL", "Val Φ", "Train Φ", "ΔΦ loss", "Time", "Curve", "Verdict"),
     ]
-    assert best[:6] == ["**1**", "0.004", "8", "0.05", "0.1", "121.51"]
+    assert best[:7] == ["**1**", "0.004", "8", "0.05", "0.1", "0.585", "121.51"]
     assert best[-1] == "18.1 % better (one run, no verdict)"
-    assert baseline[5:13] == ["148.41", "2,980.96", "2.100", "141.17", "0.7100", "0.7212", "0.4567", "28 s"]
+    assert baseline[6:14] == ["148.41", "2,980.96", "2.100", "141.17", "0.7100", "0.7212", "0.4567", "28 s"]
     assert baseline[-1] == "baseline"
 
 
@@ -154,9 +156,9 @@ def test_many_close_trials_are_counted_not_listed():
 
 def test_a_suspicious_trial_is_flagged_loudly_and_does_not_win():
     document = markdown(trial(5.0, slot=0), trial(0.5, attributes={"hpo:suspicious": True}))
-    assert document.index("> **⚠ SUSPICIOUS: trial 1.**") < document.index("## Comparison")
+    assert document.index("> **SUSPICIOUS: trial 1.**") < document.index("## Comparison")
     assert "## Winner: trial 0" in document
-    assert tables(document)[0][2][-1] == "⚠ SUSPICIOUS, not compared"
+    assert tables(document)[0][2][-1] == "SUSPICIOUS, not compared"
 
 
 def test_the_decision_is_a_command_and_a_configuration_to_paste():
@@ -175,7 +177,7 @@ def test_the_totals_are_told():
     assert "**Tokens spent**: 660,000\n" in document
     assert "**Tokens saved by pruning**: 240,032, 26.7 % of what all would have read" in document
     assert "**Training time**: 0.02 h" in document
-    assert "1 of 3 trials, 1 times in all" in document
+    assert "1 of 3 trials, once in all" in document
 
 
 def test_other_budgets_are_not_compared():
@@ -268,7 +270,7 @@ def test_our_runs_under_two_objectives_are_a_front_without_a_winner():
     assert front[0][-2:] == ["Val PPL", "Val Φ"]
     assert front[1][-2:] == ["54.60", "0.7000"]
     assert "**Objectives**: lowest validation loss in nats per token and highest Φ of the validation text" in document
-    assert "no single ranking orders: trials are listed by number; the baseline is trial 0." in document
+    assert "no single ranking orders: trials are listed by number.\n- The baseline is trial 0.\n" in document
     assert shlex.split(block(document, "bash")) == [
         "hpo",
         "train",
@@ -334,13 +336,63 @@ def test_hostile_texts_break_neither_tables_nor_sections(text):
 def test_json_holds_head_rows_winner_and_totals():
     study = study_of(trial(5.0, slot=0), trial(4.0, dropout=0.3), pruned(), running())
     content = json.loads(render(read_study(study), "json"))
-    assert list(content) == ["header", "rows", "winner", "totals"]
+    assert list(content) == ["header", "rows", "winner", "finalists", "projection", "totals"]
     assert content["header"]["corpus"]["digest"] == "a1b2c3d4e5f60718"
     assert [row["outcome"] for row in content["rows"]] == ["complete", "complete", "pruned", "running"]
     assert (content["winner"]["number"], content["winner"]["parameters"]["dropout"]) == (1, 0.3)
     assert content["winner"]["verdict"]["standing"] == "better"
     assert content["winner"]["command"] == "hpo train --from lambda_phi --trial 1 --epochs 20"
     assert content["totals"]["outcomes"] == {"complete": 2, "pruned": 1, "running": 1}
+
+
+def test_rows_say_what_a_perplexity_was_measured_on():
+    study = study_of(trial(5.0, slot=0), pruned(), running())
+    rows = json.loads(render(read_study(study), "json"))["rows"]
+    assert [row["whole_split"] for row in rows] == [True, False, None]
+    assert [row["epoch"] for row in rows] == [pytest.approx(0.585), pytest.approx(0.117), None]
+
+
+@pytest.mark.parametrize(
+    "fact",
+    [
+        "# Experimentos: lambda_phi\n",
+        "la menor pérdida de validación en nats por token",
+        "división sucesiva desde la evaluación 2; sigue una de cada 3",
+        "1 en todas las pruebas; ninguna se repitió con otra",
+        "La **prueba 1** tiene la menor pérdida de validación de 2 ejecuciones completas comparables: 4.8 nats",
+        "18.1 % mejor (una sola ejecución, sin veredicto)",
+        "3 (2 completas, 1 podada)",
+        "hpo train --from lambda_phi --trial 1 --epochs 20",
+    ],
+)
+def test_the_same_facts_in_spanish(fact):
+    study = study_of(trial(5.0, slot=0), trial(4.8), pruned())
+    assert fact in render(read_study(study), "markdown", language="es", plain=True)
+
+
+def test_both_languages_have_the_same_numbers():
+    record = read_study(study_of(trial(5.0, slot=0), trial(4.8, batch_size=4), pruned(), running()))
+    english, spanish = (tables(render(record, "markdown", language=language)) for language in ("en", "es"))
+    for table, translated in zip(english, spanish, strict=True):
+        for row, other in zip(table[1:], translated[1:], strict=True):
+            assert [cell for cell in row if cell[:1].isdigit()][:9] == [c for c in other if c[:1].isdigit()][:9]
+
+
+def test_emoji_are_there_unless_plain():
+    record = read_study(study_of(trial(5.0, slot=0), trial(4.8), trial(4.99), pruned()))
+    decorated, plain = (render(record, "markdown", plain=plain) for plain in (False, True))
+    for sign in ("⭐ baseline", "🏆 Winner", "❔ 18.1 % better", "🤷 not distinguishable"):
+        assert sign in decorated
+    assert not re.search("[\u2600-\u27bf\U0001f000-\U0001faff]", plain)
+
+
+def test_a_long_table_is_shortened_and_keeps_the_baseline():
+    trials = [trial(9.0, slot=0), *(trial(5.0 + place / 1000) for place in range(120))]
+    document = markdown(*trials)
+    rows = tables(document)[0][1:]
+    assert len(rows) == 101
+    assert rows[-1][-1] == "baseline"
+    assert "The first 100 of 121 complete trials, and the baseline." in document
 
 
 def test_json_is_valid_whatever_the_numbers():
@@ -382,7 +434,7 @@ def test_an_empty_study_is_refused_with_the_next_step(format):
 
 
 def test_an_unknown_format_is_refused():
-    with pytest.raises(ReportError, match="format must be one of markdown, json, csv, got 'pdf'"):
+    with pytest.raises(ReportError, match="format must be one of markdown, html, json, csv, got 'pdf'"):
         render(read_study(study_of(trial())), "pdf")
 
 

@@ -14,7 +14,7 @@ def record_of(*trials, **options):
 
 
 def compared(record) -> list[dict]:
-    return comparison_table(record, compare(record)).dicts()
+    return comparison_table(record, compare(record), lambda verdict: verdict.standing).dicts()
 
 
 def test_a_table_hands_out_its_rows_by_name():
@@ -31,7 +31,16 @@ def test_the_comparison_has_the_columns_of_the_log_and_what_else_was_searched():
     )
     record = record_of(trial(slot=0), other)
     parameters = ["learning_rate", "batch_size", "lambda_phi", "dropout", "memory_slots"]
-    measured = ["val_ppl", "val_word_ppl", "val_bits_per_byte", "train_ppl", "phi", "train_phi", "delta_phi_loss"]
+    measured = [
+        "epoch",
+        "val_ppl",
+        "val_word_ppl",
+        "val_bits_per_byte",
+        "train_ppl",
+        "phi",
+        "train_phi",
+        "delta_phi_loss",
+    ]
     measured += ["seconds"]
     names = ["number", *(f"params_{name}" for name in parameters), *measured, "curve", "verdict"]
     assert list(compared(record)[0]) == names

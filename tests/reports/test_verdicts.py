@@ -4,7 +4,9 @@ import pytest
 from optuna.trial import create_trial
 from toy_studies import pruned, running, study_of, trial
 
+from reports.catalogue import catalogue
 from reports.records import read_study
+from reports.sections.words import verdict_text
 from reports.verdicts import Comparison, compare, expected_optimism_percent
 
 
@@ -13,7 +15,10 @@ def compared(*trials, **options) -> Comparison:
 
 
 def texts(comparison: Comparison) -> list[str]:
-    return [comparison.verdicts[number].text for number in sorted(comparison.verdicts)]
+    return [
+        verdict_text(comparison.verdicts[number], catalogue("en", emoji=False))
+        for number in sorted(comparison.verdicts)
+    ]
 
 
 def loss(ratio: float) -> float:
@@ -73,7 +78,7 @@ def test_trials_close_to_the_winner_are_named():
 @pytest.mark.parametrize(
     ("options", "text"),
     [
-        ({"attributes": {"hpo:suspicious": True}}, "⚠ SUSPICIOUS, not compared"),
+        ({"attributes": {"hpo:suspicious": True}}, "SUSPICIOUS, not compared"),
         ({"constraints": {"memory": 1.0}}, "breaks a constraint, not compared"),
         ({"budget_tokens": 600_000}, "other budget, not compared"),
     ],

@@ -103,6 +103,7 @@ def evaluation(milestone: int, val_loss: float, **values: Any) -> dict[str, Any]
         "tokens": BUDGET * milestone // EVALUATIONS,
         "step": 293 * milestone // EVALUATIONS,
         "epoch": 0.0585 * milestone,
+        "whole_split": milestone == EVALUATIONS,
         "val_loss": val_loss,
         "val_ppl": math.exp(val_loss),
         "val_word_ppl": math.exp(val_loss * 1.6),

@@ -1,0 +1,64 @@
+"""What a long run may reach, as a report shows it; or why nothing is said of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from reports.attributes import whole
+from reports.commands import LONG_RUN_EPOCHS
+from reports.records import TrialRecord
+
+Reason = Literal[
+    "schedule",  # its learning rate ended: the curve is no beginning of a longer run's
+    "thin",  # too few points, and no other run to learn from
+    "diverged",
+    "none_made",  # nothing was computed
+]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProjectedEpoch:
+    """Validation perplexity after an epoch: observed, or where it is expected to lie."""
+
+    epoch: float
+    observed_ppl: float | None = None
+    median_ppl: float | None = None
+    low_80_ppl: float | None = None
+    high_80_ppl: float | None = None
+    low_90_ppl: float | None = None
+    high_90_ppl: float | None = None
+    past_best: float | None = None  # probability that the best epoch lies before this one
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outlook:
+    """A projection of one run."""
+
+    trial: int
+    epochs: tuple[ProjectedEpoch, ...]
+    best: ProjectedEpoch | None  # of the best checkpoint up to the last epoch
+    references: int  # curves that it was learned from
+    siblings: int  # of them from this study
+    target_ppl: float | None = None
+    below_target: float | None = None  # probability that the best checkpoint gets below the target
+    scored: int = 0  # earlier projections whose runs have ended
+    covered: int = 0  # of them within their 90 % range
+
+
+@dataclass(frozen=True, kw_only=True)
+class Refused:
+    """Nothing can be projected."""
+
+    trial: int
+    reason: Reason
+
+
+def refused(trial: TrialRecord) -> Refused:
+    """Why a run of the search is no beginning of a long one.
+
+    Its learning rate fell to the end of its own budget; over twenty epochs it would have been higher at that point.
+    """
+    epochs, decays = trial.measured.epoch, trial.parameters.get("learning_rate_schedule") != "constant"
+    ended = epochs is not None and epochs < LONG_RUN_EPOCHS and whole(trial.parameters, "budget_tokens") is not None
+    return Refused(trial=trial.number, reason="schedule" if decays and ended else "none_made")

@@ -1,0 +1,70 @@
+"""Success metrics: the baseline before, the winner after, and what the difference is worth."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+from reports.catalogue import Catalogue
+from reports.findings import Findings
+from reports.formats import bits_per_byte, count, duration, fixed, perplexity, phi
+from reports.layout import Section
+from reports.markdown import Markdown, markdown_table
+from reports.records import TrialRecord
+from reports.sections.words import candidate_verdict, percent_change, verdict_text
+from reports.tables import Table
+
+Shown = Callable[[float | None], str]
+
+METRICS: Mapping[str, tuple[Callable[[TrialRecord], float | None], Shown]] = {
+    "val_loss": (lambda trial: trial.values[0], lambda value: fixed(value, 4)),
+    "val_ppl": (lambda trial: trial.measured.val_ppl, perplexity),
+    "val_word_ppl": (lambda trial: trial.measured.val_word_ppl, perplexity),
+    "val_bits_per_byte": (lambda trial: trial.measured.val_bits_per_byte, bits_per_byte),
+    "train_ppl": (lambda trial: trial.measured.train_ppl, perplexity),
+    "phi": (lambda trial: trial.measured.phi, phi),
+    "delta_phi_loss": (lambda trial: trial.measured.delta_phi_loss, phi),
+    "tokens_per_s": (lambda trial: trial.measured.tokens_per_s, count),
+    "seconds": (lambda trial: trial.measured.seconds, duration),
+}
+
+
+def success(findings: Findings, say: Catalogue) -> Section | None:
+    """Baseline against winner; none of several objectives or without runs of ours."""
+    if not findings.single or not findings.record.is_ours:
+        return None
+    return Section(title=say("success.title"), blocks=_blocks(findings, say))
+
+
+def _blocks(findings: Findings, say: Catalogue) -> tuple[Markdown, ...]:
+    best, baseline = findings.chosen, findings.comparison.baseline
+    if best is None or baseline is None or baseline not in findings.comparison.ranked:
+        return (say("success.nothing"),)
+    if best is baseline:
+        return (say("success.baseline_won", number=baseline.number),)
+    introduction = say("success.introduction", before=baseline.number, after=best.number)
+    verdict = say("success.verdict", verdict=_worth(findings, best, say))
+    return (introduction, _table(baseline, best, say), verdict)
+
+
+def _worth(findings: Findings, best: TrialRecord, say: Catalogue) -> Markdown:
+    """The verdict with the most evidence that there is."""
+    if findings.final_winner is not None:
+        return candidate_verdict(findings.final_winner, say)
+    return verdict_text(findings.comparison.verdicts[best.number], say)
+
+
+def _table(before: TrialRecord, after: TrialRecord, say: Catalogue) -> Markdown:
+    rows = tuple(
+        (say(f"metric.{name}"), *_cells(value(before), value(after), shown)) for name, (value, shown) in METRICS.items()
+    )
+    labels = {
+        "metric": say("success.metric"),
+        "before": say("success.before"),
+        "after": say("success.after"),
+        "change": say("success.change"),
+    }
+    return markdown_table(Table(tuple(labels), rows), labels)
+
+
+def _cells(before: float | None, after: float | None, shown: Shown) -> tuple[Markdown, Markdown, Markdown]:
+    return Markdown(shown(before)), Markdown(shown(after)), percent_change(before, after)
