@@ -87,14 +87,6 @@ class Slice:
     categories_of: int = 0
 
 
-@dataclass(frozen=True, kw_only=True)
-class Importance:
-    """How much of the objective's variation each parameter explains."""
-
-    evaluator: str
-    shares: Mapping[str, float]
-
-
 def history(record: StudyRecord, comparison: Comparison, objective: int = 0) -> Points:
     """What each trial reached, by number, and the best of the comparable ones so far.
 

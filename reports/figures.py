@@ -16,7 +16,6 @@ import plotly.graph_objects as go
 
 from reports.figure_data import (
     Curves,
-    Importance,
     Kind,
     Points,
     Slice,
@@ -28,6 +27,7 @@ from reports.figure_data import (
 )
 from reports.figure_texts import ENGLISH, FigureTexts
 from reports.formats import number
+from reports.importance import Importance
 from reports.records import StudyRecord
 from reports.verdicts import Comparison
 
@@ -187,15 +187,17 @@ def _slice(found: Slice, texts: FigureTexts) -> go.Figure:
     return _with_scale(figure, [point.y for point in found.points.points], found.points.perplexity)
 
 
-def _importance(found: Importance, texts: FigureTexts) -> go.Figure | None:
-    shares = sorted(found.shares.items(), key=lambda share: share[1])
-    if not shares:
-        return None
+def _importance(found: Importance, texts: FigureTexts) -> go.Figure:
+    shares = sorted(found.shares.items(), key=lambda share: share[1].value)
     figure = _figure(texts.importance.format(evaluator=escaped(found.evaluator)), texts.share, "")
     figure.add_trace(
         go.Bar(
-            x=[_short(value) for _, value in shares],
+            x=[_short(each.value) for _, each in shares],
             y=[escaped(name) for name, _ in shares],
+            error_x={
+                "array": [_short(max(each.high - each.value, 0)) for _, each in shares],
+                "arrayminus": [_short(max(each.value - each.low, 0)) for _, each in shares],
+            },
             orientation="h",
             marker_color=_MARKS["complete"][0],
             hovertemplate="%{y} %{x}<extra></extra>",

@@ -7,6 +7,7 @@ import functools
 from dataclasses import dataclass
 
 from reports.finalists import CandidateJudgement, FinalistsRecord, Judgement, SeedNoise, judge
+from reports.insights import Insights, insights
 from reports.outlook import Outlook, Refused, refused
 from reports.records import StudyRecord, TrialRecord
 from reports.totals import Totals, sum_up
@@ -31,6 +32,11 @@ class Findings:
     def totals(self) -> Totals:
         """What the study has cost."""
         return sum_up(self.record)
+
+    @functools.cached_property
+    def insights(self) -> Insights | None:
+        """What the study tells of its hyperparameters."""
+        return insights(self.record, self.comparison)
 
     @property
     def measured_noise(self) -> SeedNoise | None:

@@ -18,6 +18,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from reports.attributes import Scalar, entries, finite, number, scalar, scalars, section, text, whole, writable
 
+Direction = Literal["minimize", "maximize"]
 Outcome = Literal["complete", "pruned", "diverged", "out_of_memory", "failed", "running", "waiting"]
 OUTCOMES: tuple[Outcome, ...] = get_args(Outcome)
 
@@ -131,7 +132,7 @@ class StudyRecord:
     """One study and all of its trials."""
 
     name: str
-    directions: tuple[Literal["minimize", "maximize"], ...]
+    directions: tuple[Direction, ...]
     trials: tuple[TrialRecord, ...]
     uid: str | None
     description: str | None

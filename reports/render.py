@@ -82,7 +82,9 @@ def _html(document: Document, findings: Findings, say: Catalogue) -> str:
     from reports.figures import figures  # plotly: no other form needs it
     from reports.page import page_of
 
-    drawn = figures(findings.record, findings.comparison, texts=figure_texts(say))
+    found = findings.insights
+    share = None if found is None else found.importance
+    drawn = figures(findings.record, findings.comparison, importance=share, texts=figure_texts(say))
     return page_of(document, drawn, say)
 
 
@@ -94,6 +96,7 @@ def _json(findings: Findings) -> str:
         "rows": trial_table(record, comparison).dicts(),
         "winner": _winner(record, comparison, comparison.winner) if comparison.winner else None,
         "finalists": findings.judgement,
+        "insights": findings.insights,
         "projection": findings.outlook,
         "totals": findings.totals,
     }

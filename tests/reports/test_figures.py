@@ -15,9 +15,9 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 from toy_studies import HOSTILE, pruned, running, study_of, trial
 
 from reports import figure_data
-from reports.figure_data import Importance
 from reports.figure_texts import FigureTexts
 from reports.figures import escaped, figures
+from reports.importance import Importance, Share
 from reports.records import read_study
 from reports.verdicts import compare
 
@@ -184,7 +184,9 @@ def test_values_beyond_every_axis_are_drawn_or_left_out(value: float) -> None:
 def test_names_are_shown_and_do_nothing(text: str) -> None:
     study = plain(free(1.0, **{text: "a"}), free(2.0, **{text: "a"}))
     study.add_trial(free(3.0, kind=text))
-    found = drawn(study, importance=Importance(evaluator=text, shares={text: 1.0}))
+    found = drawn(
+        study, importance=Importance(evaluator=text, trials=30, shares={text: Share(value=1.0, low=0.9, high=1.0)})
+    )
     content = json.dumps([json.loads(figure.to_json()) for figure in found.values()])
     assert not TAG.search(content), "a tag that is not ours"
     assert "%{customdata}<" not in content.replace("trial %{customdata}<br>", "")
@@ -216,7 +218,9 @@ def test_ten_thousand_trials_are_thinned_and_the_best_are_kept() -> None:
 def test_importance_is_drawn_if_given_with_its_evaluator() -> None:
     study = study_of(trial(5.2, slot=0))
     assert "importance" not in drawn(study)
-    figure = drawn(study, importance=Importance(evaluator="fANOVA", shares={"a": 0.2, "b": 0.8}))["importance"]
+    shares = {"a": Share(value=0.2, low=0.1, high=0.4), "b": Share(value=0.8, low=0.6, high=0.9)}
+    two = Importance(evaluator="fANOVA", trials=30, shares=shares)
+    figure = drawn(study, importance=two)["importance"]
     assert "fANOVA" in figure.layout.title.text
     assert figure.data[0].y == ("a", "b")
 

@@ -336,7 +336,7 @@ def test_hostile_texts_break_neither_tables_nor_sections(text):
 def test_json_holds_head_rows_winner_and_totals():
     study = study_of(trial(5.0, slot=0), trial(4.0, dropout=0.3), pruned(), running())
     content = json.loads(render(read_study(study), "json"))
-    assert list(content) == ["header", "rows", "winner", "finalists", "projection", "totals"]
+    assert list(content) == ["header", "rows", "winner", "finalists", "insights", "projection", "totals"]
     assert content["header"]["corpus"]["digest"] == "a1b2c3d4e5f60718"
     assert [row["outcome"] for row in content["rows"]] == ["complete", "complete", "pruned", "running"]
     assert (content["winner"]["number"], content["winner"]["parameters"]["dropout"]) == (1, 0.3)
