@@ -29,6 +29,12 @@ def text(content: Mapping[str, object], key: str) -> str | None:
     return writable(value) if isinstance(value, str) else None
 
 
+def truth(content: Mapping[str, object], key: str) -> bool | None:
+    """The truth value under a key."""
+    value = content.get(key)
+    return value if isinstance(value, bool) else None
+
+
 def number(content: Mapping[str, object], key: str) -> float | None:
     """The finite number under a key; whole numbers stay whole."""
     return finite(content.get(key))

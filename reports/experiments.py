@@ -14,6 +14,7 @@ from reports.sections.front import front
 from reports.sections.head import head
 from reports.sections.insights import insights
 from reports.sections.lessons import lessons
+from reports.sections.past_log import past_log
 from reports.sections.projection import projection
 from reports.sections.recommendation import recommendation
 from reports.sections.success import success
@@ -22,6 +23,7 @@ from reports.sections.winner import winner
 
 SECTIONS = (
     head,
+    past_log,
     comparison,
     incomplete,
     charts,

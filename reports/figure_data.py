@@ -185,7 +185,7 @@ def kind_of(trial: TrialRecord, comparison: Comparison) -> Kind:
         return "baseline"
     if trial.outcome == "complete":
         verdict = comparison.verdicts.get(trial.number)
-        left_out = ("suspicious", "infeasible", "other_budget", "not_finite")
+        left_out = ("suspicious", "infeasible", "not_causal", "other_budget", "not_finite")
         return "not_compared" if verdict is not None and verdict.standing in left_out else "complete"
     return "running" if trial.outcome == "waiting" else trial.outcome
 

@@ -59,6 +59,8 @@ def refused(trial: TrialRecord) -> Refused:
 
     Its learning rate fell to the end of its own budget; over twenty epochs it would have been higher at that point.
     """
+    if trial.is_imported:
+        return Refused(trial=trial.number, reason="thin")
     epochs, decays = trial.measured.epoch, trial.parameters.get("learning_rate_schedule") != "constant"
     ended = epochs is not None and epochs < LONG_RUN_EPOCHS and whole(trial.parameters, "budget_tokens") is not None
     return Refused(trial=trial.number, reason="schedule" if decays and ended else "none_made")

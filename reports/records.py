@@ -16,7 +16,7 @@ from typing import Literal, get_args
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
-from reports.attributes import Scalar, entries, finite, number, scalar, scalars, section, text, whole, writable
+from reports.attributes import Scalar, entries, finite, number, scalar, scalars, section, text, truth, whole, writable
 
 Direction = Literal["minimize", "maximize"]
 Outcome = Literal["complete", "pruned", "diverged", "out_of_memory", "failed", "running", "waiting"]
@@ -73,11 +73,18 @@ class TrialRecord:
     continued: int = 0  # times that it went on after an interruption
     device: str | None = None
     predicted_peak_bytes: int | None = None  # of the run's tensors, told before it began
+    is_imported: bool = False  # a row of a table of past experiments: nothing of it was measured here
+    causal: bool | None = None  # of an imported one: whether its network saw no token that it had to predict
 
     @property
     def is_baseline(self) -> bool:
         """Whether the others are to be compared with this one."""
         return self.slot == 0 or self.role == "baseline"
+
+    @property
+    def can_train(self) -> bool:
+        """Whether `hpo train` and `hpo replicate` can take it up."""
+        return self.is_ours and not self.is_imported
 
     @property
     def budget_tokens(self) -> int | None:
@@ -128,6 +135,15 @@ class SearchRecord:
 
 
 @dataclass(frozen=True, kw_only=True)
+class PastLog:
+    """The table of past experiments from which a study was imported."""
+
+    file: str | None
+    digest: str | None
+    imported_at: float | None  # seconds since 1970
+
+
+@dataclass(frozen=True, kw_only=True)
 class StudyRecord:
     """One study and all of its trials."""
 
@@ -147,11 +163,17 @@ class StudyRecord:
     tokenizer: TokenizerRecord
     hardware: str | None
     versions: Mapping[str, Scalar]
+    log: PastLog | None = None
 
     @functools.cached_property  # asked of each of its trials, it would go through them all
     def is_ours(self) -> bool:
         """Whether `hpo run` made its trials: their objective is validation loss in nats per token."""
         return any(trial.is_ours for trial in self.trials)
+
+    @property
+    def can_train(self) -> bool:
+        """Whether its trials can be trained again: it was not imported from a table."""
+        return self.is_ours and self.log is None
 
 
 def read_study(study: optuna.Study) -> StudyRecord:
@@ -181,7 +203,15 @@ def read_study(study: optuna.Study) -> StudyRecord:
         tokenizer=_tokenizer(section(facts, "tokenizer")),
         hardware=text(facts, "hardware"),
         versions=scalars(section(facts, "versions")),
+        log=_log(section(attributes, "hpo:log")),
     )
+
+
+def _log(content: Mapping[str, object]) -> PastLog | None:
+    if not content:
+        return None
+    file, digest = text(content, "file"), text(content, "digest")
+    return PastLog(file=file, digest=digest, imported_at=number(content, "imported_at"))
 
 
 def _trial(trial: FrozenTrial, fixed: Mapping[str, Scalar]) -> TrialRecord:
@@ -204,6 +234,8 @@ def _trial(trial: FrozenTrial, fixed: Mapping[str, Scalar]) -> TrialRecord:
         curve=curve,
         feasible=all(value <= 0 for value in trial.constraints.values()),
         suspicious=attributes.get("hpo:suspicious") is True,
+        is_imported=attributes.get("hpo:imported") is True,
+        causal=truth(attributes, "hpo:causal"),
         continued=whole(attributes, "hpo:continued") or 0,
         device=text(section(attributes, "hpo:machine"), "device"),
         predicted_peak_bytes=whole(section(attributes, "hpo:machine"), "predicted_peak_bytes"),

@@ -113,7 +113,7 @@ def _winner(record: StudyRecord, comparison: Comparison, winner: TrialRecord) ->
         "compared_trials": len(comparison.ranked),
         "tied": [trial.number for trial in comparison.tied],
         "not_distinguishable": [trial.number for trial in comparison.close],
-        "command": train_command(record.name, winner.number) if winner.is_ours else None,
+        "command": train_command(record.name, winner.number) if winner.can_train else None,
     }
 
 

@@ -32,6 +32,7 @@ _STANDINGS: Mapping[Standing, str] = {
     "not_compared": "It is compared with nothing: there is no baseline to compare with.",
     "suspicious": "⚠ Suspicious: too good to be true for text. It is compared with nothing and cannot win.",
     "infeasible": "It breaks a constraint and is compared with nothing.",
+    "not_causal": "Its network sees what it is to predict: its perplexity means nothing and is not compared.",
     "other_budget": "It had another budget of tokens and is compared with nothing.",
     "not_finite": "It has no finite value and is compared with nothing.",
     "on_front": "No other trial is at least as good in every objective and better in one: it is on the front.",
@@ -152,7 +153,7 @@ def _curve(comparison: Comparison, trial: TrialRecord) -> str:
 
 def _command(record: StudyRecord, trial: TrialRecord) -> str:
     """What to run with a complete trial of ours that is not too good to be true."""
-    if not trial.is_ours or trial.outcome != "complete" or trial.suspicious or not trial.feasible:
+    if not trial.can_train or trial.outcome != "complete" or trial.suspicious or not trial.feasible:
         return ""
     return f"The long run with it:\n\n```bash\n{train_command(record.name, trial.number)}\n```"
 

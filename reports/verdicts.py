@@ -30,6 +30,7 @@ Standing = Literal[
     "not_compared",  # there is no baseline to compare with
     "suspicious",
     "infeasible",
+    "not_causal",  # its network sees what it is to predict
     "other_budget",
     "not_finite",
     "on_front",  # of several objectives: no other is at least as good in all and better in one
@@ -105,7 +106,7 @@ def compare(record: StudyRecord, *, limit_percent: float = INDISTINGUISHABLE_PER
     ranked_numbers = {trial.number for trial in ranked}
     return Comparison(
         baseline=baseline,
-        budget_tokens=budget,
+        budget_tokens=_tokens(budget, complete),
         ranked=tuple(ranked),
         unranked=tuple(trial for trial in complete if trial.number not in ranked_numbers),
         front=tuple(front),
@@ -163,23 +164,35 @@ def _baseline(record: StudyRecord) -> TrialRecord | None:
     return min(candidates, key=lambda trial: (trial.outcome != "complete", trial.number), default=None)
 
 
-def _budget(baseline: TrialRecord | None, complete: list[TrialRecord]) -> int | None:
+def _budget(baseline: TrialRecord | None, complete: list[TrialRecord]) -> float | None:
     """The baseline's budget; without a baseline the commonest."""
     if baseline is not None:
-        return baseline.budget_tokens
-    counts = Counter(trial.budget_tokens for trial in complete)
+        return _budget_of(baseline)
+    counts = Counter(_budget_of(trial) for trial in complete)
     return counts.most_common(1)[0][0] if counts else None
 
 
-def _obstacle(trial: TrialRecord, budget: int | None) -> Standing | None:
+def _tokens(budget: float | None, complete: list[TrialRecord]) -> int | None:
+    """The budget where it is one of tokens."""
+    return next((trial.budget_tokens for trial in complete if trial.budget_tokens == budget), None)
+
+
+def _budget_of(trial: TrialRecord) -> float | None:
+    """Training tokens that a run was allowed; where a table of past experiments tells none, its epochs."""
+    return trial.measured.epoch if trial.is_imported and trial.budget_tokens is None else trial.budget_tokens
+
+
+def _obstacle(trial: TrialRecord, budget: float | None) -> Standing | None:
     """Why a complete trial may not be compared."""
+    if trial.causal is False:
+        return "not_causal"
     if trial.suspicious:
         return "suspicious"
     if not trial.feasible:
         return "infeasible"
     if None in trial.values:
         return "not_finite"
-    return "other_budget" if trial.budget_tokens != budget else None
+    return "other_budget" if _budget_of(trial) != budget else None
 
 
 def _verdict(trial: TrialRecord, reference: TrialRecord | None, standing: Standing | None, limit: float) -> Verdict:

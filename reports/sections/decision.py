@@ -14,7 +14,7 @@ from reports.sections.words import candidate_verdict
 def decision(findings: Findings, say: Catalogue) -> Section | None:
     """The long run with the winner; none where nothing that we can train has won."""
     best = findings.chosen
-    if best is None or not best.is_ours:
+    if best is None or not best.can_train:
         return None
     blocks: list[Block] = [
         say("decision.long_run", number=best.number),

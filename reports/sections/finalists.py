@@ -19,7 +19,7 @@ from reports.tables import Table
 
 def finalists(findings: Findings, say: Catalogue) -> Section | None:
     """What the fresh seeds say; without them how to run them."""
-    if not findings.single or not findings.record.is_ours or findings.comparison.winner is None:
+    if not findings.single or not findings.record.can_train or findings.comparison.winner is None:
         return None
     command = fenced("bash", replicate_command(findings.record.name))
     judgement = findings.judgement

@@ -28,6 +28,10 @@ def _warning(suspicious: list[TrialRecord], say: Catalogue) -> Markdown:
 
 def _lines(findings: Findings, say: Catalogue) -> Iterator[Markdown]:
     study = findings.record
+    if study.log is not None:
+        yield say("log.origin", file=study.log.file, digest=study.log.digest, moment=moment(study.log.imported_at))
+        yield _objective(findings, say)
+        return
     yield _date(study, say)
     yield say("head.question", text=study.description)
     yield _objective(findings, say)

@@ -43,7 +43,7 @@ def _steps(findings: Findings, say: Catalogue) -> Iterator[Markdown]:
     if study.planned_trials is not None and finished(study) < study.planned_trials:
         missing = study.planned_trials - finished(study)
         yield say("next.finish", n=missing, command=_code(run_command(study.name)))
-    if best is None or not best.is_ours:
+    if best is None or not best.can_train:
         return
     if findings.judgement is None or not findings.judgement.verdict_possible:
         yield say("next.replicate", command=_code(replicate_command(study.name)))

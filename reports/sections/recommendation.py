@@ -16,7 +16,7 @@ from reports.records import TrialRecord
 def recommendation(findings: Findings, say: Catalogue) -> Section | None:
     """Commands to run with the winner; none where nothing that we can train has won."""
     best = findings.chosen
-    if best is None or not best.is_ours:
+    if best is None or not best.can_train:
         return None
     return Section(title=say("recommendation.title"), blocks=tuple(_blocks(findings, best, say)))
 
