@@ -12,6 +12,7 @@ from reports.sections.decision import decision
 from reports.sections.finalists import finalists
 from reports.sections.front import front
 from reports.sections.head import head
+from reports.sections.insights import insights
 from reports.sections.lessons import lessons
 from reports.sections.projection import projection
 from reports.sections.recommendation import recommendation
@@ -30,6 +31,7 @@ SECTIONS = (
     analysis,
     decision,
     projection,
+    insights,
     recommendation,
     lessons,
     success,
