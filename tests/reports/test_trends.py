@@ -66,7 +66,7 @@ def test_categories_have_a_region_and_no_trend():
         for p in range(9)
     ]
     found = of(*trials, facts=None)["x"]
-    assert (found.trend, found.best) == (None, ("b|c",))
+    assert (found.trend, found.best) == (None, ("b|c",) * 3)
     text = render(read_study(study_of(*trials, facts=None)), "markdown")
     assert "Best region: b\\|c in the best 3 of 9." in text
 
