@@ -49,7 +49,7 @@ def sweep(home: Path, seed: int, trials: int, data: Path | None, *, pruned: bool
     home.mkdir(parents=True, exist_ok=True)
     file = home / "study.toml"
     file.write_text(study_file(seed, pruned=pruned), encoding="utf-8")
-    command = [sys.executable, "-m", "hpo", "run", "--study", str(file), "--trials", str(trials)]
+    command = [sys.executable, "-m", "hpo", "run", "--study", str(file), "--trials", str(trials), "--no-finalists"]
     command += ["--data", str(data)] if data else []
     environment = {**os.environ, "HPO_HOME": str(home)}
     environment.pop("HPO_STORAGE", None)

@@ -10,7 +10,6 @@ import io
 import os
 import sys
 from pathlib import Path
-from shlex import quote
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
@@ -20,19 +19,13 @@ from model.errors import ModelError
 from reports.errors import ReportError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from hpo.home import Home
-    from hpo.launch import Executor, Launch, Request
+    from hpo.launch import Executor, Request
     from hpo.patience import Patience
     from hpo.placement import Wish
+    from hpo.session import Session
     from hpo.storage import Database
-    from hpo.view import Board
-    from hpo.worker import Event
 
-INTERRUPTED = 130  # exit code of a command that a signal ended
 STOP_PATIENCE_S = 60.0  # with a database that is away, before `hpo stop` has not been heard
-SIGNALS = ("Ctrl-C", "SIGTERM", "SIGHUP")
 
 app = typer.Typer(
     name="hpo",
@@ -80,6 +73,9 @@ SlurmOption = Annotated[
 TimeoutOption = Annotated[
     float | None, typer.Option("--timeout", metavar="MIN", help="Stop after so many minutes, losing nothing.")
 ]
+FinalistsOption = Annotated[
+    bool, typer.Option("--finalists/--no-finalists", help="Run the best again when the search is over.")
+]
 StudyArgument = Annotated[str | None, typer.Argument(metavar="[STUDY]", help="Default: the study that was run last.")]
 
 
@@ -112,10 +108,12 @@ def run(
     ray_address: RayAddressOption = None,
     slurm: SlurmOption = None,
     timeout: TimeoutOption = None,
+    finalists: FinalistsOption = True,
     storage: StorageOption = None,
 ) -> None:
-    """Run a study until it has TRIALS finished trials; run it again to resume."""
+    """Run a study until it has TRIALS finished trials, and its finalists; run it again to resume."""
     from hpo.launch import Request, prepare
+    from hpo.session import search
 
     request = Request(
         study=study,
@@ -124,7 +122,7 @@ def run(
         wish=_wish(workers, gpus, trials_per_gpu),
         executor=_executor(executor, ray_address, slurm),
     )
-    _work(prepare, request, storage, timeout)
+    search(_session(request, storage, timeout, finalists=finalists), prepare)
 
 
 @app.command()
@@ -138,10 +136,12 @@ def worker(
     ray_address: RayAddressOption = None,
     slurm: SlurmOption = None,
     timeout: TimeoutOption = None,
+    finalists: FinalistsOption = True,
     storage: StorageOption = None,
 ) -> None:
     """Work on a study that is in the database already, beside whoever else does, until it is done."""
     from hpo.launch import Request, join
+    from hpo.session import search
 
     request = Request(
         study=study,
@@ -149,7 +149,46 @@ def worker(
         wish=_wish(workers, gpus, trials_per_gpu),
         executor=_executor(executor, ray_address, slurm),
     )
-    _work(join, request, storage, timeout)
+    search(_session(request, storage, timeout, finalists=finalists), join)
+
+
+@app.command()
+def replicate(
+    study: StudyArgument = None,
+    replicates: Annotated[
+        int | None, typer.Option(help="Fresh seeds that each candidate is to have; default: the study file's.")
+    ] = None,
+    candidates: Annotated[
+        int | None,
+        typer.Option(help="Candidates that there are to be, beside the baseline; default: the study file's."),
+    ] = None,
+    test_again: Annotated[
+        bool, typer.Option("--test-again", help="Look at the test split once more, for the winner of now.")
+    ] = False,
+    data: DataOption = None,
+    workers: WorkersOption = "auto",
+    gpus: GpusOption = None,
+    trials_per_gpu: TrialsPerGpuOption = None,
+    executor: ExecutorOption = "local",
+    ray_address: RayAddressOption = None,
+    slurm: SlurmOption = None,
+    timeout: TimeoutOption = None,
+    storage: StorageOption = None,
+) -> None:
+    """Run the best trials of a study and its baseline again, under the same fresh seeds; both options are totals."""
+    from hpo.launch import Request
+    from hpo.session import replicate as run_again
+    from hpo.sweep import last_run
+
+    if study is None:
+        study = _last(last_run(_open(storage)[1]))
+    request = Request(
+        study=study,
+        data=data,
+        wish=_wish(workers, gpus, trials_per_gpu),
+        executor=_executor(executor, ray_address, slurm),
+    )
+    run_again(_session(request, storage, timeout, test_again=test_again), candidates, replicates)
 
 
 @app.command()
@@ -159,6 +198,7 @@ def stop(
     storage: StorageOption = None,
 ) -> None:
     """Let all workers of a study leave at their next evaluation, on every machine; `hpo run` goes on later."""
+    from hpo.finalists import find_finalists
     from hpo.patience import Patience
     from hpo.storage import storage_errors
     from hpo.sweep import last_run, open_sweep
@@ -167,31 +207,31 @@ def stop(
     url, opened = _open(storage, Patience(longest_s=STOP_PATIENCE_S, announce=typer.echo))
     with storage_errors(url):
         sweep = open_sweep(opened, study or _last(last_run(opened)))
-        sweep.slots.ask_to_stop()
+        companion = None if sweep.spec.replication is not None else find_finalists(sweep)
+        sweeps = [sweep] if companion is None else [sweep, companion]
+        for each in sweeps:
+            each.slots.ask_to_stop()
         typer.echo(f"study {sweep.spec.name}: workers leave at their next evaluation; nothing is lost")
         if wait:
-            drained(sweep.slots, typer.echo)
+            for each in sweeps:
+                drained(each.slots, typer.echo)
 
 
 @app.command()
 def status(study: StudyArgument = None, storage: StorageOption = None) -> None:
     """Show what a study has done and who works on it."""
+    from hpo.finalists import find_finalists
     from hpo.storage import storage_errors
     from hpo.sweep import last_run, open_sweep
-    from hpo.view import Board
+    from hpo.view import describe_progress
 
     url, opened = _open(storage)
     with storage_errors(url):
         sweep = open_sweep(opened, study or _last(last_run(opened)))
-        total = sweep.slots.total()
-        board = Board(sweep, total)
-        typer.echo(f"study {sweep.spec.name}: {board.ending()}")
-        counts = board.counts
-        typer.echo(
-            f"slots: {counts.done} done, {counts.leased} leased, {counts.released} interrupted, {counts.open} not begun"
-        )
-        for number, owner in sorted(sweep.slots.owners().items()):
-            typer.echo(f"trial {number}: {owner}")
+        companion = None if sweep.spec.replication is not None else find_finalists(sweep)
+        for each in [sweep] if companion is None else [sweep, companion]:
+            for line in describe_progress(each):
+                typer.echo(line)
 
 
 @app.command()
@@ -319,6 +359,15 @@ def dashboard(
         serve(opened.storage, Home.from_environment(), door, typer.echo)
 
 
+def _session(request: Request, storage: str | None, timeout: float | None, **options: bool) -> Session:
+    from hpo.home import Home
+    from hpo.session import Session
+    from hpo.storage import storage_url
+
+    home = Home.from_environment()
+    return Session(request=request, url=storage_url(storage, home), home=home, timeout_min=timeout, **options)
+
+
 def _wish(workers: str, gpus: str | None, trials_per_gpu: int | None) -> Wish:
     from hpo.placement import Wish, parse_gpus, parse_workers
 
@@ -336,66 +385,6 @@ def _executor(kind: Literal["local", "ray", "slurm"], ray_address: str | None, s
             raise UsageError(f"--slurm takes KEY=VALUE, got {option!r}")
         options[key] = value
     return Executor(kind=kind, ray_address=ray_address, slurm_options=options)
-
-
-def _work(
-    make_ready: Callable[[Request, str, Home, Callable[[str], None]], Launch],
-    request: Request,
-    storage: str | None,
-    timeout: float | None,
-) -> None:
-    """Run workers before the user's eyes until the study is done or a stop is wanted."""
-    from hpo.errors import UsageError
-    from hpo.home import Home
-    from hpo.launch import connected_to, submit
-    from hpo.storage import storage_errors, storage_url
-    from hpo.view import Board
-
-    if timeout is not None and not timeout > 0:
-        raise UsageError(f"--timeout must be above 0 minutes, got {timeout:g}")
-    home = Home.from_environment()
-    url = storage_url(storage, home)
-    with connected_to(request.executor), storage_errors(url):
-        launch = make_ready(request, url, home, typer.echo)
-        name = launch.sweep.spec.name
-        board = Board(launch.sweep, launch.total)
-        typer.echo(launch.describe(board.counts))
-        if board.search_is_over():
-            typer.echo(f"nothing to do: {board.ending()}")
-        elif not launch.orders:
-            typer.echo(f"it waits for `hpo worker --study {quote(name)}`")
-        elif request.executor.kind == "slurm":
-            jobs = ", ".join(submit(launch))
-            typer.echo(f"submitted: {jobs}; `hpo status {name}` follows, `hpo stop {name}` ends it")
-        else:
-            _watch(launch, board, timeout)
-
-
-def _watch(launch: Launch, board: Board, timeout: float | None) -> None:
-    from rich.console import Console
-
-    from hpo.executors.stop import Stop
-    from hpo.launch import run_workers
-    from hpo.publishing import publishing
-    from hpo.view import open_view
-
-    stop = Stop(None if timeout is None else 60 * timeout)
-    with (
-        open_view(board, Console()) as view,
-        stop.on_signals(view.say),
-        publishing(launch.url, launch.sweep.spec.name, view.say) as also_hear,
-    ):
-
-        def hear(event: Event) -> None:
-            view.hear(event)
-            also_hear(event)
-
-        run_workers(launch, hear, view.pulse, stop)
-    board.try_to_refresh()
-    reason = stop.reason or ("" if board.search_is_over() else "somebody asked for it by `hpo stop`")
-    typer.echo(f"{board.ending()}{f' ({reason}); run again to go on' if reason else ''}")
-    if stop.reason in SIGNALS:
-        raise typer.Exit(INTERRUPTED)
 
 
 def _open(flag: str | None, patience: Patience | None = None) -> tuple[str, Database]:

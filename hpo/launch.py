@@ -137,6 +137,34 @@ def join(request: Request, url: str, home: Home, announce: Callable[[str], None]
     return Launch(request=request, sweep=sweep, corpus=corpus, home=home, url=url, total=None, orders=orders)
 
 
+def join_search(request: Request, url: str, home: Home, announce: Callable[[str], None]) -> Launch:
+    """Open a study of the database and its text, without workers.
+
+    Raises:
+        HpoError, ModelError: what is wrong, in one line; nothing was changed.
+    """
+    with storage_errors(url):
+        sweep = open_sweep(open_database(url, create=False), request.study)
+        corpus = load_text(sweep.spec, request.data, sweep, home, announce)
+        check_same_text(sweep, corpus)
+    return Launch(request=request, sweep=sweep, corpus=corpus, home=home, url=url, total=None, orders=())
+
+
+def launch_finalists(search: Launch, companion: Sweep, announce: Callable[[str], None]) -> Launch:
+    """The finalists of a launched search, with workers where it had them.
+
+    Raises:
+        HpoError, ModelError: what is wrong, in one line.
+    """
+    request, url, home, corpus = search.request, search.url, search.home, search.corpus
+    device = _device(request, url)
+    with storage_errors(url):
+        stops = companion.slots.stops()
+        total = companion.slots.total()
+        orders = _orders(request, total, device, companion, stops, url, home, corpus, announce)
+    return Launch(request=request, sweep=companion, corpus=corpus, home=home, url=url, total=total, orders=orders)
+
+
 def run_workers(launch: Launch, on_event: Callable[[Event], None], on_pulse: Callable[[], None], stop: Stop) -> None:
     """Run the sweep's workers, here or on a Ray cluster, until its slots are done or a stop is wanted."""
     executor, slots = launch.request.executor, launch.sweep.slots
@@ -279,7 +307,8 @@ def _orders(
         peak = _peak_memory(sweep) if device == "cuda" else None
         granted = places(request.wish, device, counts.total, sweep.spec, corpus, peak, home.cache, announce)
     else:
-        granted = [Place(device=device, threads=executor.cpus_per_worker)] * _cluster_workers(request, device, counts)
+        workers = _cluster_workers(request, device, sweep.spec, counts)
+        granted = [Place(device=device, threads=executor.cpus_per_worker)] * workers
     crew = "worker" if total is not None else f"{platform.node()}-{os.getpid()}"
     orders = []
     for number, place in enumerate(granted[: counts.total]):
@@ -301,13 +330,13 @@ def _orders(
     return tuple(orders)
 
 
-def _cluster_workers(request: Request, device: Profile, counts: SlotCounts) -> int:
+def _cluster_workers(request: Request, device: Profile, spec: StudySpec, counts: SlotCounts) -> int:
     """How many workers a cluster is asked for: as many as it holds, on CPUs not more than the sampler can use."""
     if request.wish.workers is not None:
         return request.wish.workers
     address, cpus = request.executor.ray_address, request.executor.cpus_per_worker
     gpus = _gpus_per_worker(request) if device == "cuda" else 0.0
-    return min(ray_places(address, gpus, cpus_per_worker=cpus), most_workers(counts.total))
+    return min(ray_places(address, gpus, cpus_per_worker=cpus), most_workers(spec, counts.total))
 
 
 def _peak_memory(sweep: Sweep) -> int | None:

@@ -80,9 +80,12 @@ def parse_gpus(text: str | None) -> tuple[int, ...] | None:
     return gpus
 
 
-def most_workers(total: int) -> int:
-    """How many workers a study of so many trials can use before its sampler has little to learn from."""
-    return max(1, total // TRIALS_PER_WORKER)
+def most_workers(spec: StudySpec, total: int) -> int:
+    """How many workers a study of so many trials can use before its sampler has little to learn from.
+
+    Finalists have no sampler: there each trial may have its own.
+    """
+    return total if spec.replication is not None else max(1, total // TRIALS_PER_WORKER)
 
 
 def check_wish(wish: Wish, device: str, gpus: int = 0) -> None:
@@ -141,7 +144,7 @@ def places(
     cores = cpu_cores()
     workers = wish.workers
     if workers is None:
-        most = min(cores, most_workers(total))
+        most = min(cores, most_workers(spec, total))
         workers = 1 if most == 1 else _best_on_cpu(spec, corpus, most, cores, cache, announce)
     workers = min(workers, total)
     return [Place(device="cpu", threads=max(1, cores // workers))] * workers

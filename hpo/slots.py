@@ -167,6 +167,12 @@ class Slots:
         """Store another record in place of the standing one."""
         self._write_study(record=json.dumps(record))
 
+    def revise_record(self, old: dict[str, Any], new: dict[str, Any]) -> bool:
+        """Store a record that was made from the standing one. False: another is standing, and stays."""
+        mine = (_studies.study_id == self.study_id) & (_studies.record.in_([json.dumps(old), json.dumps(new)]))
+        write = schema.studies.update().where(mine).values(record=json.dumps(new))
+        return self._in_transaction(lambda connection: connection.execute(write).rowcount) == 1
+
     def stops(self) -> int:
         """How often a stop was asked of all workers; who began at a lower count leaves."""
         mine = sa.select(_studies.stops).where(_studies.study_id == self.study_id)

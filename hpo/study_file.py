@@ -25,9 +25,10 @@ from model.tokenizer import TokenizerChoice, TokenizerKind
 
 Profile = Literal["cpu", "cuda"]
 T = TypeVar("T")
-Role = Literal["baseline", "known", "grid", "search"]
+Role = Literal["baseline", "known", "grid", "search", "finalist"]
 Objective = Literal["val_loss", "phi"]  # of a trial's last evaluation: nats per token, the less the better; Φ, the more
-PLANNED: tuple[Role, ...] = ("baseline", "known", "grid")  # roles of trials whose values the study file gives
+PLANNED: tuple[Role, ...] = ("baseline", "known", "grid", "finalist")  # of trials whose values no sampler chooses
+FINALISTS = "--finalists"  # ends the name of a companion study, and of no other
 SHARED = ("budget_tokens", "evaluations", "evaluation_tokens", "seed")  # never searched
 LARGEST = 2.0**53  # beyond it a float no longer holds every whole number
 Positive = Annotated[int, Field(gt=0, le=1_000_000)]
@@ -129,6 +130,52 @@ class StoppingSection(_Section):
     trials_without_improvement: Positive | None = None
 
 
+class FinalistsSection(_Section):
+    """What is run again after the search, beside the baseline; either at 0: nothing is."""
+
+    count: int = Field(ge=0, le=100)  # the best so many configurations
+    replicates: int = Field(ge=0, le=1000)  # fresh seeds, the same for all of them
+
+
+# A verdict on k candidates takes 1 + log2(k / 0.05) pairs: 7 for three, 6 for one (docs/decisions.md, 2026-11-26).
+FINALISTS_BY_PROFILE: Mapping[str, Mapping[str, int]] = {
+    "cpu": {"count": 1, "replicates": 6},
+    "cuda": {"count": 3, "replicates": 7},
+}
+
+
+class Candidate(_Section):
+    """A configuration of the search that is run again."""
+
+    trial: int  # its number in the search
+    role: Literal["baseline", "finalist"]
+    parameters: dict[str, Scalar]  # the searched ones
+    val_loss: float  # of its one run in the search, by which it was chosen
+
+
+class Replication(_Section):
+    """What a companion study runs again. The program writes it; no study file has it."""
+
+    study: str  # the search
+    created_at: float | None = None  # of the search: tells it from another of its name
+    screened: int  # complete, feasible trials among which the candidates were chosen, the last time that some were
+    candidates: tuple[Candidate, ...] = Field(strict=False)
+    seeds: tuple[int, ...] = Field(strict=False)
+    runs: tuple[tuple[int, int], ...] = Field(strict=False)  # by slot: candidate and seed; only ever added to
+    rounds: tuple[int, ...] = Field(strict=False)  # seeds that were planned, each time that there were more
+
+    @field_validator("runs", mode="before")
+    @classmethod
+    def _pairs(cls, runs: Any) -> Any:
+        return [tuple(run) for run in runs]  # JSON knows no tuples
+
+    def planned(self) -> tuple[tuple[Role, dict[str, Scalar]], ...]:
+        """Role and values of each run, in the order of the slots."""
+        candidates = {candidate.trial: candidate for candidate in self.candidates}
+        chosen = ((candidates[trial], seed) for trial, seed in self.runs)
+        return tuple((candidate.role, {**candidate.parameters, "seed": seed}) for candidate, seed in chosen)
+
+
 class StudySpec(_Section):
     """A complete, validated study, with the profile's overrides applied."""
 
@@ -145,6 +192,25 @@ class StudySpec(_Section):
     sampler: SamplerSection = SamplerSection()
     pruner: PrunerSection = PrunerSection()
     stopping: StoppingSection = StoppingSection()
+    finalists: FinalistsSection
+    replication: Replication | None = None  # of companion studies
+
+    @model_validator(mode="before")
+    @classmethod
+    def _finalists_by_profile(cls, content: Any) -> Any:
+        """What a file leaves out of `[finalists]` is what its profile's hardware can afford."""
+        given, objectives = content.get("finalists", {}), content.get("objectives", ())
+        if not isinstance(given, Mapping):
+            return content
+        several = isinstance(objectives, list | tuple) and len(objectives) > 1
+        usual = {"count": 0, "replicates": 0} if several else FINALISTS_BY_PROFILE.get(str(content.get("profile")), {})
+        return {**content, "finalists": {**usual, **given}}
+
+    @model_validator(mode="after")
+    def _name_is_no_companions(self) -> StudySpec:
+        if self.replication is None and self.name.endswith(FINALISTS):
+            raise ValueError(f"name: {FINALISTS} at its end is for studies that the program makes, got {self.name!r}")
+        return self
 
     @field_validator("name")
     @classmethod
@@ -168,6 +234,8 @@ class StudySpec(_Section):
             raise ValueError(
                 "stopping.trials_without_improvement: with two objectives no trial is the best to improve on"
             )
+        if len(self.objectives) > 1 and self.finalists.count and self.finalists.replicates:
+            raise ValueError("finalists: with two objectives no trial is the best; leave them out")
         return self
 
     @model_validator(mode="after")
@@ -178,7 +246,8 @@ class StudySpec(_Section):
         _named("run", "", build_run, self.run)
         _named("text", "", lambda: self.text.choice)
         for name, dimension in self.search.items():
-            _check_dimension(name, dimension)
+            if self.replication is None or name != "seed":
+                _check_dimension(name, dimension)
             for value in dimension.corners:
                 _named("search", name, self.run_with, {name: _typed(name, value)})
         for place, given in enumerate((self.baseline, *self.known)):
@@ -214,7 +283,12 @@ class StudySpec(_Section):
         return build_run({**self.run, **parameters})
 
     def planned(self) -> tuple[tuple[Role, dict[str, Scalar]], ...]:
-        """What is run first, in order: the baseline, known configurations, and a grid's remaining points."""
+        """What is run first, in order: the baseline, known configurations, and a grid's remaining points.
+
+        Of a companion study: all of its runs.
+        """
+        if self.replication is not None:
+            return self.replication.planned()
         wanted: list[tuple[Role, dict[str, Scalar]]] = [("baseline", self._complete(self.baseline))]
         wanted += [("known", self._complete(given)) for given in self.known]
         wanted += [("grid", point) for point in self._grid()] if self.sampler.kind == "grid" else []
@@ -225,7 +299,9 @@ class StudySpec(_Section):
         return tuple(plan)
 
     def most_trials(self) -> int | None:
-        """How many different trials there are: a grid's size, or None for no limit."""
+        """How many different trials there are: a grid's size, a companion's runs, or None for no limit."""
+        if self.replication is not None:
+            return len(self.replication.runs)
         return len(self.planned()) if self.sampler.kind == "grid" else None
 
     def identity(self) -> dict[str, Any]:
@@ -233,7 +309,8 @@ class StudySpec(_Section):
 
         The corpus is absent because its content counts, not the name under which it was found.
         """
-        content: dict[str, Any] = self.model_dump(mode="json", exclude={"description", "trials", "stopping", "profile"})
+        people = {"description", "trials", "stopping", "finalists", "replication", "profile"}
+        content: dict[str, Any] = self.model_dump(mode="json", exclude=people)
         del content["text"]["corpus"]
         content["run"] = {name: _typed(name, value) for name, value in self.run.items()}
         return content
@@ -306,6 +383,8 @@ def parse_study(text: str, origin: str, profile: Profile) -> StudySpec:
 
 
 def _validated(origin: str, content: dict[str, Any], profile: Profile) -> StudySpec:
+    if "replication" in content:
+        raise StudyFileError(f"{origin}: replication: unknown key")
     try:
         return StudySpec.model_validate({**content, "profile": profile})
     except ValidationError as error:

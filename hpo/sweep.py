@@ -17,7 +17,8 @@ from hpo.errors import StudyError
 from hpo.search_space import AttentiveStudy, make_pruner, make_sampler
 from hpo.slots import LEASE_S, Lease, LeaseLost, Slots, TrialOutcome
 from hpo.storage import Database
-from hpo.study_file import Objective, StudySpec
+from hpo.study_file import Objective, Role, StudySpec
+from model.config import Scalar
 
 STUDY_ATTRIBUTE = "hpo:study"
 LAST_RUN_ATTRIBUTE = "hpo:last_run"
@@ -38,6 +39,11 @@ class Sweep:
     record: dict[str, Any]
 
     def __post_init__(self) -> None:
+        self._read_record()
+        self.storage = self.database.storage
+        self.asking = AttentiveStudy(self.study.study_name, self.storage, pruner=make_pruner(self.spec))
+
+    def _read_record(self) -> None:
         try:
             self.spec = StudySpec.model_validate(self.record["spec"])
         except ValidationError as error:
@@ -46,8 +52,6 @@ class Sweep:
             raise StudyError(
                 f"study {name!r} was made by version {made_by} of this program, which alone reads it"
             ) from error
-        self.storage = self.database.storage
-        self.asking = AttentiveStudy(self.study.study_name, self.storage, pruner=make_pruner(self.spec))
         self.plan = self.spec.planned()
 
     @property
@@ -84,11 +88,14 @@ class Sweep:
         return optuna.Trial(self.asking, self.trial_id(number))
 
     def _create(self, lease: Lease) -> int:
-        role, parameters = self.plan[lease.slot] if lease.slot < len(self.plan) else ("search", {})
+        role, parameters = self._planned(lease.slot)
+        candidate = (
+            {} if self.spec.replication is None else {"hpo:candidate": self.spec.replication.runs[lease.slot][0]}
+        )
         template = optuna.trial.create_trial(
             state=TrialState.RUNNING,
             system_attrs={"fixed_params": parameters},  # as Study.enqueue_trial stores them
-            user_attrs={"hpo:slot": lease.slot, "hpo:role": role},
+            user_attrs={"hpo:slot": lease.slot, "hpo:role": role, **candidate},
         )
         try:
             with self.slots.fence(lease, binds=True) as fence:
@@ -99,6 +106,21 @@ class Sweep:
         if number is None:
             raise LeaseLost
         return number
+
+    def revise(self, record: dict[str, Any]) -> bool:
+        """Store a record that was made from this one. False: another was stored meanwhile, and is read instead."""
+        stored = self.slots.revise_record(self.record, record)
+        self.record = record if stored else self.slots.record() or self.record
+        self._read_record()
+        return stored
+
+    def _planned(self, slot: int) -> tuple[Role, dict[str, Scalar]]:
+        """Role and values of a slot's trial; no values: the sampler's choice."""
+        if slot >= len(self.plan) and self.spec.replication is not None:  # planned since this worker began
+            self.record = self.slots.record() or self.record
+            self._read_record()
+            return self.plan[slot]
+        return self.plan[slot] if slot < len(self.plan) else ("search", {})
 
     def settle(self, lease: Lease, number: int, outcome: TrialOutcome) -> None:
         """Tell Optuna how a trial ended and mark its slot, in one transaction. A second call changes nothing."""

@@ -27,13 +27,14 @@ from hpo.home import Home
 from hpo.notes import moved
 from hpo.slots import Slots
 from hpo.storage import Database, open_database, storage_errors
+from hpo.study_file import FINALISTS
 from hpo.sweep import STUDY_ATTRIBUTE, load_study, study_names
 
 COPYING_ATTRIBUTE = "hpo:copying"  # in a copy: who makes it, until it is whole; then empty
 
 
 def copy_studies(source_url: str, target_url: str, name: str | None, home: Home) -> Iterator[str]:
-    """Copy one study or all; a line for each that is done.
+    """Copy one study with its finalists, or all; a line for each that is done.
 
     A copy is a study of its own, with its own uid and checkpoints: those that this machine has are linked, or copied
     where links are not to be had. One that was interrupted is begun again.
@@ -45,7 +46,7 @@ def copy_studies(source_url: str, target_url: str, name: str | None, home: Home)
     with contextlib.ExitStack() as stack:
         with storage_errors(source_url):
             source = stack.enter_context(contextlib.closing(open_database(source_url, create=False)))
-            originals = [_read(source, each) for each in (study_names(source) if name is None else [name])]
+            originals = [_read(source, each) for each in _names(source, name)]
         with storage_errors(target_url):
             target = stack.enter_context(contextlib.closing(open_database(target_url, create=True)))
             schema.check(target.engine)
@@ -53,6 +54,13 @@ def copy_studies(source_url: str, target_url: str, name: str | None, home: Home)
                 _make_room(target, original.name)
             for original in originals:
                 yield _write(target, original, home)
+
+
+def _names(source: Database, name: str | None) -> list[str]:
+    present = study_names(source)
+    if name is None:
+        return present
+    return [name, *(each for each in present if each == name + FINALISTS)]
 
 
 @dataclass(frozen=True, kw_only=True)

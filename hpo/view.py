@@ -48,7 +48,7 @@ class Board:
     def refresh(self) -> None:
         """Read counts and best trials from the database."""
         self.counts = self.sweep.slots.counts(self.slots)
-        self.front = self.sweep.front()
+        self.front = [] if self.sweep.spec.replication is not None else self.sweep.front()  # of one seed's luck there
 
     def try_to_refresh(self) -> None:
         """The same, but what was known stands while the database is away."""
@@ -184,6 +184,17 @@ class LiveTable(Lines):
 def open_view(board: Board, console: Console) -> Lines:
     """The view that suits the console."""
     return LiveTable(board, console) if console.is_terminal else Lines(board, console)
+
+
+def describe_progress(sweep: Sweep) -> list[str]:
+    """How far a study is, and who works on it."""
+    board = Board(sweep, sweep.slots.total())
+    counts = board.counts
+    return [
+        f"study {sweep.spec.name}: {board.ending()}",
+        f"slots: {counts.done} done, {counts.leased} leased, {counts.released} interrupted, {counts.open} not begun",
+        *(f"trial {number}: {owner}" for number, owner in sorted(sweep.slots.owners().items())),
+    ]
 
 
 def drained(slots: Slots, say: Callable[[str], None]) -> None:

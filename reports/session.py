@@ -6,13 +6,25 @@ from reports.catalogue import Catalogue
 from reports.findings import Findings
 from reports.layout import Document
 from reports.sections.charts import charts
+from reports.sections.insights import insights
 from reports.sections.lessons import discoveries
 from reports.sections.next_steps import next_steps
 from reports.sections.objectives import objectives, session_head
 from reports.sections.results import configuration, generation, results
 from reports.sections.success import success
 
-SECTIONS = (session_head, objectives, results, charts, generation, configuration, discoveries, success, next_steps)
+SECTIONS = (
+    session_head,
+    objectives,
+    results,
+    charts,
+    generation,
+    configuration,
+    insights,
+    discoveries,
+    success,
+    next_steps,
+)
 
 
 def session(findings: Findings, say: Catalogue) -> Document:

@@ -224,6 +224,26 @@ def pooled_deviation(groups: Sequence[Sequence[float]]) -> tuple[float, int] | N
     return math.sqrt(sum(float(((array - array.mean()) ** 2).sum()) for array in arrays) / degrees), degrees
 
 
+def paired_deviation(losses_CS: ArrayLike) -> tuple[float, int] | None:
+    """Standard deviation of runs that share their seed, and its degrees of freedom.
+
+    It is what is left when each candidate's and each seed's mean are taken off; a difference of two runs under one seed
+    deviates by √2 times as much.
+
+    Args:
+        losses_CS: a row for each candidate, a column for each seed.
+
+    Returns:
+        None for fewer than two candidates or two seeds.
+    """
+    losses = np.atleast_2d(np.asarray(losses_CS, dtype=np.float64))
+    degrees = (losses.shape[0] - 1) * (losses.shape[1] - 1)
+    if degrees < 1:
+        return None
+    rest_CS = losses - losses.mean(axis=1, keepdims=True) - losses.mean(axis=0) + losses.mean()
+    return math.sqrt(float((rest_CS**2).sum()) / degrees), degrees
+
+
 def smallest_visible(deviation: float, degrees: int, level: float = 1 - ALPHA) -> float:
     """How far apart two single runs must be before their seeds are no likely reason, in nats.
 

@@ -7,11 +7,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-import numpy as np
-
 from reports import statistics
 from reports.attributes import Scalar
-from reports.finalists.records import Candidate, FinalistsRecord, TestEvaluation
+from reports.finalists.records import Candidate, FinalistsRecord, HeldOutEvaluation
 from reports.statistics import ALPHA, Interval
 
 ENOUGH_DEGREES = 10  # of freedom, for the study's own seed noise to replace the assumed one: its error is a fifth then
@@ -43,6 +41,7 @@ class CandidateJudgement:
     deviation: float | None  # of one replicate, by its seed; None: fewer than two
     shrunk_val_loss: float | None  # empirical Bayes, over the common seeds
     screening_val_loss: float | None
+    screening_difference: float | None  # of its single run to the baseline's, under one seed: luck and choice included
     probability_best: float | None  # over the common seeds; None: fewer than two of them, or the candidate is unstable
     pairs: int  # seeds under which both it and the baseline are complete
     missing_pairs: int  # planned for both, and not there
@@ -62,13 +61,6 @@ class CandidateJudgement:
         """The difference as per cent of the baseline's perplexity; below 0: better."""
         return None if self.difference is None else percent_of(self.difference)
 
-    @property
-    def regression(self) -> float | None:
-        """How much worse it is under fresh seeds than in its one run of the search: the luck that chose it."""
-        if self.mean_val_loss is None or self.screening_val_loss is None:
-            return None
-        return self.mean_val_loss - self.screening_val_loss
-
 
 @dataclass(frozen=True, kw_only=True)
 class SeedNoise:
@@ -77,6 +69,8 @@ class SeedNoise:
     deviation: float  # standard deviation of one run, in nats per token: also of log-perplexity
     degrees: int  # of freedom
     candidates: int  # with two complete replicates or more
+    paired_deviation: float | None  # what is left of it where runs share their seed; None: it takes two by two runs
+    paired_degrees: int
 
     @property
     def percent(self) -> float:
@@ -110,8 +104,8 @@ class Judgement:
     noise: SeedNoise | None
     screened: int | None
     expected_optimism: float | None  # in nats: how far the best of the screened runs was to look better than it is
-    test: TestEvaluation | None  # the first, whosever it is
-    later_tests: tuple[TestEvaluation, ...]
+    test: HeldOutEvaluation | None  # the first, whosever it is
+    later_tests: tuple[HeldOutEvaluation, ...]
 
     @property
     def verdict_possible(self) -> bool:
@@ -138,9 +132,8 @@ def judge(record: FinalistsRecord) -> Judgement:
         record: the finalists, as `read_finalists` gives them.
     """
     baseline = next((each for each in record.candidates if each.is_baseline), None)
-    stable = [each for each in record.candidates if each.losses() and not each.count("lost")]
-    common = [seed for seed in record.seeds if stable and all(seed in each.losses() for each in stable)]
-    table = [[each.losses()[seed] for seed in common] for each in stable]
+    stable = _stable(record)
+    common, table = _common(stable, record.seeds), _table(stable, record.seeds)
     pairs = {each.trial: _pairs(each, baseline) for each in record.candidates if baseline and each is not baseline}
     adjusted = _adjusted(pairs)
     judged = _Shared(
@@ -179,7 +172,27 @@ def seed_noise(record: FinalistsRecord) -> SeedNoise | None:
     pooled = statistics.pooled_deviation(groups)
     if pooled is None:
         return None
-    return SeedNoise(deviation=pooled[0], degrees=pooled[1], candidates=sum(len(group) > 1 for group in groups))
+    paired, degrees = statistics.paired_deviation(_table(_stable(record), record.seeds)) or (None, 0)
+    return SeedNoise(
+        deviation=pooled[0],
+        degrees=pooled[1],
+        candidates=sum(len(group) > 1 for group in groups),
+        paired_deviation=paired,
+        paired_degrees=degrees,
+    )
+
+
+def _stable(record: FinalistsRecord) -> list[Candidate]:
+    return [each for each in record.candidates if each.losses() and not each.count("lost")]
+
+
+def _common(stable: list[Candidate], seeds: Sequence[int]) -> list[int]:
+    return [seed for seed in seeds if stable and all(seed in each.losses() for each in stable)]
+
+
+def _table(stable: list[Candidate], seeds: Sequence[int]) -> list[list[float]]:
+    """A row for each candidate, a column for each seed that all of them have."""
+    return [[each.losses()[seed] for seed in _common(stable, seeds)] for each in stable]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -211,6 +224,7 @@ def _judgement(candidate: Candidate, judged: _Shared) -> CandidateJudgement:
         deviation=None if spread is None else spread[0],
         shrunk_val_loss=judged.shrunk.get(candidate.trial),
         screening_val_loss=candidate.screening_val_loss,
+        screening_difference=_screening_difference(candidate, judged.baseline),
         probability_best=judged.best.get(candidate.trial),
         pairs=len(pairs),
         missing_pairs=0 if candidate.is_baseline else planned - len(pairs),
@@ -220,6 +234,12 @@ def _judgement(candidate: Candidate, judged: _Shared) -> CandidateJudgement:
         p_adjusted=judged.adjusted.get(candidate.trial),
         standing=_standing(candidate, pairs, judged),
     )
+
+
+def _screening_difference(candidate: Candidate, baseline: Candidate | None) -> float | None:
+    if candidate.screening_val_loss is None or baseline is None or baseline.screening_val_loss is None:
+        return None
+    return candidate.screening_val_loss - baseline.screening_val_loss
 
 
 def _standing(candidate: Candidate, pairs: list[float], judged: _Shared) -> Standing:
@@ -257,20 +277,17 @@ def _tied(winner: Candidate, stable: list[Candidate]) -> tuple[int, ...]:
 
 def _shrunk(table_CS: list[list[float]]) -> list[float] | None:
     """Means over the common seeds, shrunk by the noise of pairs: what moves all candidates alike is none."""
-    losses = np.asarray(table_CS)
-    degrees = (losses.shape[0] - 1) * (losses.shape[1] - 1)
-    if degrees < 1:
+    paired = statistics.paired_deviation(table_CS)
+    if paired is None:
         return None
-    means_C = losses.mean(axis=1)
-    rest_CS = losses - means_C[:, None] - losses.mean(axis=0) + losses.mean()
-    variance = float((rest_CS**2).sum()) / degrees / losses.shape[1]
-    return [float(score) for score in statistics.shrink(means_C, variance).scores]
+    means = [sum(row) / len(row) for row in table_CS]
+    return [float(score) for score in statistics.shrink(means, paired[0] ** 2 / len(table_CS[0])).scores]
 
 
 def _optimism(record: FinalistsRecord, noise: SeedNoise | None) -> float | None:
     if noise is None or record.screened is None:
         return None
-    return statistics.expected_optimism(record.screened, noise.deviation)
+    return statistics.expected_optimism(record.screened, noise.paired_deviation or noise.deviation)
 
 
 def _by_trial(candidates: list[Candidate], values: Sequence[float] | None) -> dict[int, float]:

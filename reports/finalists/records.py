@@ -54,7 +54,7 @@ class Candidate:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TestScore:
+class HeldOutScore:
     """One replicate of the winner on the test split."""
 
     seed: int | None
@@ -66,12 +66,12 @@ class TestScore:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TestEvaluation:
+class HeldOutEvaluation:
     """A look at the test split. The first is worth something; later ones were chosen knowing it."""
 
     candidate: int  # number in the search
     evaluated_at: float | None  # seconds since 1970
-    scores: tuple[TestScore, ...]
+    scores: tuple[HeldOutScore, ...]
 
     @property
     def mean_loss(self) -> float:
@@ -89,7 +89,7 @@ class FinalistsRecord:
     seeds: tuple[int, ...]
     rounds: int  # times that seeds were planned; beyond one, some were added after a look at the others' results
     screened: int | None  # feasible complete trials among which the best were chosen, baseline included
-    tests: tuple[TestEvaluation, ...]  # in the order in which they were made
+    tests: tuple[HeldOutEvaluation, ...]  # in the order in which they were made
 
     @property
     def planned_runs(self) -> int:
@@ -180,10 +180,10 @@ def _state(trial: TrialRecord) -> State:
     return "lost" if trial.outcome in ("complete", "diverged", "out_of_memory") else "failed"
 
 
-def _test(content: Mapping[str, object]) -> TestEvaluation | None:
+def _test(content: Mapping[str, object]) -> HeldOutEvaluation | None:
     candidate = whole(content, "candidate")
     scores = tuple(
-        TestScore(
+        HeldOutScore(
             seed=whole(each, "seed"),
             trial=whole(each, "trial"),
             loss=loss,
@@ -196,7 +196,7 @@ def _test(content: Mapping[str, object]) -> TestEvaluation | None:
     )
     if candidate is None or not scores:
         return None
-    return TestEvaluation(candidate=candidate, evaluated_at=number(content, "evaluated_at"), scores=scores)
+    return HeldOutEvaluation(candidate=candidate, evaluated_at=number(content, "evaluated_at"), scores=scores)
 
 
 def _list(value: object) -> Sequence[object]:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from reports.catalogue import Catalogue
 from reports.commands import replicate_command
 from reports.finalists import CandidateJudgement, Judgement, percent_of
-from reports.finalists.records import TestEvaluation
+from reports.finalists.records import HeldOutEvaluation
 from reports.findings import Findings
 from reports.formats import MISSING, bits_per_byte, percent, perplexity
 from reports.layout import Block, Section, bullets, fenced
@@ -114,6 +114,6 @@ def _test(judgement: Judgement, say: Catalogue) -> Markdown:
     return text if not again else Markdown(f"{text} {say('finalists.tested_again', n=again)}")
 
 
-def _bits(test: TestEvaluation) -> str:
+def _bits(test: HeldOutEvaluation) -> str:
     bits = [score.bits_per_byte for score in test.scores if score.bits_per_byte is not None]
     return bits_per_byte(sum(bits) / len(bits)) if len(bits) == len(test.scores) else MISSING

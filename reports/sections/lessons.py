@@ -12,6 +12,7 @@ from reports.layout import Section, bullets
 from reports.markdown import Markdown
 from reports.records import TrialRecord
 from reports.sections.winner import contenders
+from reports.sections.words import difference
 from reports.verdicts import SEED_NOISE_PERCENT, expected_optimism_percent
 
 
@@ -63,14 +64,14 @@ def _noise(findings: Findings, say: Catalogue) -> Iterator[Markdown]:
 
 
 def _optimism(findings: Findings, say: Catalogue) -> Iterator[Markdown]:
-    """How much the search's winner lost under fresh seeds."""
+    """What is left of the lead of the search's winner under fresh seeds."""
     leader, judgement = findings.comparison.winner, findings.judgement
     judged = None if leader is None or judgement is None else judgement.of(leader.number)
-    if judgement is None or judged is None or judged.regression is None:
+    if judgement is None or judged is None or judged.screening_difference is None or judged.percent is None:
         return
-    p = percent(abs(percent_of(judged.regression)))
-    key = "lessons.regressed" if judged.regression > 0 else "lessons.held"
-    yield say(key, number=judged.trial, n=judged.complete, p=p)
+    single = difference(percent_of(judged.screening_difference), say)
+    fresh = difference(judged.percent, say)
+    yield say("lessons.screened", number=judged.trial, n=judged.pairs, single=single, fresh=fresh)
     if judgement.expected_optimism is not None:
         expected = percent(percent_of(judgement.expected_optimism))
         yield say("lessons.expected_optimism", expected=expected, n=judgement.screened)

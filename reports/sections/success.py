@@ -43,7 +43,7 @@ def _blocks(findings: Findings, say: Catalogue) -> tuple[Markdown, ...]:
         return (say("success.baseline_won", number=baseline.number),)
     introduction = say("success.introduction", before=baseline.number, after=best.number)
     verdict = say("success.verdict", verdict=_worth(findings, best, say))
-    return (introduction, _table(baseline, best, say), verdict)
+    return (introduction, _table(findings, baseline, best, say), verdict)
 
 
 def _worth(findings: Findings, best: TrialRecord, say: Catalogue) -> Markdown:
@@ -53,10 +53,11 @@ def _worth(findings: Findings, best: TrialRecord, say: Catalogue) -> Markdown:
     return verdict_text(findings.comparison.verdicts[best.number], say)
 
 
-def _table(before: TrialRecord, after: TrialRecord, say: Catalogue) -> Markdown:
-    rows = tuple(
+def _table(findings: Findings, before: TrialRecord, after: TrialRecord, say: Catalogue) -> Markdown:
+    single = [
         (say(f"metric.{name}"), *_cells(value(before), value(after), shown)) for name, (value, shown) in METRICS.items()
-    )
+    ]
+    rows = (*_fresh(findings, before, after, say), *single)
     labels = {
         "metric": say("success.metric"),
         "before": say("success.before"),
@@ -68,3 +69,12 @@ def _table(before: TrialRecord, after: TrialRecord, say: Catalogue) -> Markdown:
 
 def _cells(before: float | None, after: float | None, shown: Shown) -> tuple[Markdown, Markdown, Markdown]:
     return Markdown(shown(before)), Markdown(shown(after)), percent_change(before, after)
+
+
+def _fresh(findings: Findings, before: TrialRecord, after: TrialRecord, say: Catalogue) -> list[tuple[Markdown, ...]]:
+    """The means under fresh seeds, where both have them."""
+    judged = [None if findings.judgement is None else findings.judgement.of(trial.number) for trial in (before, after)]
+    means = [each.mean_val_ppl for each in judged if each is not None]
+    if len(means) < len(judged):
+        return []
+    return [(say("success.fresh_ppl"), *_cells(means[0], means[1], perplexity))]

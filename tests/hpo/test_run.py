@@ -57,6 +57,8 @@ lambda_phi = 0.01
 dropout = 0.25
 [sampler]
 startup_trials = 3
+[finalists]
+replicates = {replicates}
 {more}
 """
 
@@ -71,11 +73,11 @@ class Place:
     def home(self) -> Home:
         return Home(self.root / "runs")
 
-    def study(
-        self, *, budget: int = 6400, top: str = "", run: str = "", more: str = "", name: str = "small.toml"
-    ) -> str:
+    def study(self, *, budget: int = 6400, replicates: int = 0, name: str = "small.toml", **parts: str) -> str:
+        """A study file; `parts` are its `top`, what is added to its `run`, and `more` sections."""
+        text = STUDY.format(**{"budget": budget, "replicates": replicates, "top": "", "run": "", "more": "", **parts})
         path = self.root / name
-        path.write_text(STUDY.format(budget=budget, top=top, run=run, more=more), encoding="utf-8")
+        path.write_text(text, encoding="utf-8")
         return str(path)
 
     def start(self, *arguments: str, **environment: str) -> subprocess.Popen[str]:
@@ -98,14 +100,18 @@ class Place:
     def run(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         return self.hpo("run", "--study", "small.toml", "--data", "text", *arguments)
 
-    def optuna_study(self) -> optuna.Study:
-        return optuna.load_study(study_name="small", storage=f"sqlite:///{self.home.database}")
+    def optuna_study(self, name: str = "small") -> optuna.Study:
+        return optuna.load_study(study_name=name, storage=f"sqlite:///{self.home.database}")
+
+    def checkpoints(self) -> int:
+        """How many there are."""
+        return len(list((self.home.root / "studies").glob("*/trial-*/checkpoint-*.pt")))
 
     def wait_for_checkpoint(self, seen: int) -> int:
         """Until a checkpoint is there that was not among the `seen` ones; their number."""
         until = time.monotonic() + 60
         while time.monotonic() < until:
-            there = len(list((self.home.root / "studies").glob("*/trial-*/checkpoint-*.pt")))
+            there = self.checkpoints()
             if there > seen:
                 return there
             time.sleep(0.02)
@@ -275,6 +281,66 @@ def test_a_killed_run_of_two_objectives_goes_on_and_ends_with_a_front(place: Pla
         f"trial {lowest} has the lowest validation loss"
         in place.hpo("train", "--from", "small", "--epochs", "1").stdout
     )
+
+
+def test_finalists_follow_the_search_survive_kills_and_let_the_winner_look_at_the_test_split_once(place: Place) -> None:
+    place.study(budget=25_000, replicates=2)
+    arguments = ("run", "--study", "small.toml", "--data", "text", "--trials", "3", "--workers", "2")
+    assert place.hpo(*arguments, "--no-finalists").returncode == 0
+    search = place.optuna_study()
+    assert optuna.get_all_study_names(f"sqlite:///{place.home.database}") == ["small"]
+    checkpoints = place.checkpoints()
+    for _ in range(2):
+        process = place.start(*arguments)
+        checkpoints = place.wait_for_checkpoint(checkpoints)
+        os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+    last = place.hpo(*arguments)
+    assert last.returncode == 0, last.stderr
+    assert "finalists of small: trial" in last.stdout
+    assert "4 of 4 trials finished" in last.stdout
+    assert "no verdict: it takes 6 seeds" in last.stdout
+    assert place.optuna_study().trials == search.trials, "the search stays what it was"
+
+    study = place.optuna_study("small--finalists")
+    assert all(trial.state is optuna.trial.TrialState.COMPLETE for trial in study.trials)
+    assert any(trial.user_attrs["hpo:continued"] for trial in study.trials), "no kill hit a trial with a checkpoint"
+    assert sorted(trial.user_attrs["hpo:slot"] for trial in study.trials) == [0, 1, 2, 3]
+    for trial in study.trials:
+        history = trial.user_attrs["hpo:history"]
+        undisturbed = undisturbed_history(place, trial)
+        assert [without_clocks(each) for each in history] == [without_clocks(each) for each in undisturbed]
+    (look,) = study.user_attrs["hpo:test_split"]
+    assert [score["seed"] for score in look["scores"]] == [2, 3]
+    assert all(score["loss"] > 1 for score in look["scores"])
+
+    again = place.hpo(*arguments)
+    assert "nothing to do: 4 of 4 trials finished" in again.stdout
+    assert "test split" not in again.stdout
+    status = place.hpo("status")
+    assert "study small: 3 of 3" in status.stdout
+    assert "study small--finalists: 4 of 4" in status.stdout
+    more = place.hpo("replicate", "--replicates", "3", "--test-again")
+    assert more.returncode == 0, more.stderr
+    assert "6 of 6 trials finished" in more.stdout
+    assert [len(look["scores"]) for look in place.optuna_study("small--finalists").user_attrs["hpo:test_split"]] == [
+        2,
+        3,
+    ]
+    assert_one_line(place.hpo("replicate", "--replicates", "0"), "--replicates", "at least 1")
+
+
+def test_finalists_wait_for_workers_from_elsewhere(place: Place) -> None:
+    place.study(replicates=1)
+    assert place.run("--trials", "3", "--no-finalists").returncode == 0
+    waiting = place.hpo("replicate", "small", "--workers", "0")
+    assert "it waits for `hpo worker --study small--finalists`" in waiting.stdout
+    worker = place.hpo("worker", "--study", "small--finalists", "--workers", "1")
+    assert worker.returncode == 0, worker.stderr
+    assert "2 of 2 trials finished" in worker.stdout
+    last = place.run("--trials", "3")
+    assert "lowest mean: trial" in last.stdout
+    assert "test split, seed 2: ppl" in last.stdout
 
 
 def test_workers_of_a_killed_supervisor_leave_and_their_trials_go_on(place: Place) -> None:

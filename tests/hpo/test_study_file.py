@@ -434,6 +434,10 @@ OPERATIONAL: dict[str, dict[str, Any]] = {
     "description": {"description": "another sentence"},
     "trials": {"trials": 11},
     "stopping": {"stopping": {"trials_without_improvement": 5}},
+    "finalists": {"finalists": {"count": 2}},
+    "replication": {
+        "replication": {"study": "toy", "screened": 1, "candidates": [], "seeds": [2], "runs": [], "rounds": [1]}
+    },  # no study file has it
     "text.corpus": {"text": {"corpus": "python-docs"}},
     "profile": {"profile": "cuda"},  # what it changes is in the other sections
 }

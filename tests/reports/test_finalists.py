@@ -48,7 +48,7 @@ def test_seven_pairs_of_one_sign_are_a_verdict() -> None:
     assert best.p_adjusted == pytest.approx(3 * 2 / 2**7)
     assert best.mean_val_ppl == pytest.approx(math.exp(best.mean_val_loss or 0))
     assert best.probability_best == pytest.approx(1.0, abs=0.001)
-    assert best.regression == pytest.approx((best.mean_val_loss or 0) - 4.91)
+    assert best.screening_difference == pytest.approx(0.01)
     assert judgement.winner == 3
     assert judgement.tied == ()
     assert judgement.is_complete
@@ -160,10 +160,19 @@ def test_shrunk_scores_lie_between_the_means_and_their_mean() -> None:
         assert abs(each.shrunk_val_loss - center) <= abs(means[each.trial] - center)
 
 
-def test_optimism_is_that_of_the_best_of_all_screened_runs() -> None:
+def test_noise_that_moves_all_candidates_alike_is_none_between_pairs() -> None:
+    noise = seed_noise(record_of({0: [*BASELINE], 3: shifted(-0.5)}))
+    assert noise is not None
+    assert noise.paired_deviation == pytest.approx(np.std(NOISE, ddof=1) / math.sqrt(2))
+    assert noise.paired_deviation < noise.deviation / 5
+    assert noise.paired_degrees == 6
+
+
+def test_optimism_is_that_of_the_best_of_all_screened_runs_under_one_seed() -> None:
     judgement = judged({0: [*BASELINE], 3: shifted(-0.05)}, screened=10)
     assert judgement.noise is not None
-    assert judgement.expected_optimism == pytest.approx(1.5388 * judgement.noise.deviation, rel=1e-3)
+    assert judgement.noise.paired_deviation is not None
+    assert judgement.expected_optimism == pytest.approx(1.5388 * judgement.noise.paired_deviation, rel=1e-3)
 
 
 def test_the_first_look_at_the_test_split_counts_and_later_ones_are_named() -> None:

@@ -95,7 +95,12 @@ def test_the_test_split_is_told_or_said_to_be_untouched():
 
 def test_lessons_tell_how_much_the_search_flattered():
     document = report({0: around(5.0), 1: around(4.95), 2: around(4.99)})
-    assert "The winner of the search, trial 1, had been flattered" in document
+    assert "trial 1, was 1.0 % worse than the baseline in its single run; under 7 fresh seeds it is 4.9 %" in document
+
+
+def test_success_has_the_mean_of_the_fresh_seeds():
+    document = report({0: around(5.0), 1: around(4.6)})
+    assert re.search(r"\| Mean PPL under fresh seeds +\| 157\.25 +\| 105\.28 +\| −33\.0 % +\|", document)
 
 
 @pytest.mark.parametrize("language", ["en", "es"])
