@@ -109,6 +109,7 @@ def test_a_trial_has_its_note_and_its_files(page: Page, site: str, tmp_path: Pat
     assert "hpo train --from" in words
     assert "checkpoint.pt" in words
     assert "history.csv" in words
+    assert page.evaluate("document.documentElement.scrollWidth") <= 1400, "nothing lies beyond the window"
     for name, check in (("checkpoint.pt", _is_checkpoint), ("history.csv", _is_history)):
         with page.expect_download() as download:
             page.locator(f"a[download='{name}']").first.click()
