@@ -16,7 +16,7 @@ import signal
 import socket
 import sys
 import urllib.parse
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from socketserver import ThreadingMixIn
@@ -35,6 +35,13 @@ from hpo.home import Home
 
 CLIENT_PATIENCE_S = 60.0  # with a client that says nothing
 UNREAD_BYTES = 1 << 20  # read of a refused request: a connection closed on unread data loses the answer on its way
+# The page of a trial is as wide as its longest attribute is long, thousands of pixels: values break into lines here.
+# So do commands in notes, and the cells of their tables stand apart.
+STYLE = b"""<style>
+p.MuiTypography-root { white-space: normal !important; overflow-wrap: anywhere; }
+pre, pre code, pre code * { white-space: pre-wrap !important; overflow-wrap: anywhere; }
+td, th { padding: 2px 8px; }
+</style>"""
 SAFE_METHODS = ("GET", "HEAD", "OPTIONS")  # which change nothing
 SECURITY_HEADERS = [("X-Frame-Options", "SAMEORIGIN")]  # in a foreign page's frame, its clicks would land here
 # A trial's file may be a page: its scripts must not act as the dashboard, nor another type be read into it. The
@@ -114,7 +121,7 @@ def open_server(storage: BaseStorage, home: Home, door: Door) -> WSGIServer:
         reason = "is taken" if error.errno == errno.EADDRINUSE else f"cannot be used ({error.strerror})"
         raise UsageError(f"port {door.port} {reason}; choose another with --port") from error
     app = wsgi(storage, artifact_store=ArtifactFolder(home))
-    server.set_app(guarded(app, door.password))
+    server.set_app(guarded(styled(app), door.password))
     return server
 
 
@@ -152,6 +159,33 @@ def guarded(app: WSGIApplication, password: str | None) -> WSGIApplication:
         return [f"{reason}\n".encode()]
 
     return guard
+
+
+def styled(app: WSGIApplication) -> WSGIApplication:
+    """Put a style of our own at the end of an application's pages."""
+
+    def answer(environ: WSGIEnvironment, start_response: StartResponse) -> Iterator[bytes]:
+        ending = b""
+
+        def start(status: str, headers: list[tuple[str, str]], *error: Any) -> Callable[[bytes], object]:
+            nonlocal ending
+            kind = next((value for name, value in headers if name.lower() == "content-type"), "")
+            if status.startswith("200") and kind.startswith("text/html") and environ["REQUEST_METHOD"] == "GET":
+                ending = STYLE
+            longer = [
+                (name, str(int(value) + len(ending)) if name.lower() == "content-length" else value)
+                for name, value in headers
+            ]
+            return start_response(status, longer, *error)
+
+        body = app(environ, start)
+        try:
+            yield from body
+            yield ending
+        finally:
+            getattr(body, "close", lambda: None)()
+
+    return answer
 
 
 def _knows(password: str, authorization: str) -> bool:

@@ -67,7 +67,7 @@ def studies_behind(database: Database) -> list[str]:
         schema.studies, studies.study_id == StudyModel.study_id
     )
     with database.engine.connect() as connection:
-        rows = list(connection.execute(query).tuples())
+        rows = list(connection.execute(query))
     return [str(name) for name, finished, text in rows if finished and _stamp(text).finished != finished]
 
 
@@ -84,7 +84,7 @@ def write_notes(database: Database, study_id: int, notes: Notes) -> bool:
         if not _take(connection, study_id):
             return False
         mine = sa.select(_attributes.c.key, _attributes.c.value_json).where(_of(study_id))
-        stored = {key: json.loads(text) for key, text in connection.execute(mine).tuples()}
+        stored = {key: json.loads(text) for key, text in connection.execute(mine)}
         if _stamp(json.dumps(stored.get(STAMP))).finished > notes.stamp.finished:
             return False
         wanted = {**_note_rows(notes, stored), **_figure_rows(notes), STAMP: vars(notes.stamp)}

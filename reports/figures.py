@@ -275,7 +275,8 @@ def _log_axis(figure: go.Figure, axis: str, values: Sequence[float]) -> None:
     if high - low > 5:
         figure.update_layout({axis: dict(type="log", exponentformat="power", dtick=max(1, round((high - low) / 6)))})
         return
-    steps = (1, 2, 5) if high - low < 2.5 else (1, 3) if high - low < 4 else (1,)
+    span = high - low
+    steps = (1, 1.5, 2, 3, 4, 5, 6, 8) if span < 0.8 else (1, 2, 5) if span < 2.5 else (1, 3) if span < 4 else (1,)
     ticks = [step * 10.0**decade for decade in decades for step in steps]
     figure.update_layout({axis: dict(type="log", tickvals=ticks, ticktext=[number(_short(tick)) for tick in ticks])})
 
