@@ -17,6 +17,11 @@ def meaning(spec: StudySpec) -> dict[str, Any]:
     return {"runs_version": RUNS_VERSION, "presets": values}
 
 
+def runs_version(record: Mapping[str, Any]) -> int:
+    """The version of the runs of a study; the first one was not recorded."""
+    return int(record.get("meaning", {}).get("runs_version", 1))
+
+
 def check_same_meaning(spec: StudySpec, record: Mapping[str, Any]) -> None:
     """Refuse a study whose values would train other runs now than when it was made.
 
@@ -29,15 +34,15 @@ def check_same_meaning(spec: StudySpec, record: Mapping[str, Any]) -> None:
     Raises:
         StudyError: what was different.
     """
-    recorded = record.get("meaning", {"runs_version": 1, "presets": {}})  # 1: before there was a record of it
+    before = record.get("meaning", {}).get("presets", {})
     differences = [
-        f"{name} of {preset} was {recorded['presets'][preset][name]!r}, is {value!r}"
+        f"{name} of {preset} was {before[preset][name]!r}, is {value!r}"
         for preset, values in meaning(spec)["presets"].items()
         for name, value in values.items()
-        if value != recorded["presets"].get(preset, {}).get(name, value)
+        if value != before.get(preset, {}).get(name, value)
     ]
-    if recorded["runs_version"] != RUNS_VERSION:
-        differences = [f"runs were of version {recorded['runs_version']}, are of {RUNS_VERSION}"]
+    if runs_version(record) != RUNS_VERSION:
+        differences = [f"runs were of version {runs_version(record)}, are of {RUNS_VERSION}"]
     if differences:
         raise StudyError(
             f"study {spec.name!r} was made when equal values trained otherwise: {'; '.join(differences[:3])}; its "
