@@ -43,6 +43,7 @@ FAILURES_IN_A_ROW = 3  # after which a worker takes the fault to be the machine'
 BEYOND_A_TRIAL = (
     ModelError,
     OSError,
+    MemoryError,  # beside the training itself, which takes it for an outcome
     SQLAlchemyError,
     StorageInternalError,
 )  # faults that another trial would meet too
@@ -113,7 +114,7 @@ def work(order: WorkerOrder, link: Link) -> None:
                 if not (is_away(error) and link.stop_wanted()):
                     raise
                 logger.warning("left without a word to the database, which is away; the lease expires by itself")
-    except OSError as error:
+    except (OSError, MemoryError) as error:
         raise WorkerError(f"{order.name}: {error}; run again to go on") from error
 
 

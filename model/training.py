@@ -28,7 +28,7 @@ from model.checkpoint import load_checkpoint, save_checkpoint
 from model.config import RunConfig
 from model.errors import CheckpointError
 from model.evaluation import Evaluation, rows_where_short, score, too_good
-from model.hardware import compiles, forget_peak_memory, keep_freed_memory, peak_memory_bytes
+from model.hardware import compiles, forget_peak_memory, is_out_of_memory, keep_freed_memory, peak_memory_bytes
 from model.memory import Candidates
 from model.schedules import adapt_lambda, learning_rate_at, set_lambda
 from model.step import Measured, compiled_observe, make_optimizer, observe, total_loss
@@ -38,14 +38,6 @@ if TYPE_CHECKING:  # who trains needs no tokenizer
     from model.tokens import TokenizedCorpus
 
 EXPLODED_NATS = 1.0  # validation loss this far above that of a uniform guess: the run has diverged
-_MEMORY_SIGNS = (
-    "can't allocate memory",
-    "not enough memory",
-    "std::bad_alloc",
-    "could not create a primitive",  # oneDNN's, which does not say why
-    "CUDA error: out of memory",
-    "CUBLAS_STATUS_ALLOC_FAILED",
-)
 
 Outcome = Literal["complete", "pruned", "diverged", "out_of_memory", "interrupted"]
 
@@ -171,10 +163,8 @@ class _OutOfMemory(Exception):
 def _memory_errors() -> Iterator[None]:
     try:
         yield
-    except (torch.OutOfMemoryError, MemoryError) as error:
-        raise _OutOfMemory from error
-    except RuntimeError as error:  # the allocators of CPU and cuBLAS have no class of their own
-        if not any(sign in str(error) for sign in _MEMORY_SIGNS):
+    except Exception as error:
+        if not is_out_of_memory(error):
             raise
         raise _OutOfMemory from error
 
@@ -393,6 +383,8 @@ class _Run:
             self.set_random_state(content["random"])
             torch.set_num_threads(content["threads"])  # sums are rounded as their parts are split over threads
         except (KeyError, TypeError, ValueError, RuntimeError) as error:
+            if is_out_of_memory(error):
+                raise
             reason = f"{type(error).__name__}: {' '.join(str(error).split())[:120]}"
             raise CheckpointError(
                 f"{path}: does not fit this program ({reason}); without it the run starts over"

@@ -139,6 +139,21 @@ def test_a_damaged_checkpoint_is_set_aside_for_the_one_before(
     assert (folder / "checkpoint-2.pt.damaged").is_file()
 
 
+def test_a_checkpoint_for_which_there_is_no_memory_now_stays_where_it_is(
+    setting: Callable[[int], TrialSetting], trial: optuna.Trial, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(Interrupted):
+        run_trial(trial, {"dropout": 0.1}, setting(1), until(2))
+
+    def fail(*positional: object, **named: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(torch, "load", fail)
+    with pytest.raises(MemoryError):
+        run_trial(trial, {"dropout": 0.1}, setting(2), until(99))
+    assert [path.name for path in setting(2).folder.iterdir()] == ["checkpoint-1.pt"]
+
+
 def test_values_that_do_not_go_together_are_an_outcome(
     trial: optuna.Trial, setting: Callable[[int], TrialSetting]
 ) -> None:
