@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
+import optuna
 import pytest
 from toy_sweeps import make_sweep, opened
 
 import hpo.worker
-from hpo.errors import WorkerError
+from hpo.errors import StudyError, WorkerError
+from hpo.executors.crew import note_end
 from hpo.home import Home
+from hpo.slots import Lease, Slots
 from hpo.sweep import Sweep
 from hpo.worker import Event, WorkerOrder, work
 from model.tokens import TokenizedCorpus
@@ -58,3 +62,47 @@ def test_a_worker_without_memory_to_take_a_trial_up_leaves_it_to_others(
         lease = sweep.slots.claim("another", None)
         assert lease is not None
         assert (lease.trial_number, lease.deaths) == (0, 0)
+
+
+@pytest.mark.parametrize("deleted_at", ["report", "claim"])
+def test_a_worker_whose_study_was_deleted_says_so_in_one_line(
+    deleted_at: str,
+    sqlite_url: str,
+    small_corpus: TokenizedCorpus,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    with opened(sqlite_url) as database:
+        sweep = make_sweep(database)
+
+        def delete_and_report(trial: optuna.Trial, *rest: object) -> None:
+            optuna.delete_study(study_name=sweep.spec.name, storage=database.storage)
+            trial.report(4.0, 1)
+
+        def delete_and_claim(slots: Slots, *positional: Any, **named: Any) -> Lease | None:
+            optuna.delete_study(study_name=sweep.spec.name, storage=database.storage)
+            return claim(slots, *positional, **named)
+
+        claim = Slots.claim
+        if deleted_at == "report":
+            monkeypatch.setattr(hpo.worker, "run_trial", delete_and_report)
+        else:
+            monkeypatch.setattr(Slots, "claim", delete_and_claim)
+        with pytest.raises(
+            StudyError, match=r"\Astudy '.*' was deleted meanwhile: there is nothing left to work on\Z"
+        ) as end:
+            work(order_for(sweep, sqlite_url, small_corpus, tmp_path), Deaf())
+    note_end(end.value)
+    assert capfd.readouterr().err == f"{end.value}\n"
+
+
+def test_a_worker_s_log_keeps_what_lies_beneath_an_error(capfd: pytest.CaptureFixture[str]) -> None:
+    try:
+        try:
+            raise OSError(28, "No space left on device")
+        except OSError as cause:
+            raise WorkerError("worker-0: no space") from cause
+    except WorkerError as error:
+        note_end(error)
+    assert "OSError: [Errno 28]" in capfd.readouterr().err
