@@ -12,7 +12,7 @@ import torch
 from model.errors import CheckpointError
 from model.hardware import is_out_of_memory
 
-VERSION = 2  # 1: dropout drew other random numbers
+VERSION = 3  # 1: dropout drew other random numbers; 2: without the kind of device
 
 
 def save_checkpoint(path: Path, content: dict[str, Any]) -> None:

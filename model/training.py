@@ -26,7 +26,7 @@ from model import phi
 from model.batches import TrainingBatches
 from model.checkpoint import load_checkpoint, save_checkpoint
 from model.config import RunConfig
-from model.errors import CheckpointError
+from model.errors import CheckpointError, OtherDeviceError
 from model.evaluation import Evaluation, rows_where_short, score, too_good
 from model.hardware import compiles, forget_peak_memory, is_out_of_memory, keep_freed_memory, peak_memory_bytes
 from model.memory import Candidates
@@ -91,7 +91,7 @@ def train(
     """
     corpus.check_length(config.architecture.sequence_length)
     micro_batch = config.training.batch_size
-    history = load_history(resume_from) if resume_from else ()
+    history = load_history(resume_from, device) if resume_from else ()
     while True:
         run = None
         try:
@@ -346,6 +346,7 @@ class _Run:
             "run": self.config.digest(),
             "corpus": self.corpus.corpus_digest,
             "tokenizer": self.corpus.tokenizer.digest,
+            "device": self.device.type,  # each kind rounds in its own way and draws its own random numbers
         }
 
     def save(self, path: Path) -> None:
@@ -369,8 +370,8 @@ class _Run:
     def load(self, path: Path) -> None:
         """Take over the state that `save` wrote."""
         content = load_checkpoint(path, self.device)
-        for what, digest in self.identity().items():
-            if content.get("identity", {}).get(what) != digest:
+        for what, mine in self.identity().items():
+            if content.get("identity", {}).get(what) != mine:
                 raise CheckpointError(f"{path}: written by a run with another {what}; it cannot be continued here")
         try:
             self.network.load_state_dict(content["network"])
@@ -402,9 +403,24 @@ class _Run:
             torch.cuda.set_rng_state(states[1].cpu(), self.device)
 
 
-def load_history(path: Path) -> tuple[Evaluation, ...]:
-    """The evaluations that a checkpoint of this module holds."""
+def load_history(path: Path, device: str | None = None) -> tuple[Evaluation, ...]:
+    """The evaluations that a checkpoint of this module holds.
+
+    Args:
+        path: the checkpoint.
+        device: where the run is to go on; None: nowhere.
+
+    Raises:
+        OtherDeviceError: it cannot go on there.
+        CheckpointError: the file cannot be read, or holds no run.
+    """
     content: dict[str, Any] = load_checkpoint(path)
-    if "history" not in content:
+    if not {"history", "identity"} <= content.keys():
         raise CheckpointError(f"{path}: holds no run")
+    written_on = content["identity"]["device"]
+    if device is not None and torch.device(device).type != written_on:
+        raise OtherDeviceError(
+            f"{path}: written on {written_on}, which {device} cannot continue exactly; go on there, or move the file "
+            "away to start over"
+        )
     return tuple(Evaluation(**evaluation) for evaluation in content["history"])

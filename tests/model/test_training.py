@@ -25,7 +25,7 @@ import model.training
 from model.checkpoint import load_checkpoint, save_checkpoint
 from model.config import RunConfig, Scalar, build_run
 from model.corpus import Corpus, load_corpus
-from model.errors import CausalityError, CheckpointError, CorpusError
+from model.errors import CausalityError, CheckpointError, CorpusError, OtherDeviceError
 from model.evaluation import PLAUSIBLE_WORD_PERPLEXITY
 from model.tokenizer import TokenizerChoice
 from model.tokens import TokenizedCorpus, tokenize_corpus
@@ -266,6 +266,16 @@ def test_a_resume_from_another_run_or_corpus_is_refused(small_corpus: TokenizedC
         train(tiny(), same_tokens, resume_from=path)
     with pytest.raises(CheckpointError, match="not a readable checkpoint"):
         train(tiny(), small_corpus, resume_from=tmp_path / "absent.pt")
+
+
+def test_a_resume_on_another_kind_of_device_is_refused(small_corpus: TokenizedCorpus, tmp_path: Path) -> None:
+    path = tmp_path / "checkpoint.pt"
+    train(tiny(), small_corpus, save_to=path, on_evaluation=interrupted_at({1}))
+    content = load_checkpoint(path)
+    save_checkpoint(path, {**content, "identity": {**content["identity"], "device": "cuda"}})
+    with pytest.raises(OtherDeviceError, match="written on cuda, which cpu cannot continue exactly; go on there, or"):
+        train(tiny(), small_corpus, resume_from=path)
+    assert len(load_history(path)) == len(load_history(path, "cuda:1")) == 1
 
 
 def test_a_resume_with_another_tokenizer_is_refused(tmp_path: Path) -> None:
