@@ -26,9 +26,9 @@ from model.checkpoint import load_checkpoint, save_checkpoint
 from model.config import RunConfig, Scalar, build_run
 from model.corpus import Corpus, load_corpus
 from model.errors import CausalityError, CheckpointError, CorpusError, OtherDeviceError
-from model.evaluation import PLAUSIBLE_WORD_PERPLEXITY
+from model.evaluation import PLAUSIBLE_WORD_PERPLEXITY, Scores
 from model.tokenizer import TokenizerChoice
-from model.tokens import TokenizedCorpus, tokenize_corpus
+from model.tokens import Span, TokenizedCorpus, tokenize_corpus
 from model.training import Decision, Evaluation, load_history, train
 from model.transformer import States, Transformer
 
@@ -556,6 +556,32 @@ def test_one_sequence_that_does_not_fit_is_the_outcome(
     assert (result.outcome, result.reason) == ("out_of_memory", "one sequence at a time does not fit")
     assert result.history == ()
     assert device.tried == [8, 4, 2, 1]
+
+
+@pytest.mark.parametrize(
+    ("room", "outcome", "asked"),
+    [(99, "complete", [None] * 8), (1, "complete", [None, *[1] * 8]), (0, "out_of_memory", [None, 1])],
+)
+def test_a_batch_of_one_sequence_is_no_sign_of_scarce_memory(
+    room: int,
+    outcome: str,
+    asked: list[int | None],
+    small_corpus: TokenizedCorpus,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Its evaluations read as many sequences at once as others, and one at a time when memory was short."""
+    rows: list[int | None] = []
+    real = model.training.score
+
+    def score(network: Transformer, span: Span, device: torch.device, most_rows: int | None) -> Scores:
+        rows.append(most_rows)
+        if (most_rows or 99) > room:
+            raise torch.OutOfMemoryError
+        return real(network, span, device, most_rows)
+
+    monkeypatch.setattr(model.training, "score", score)
+    result = train(tiny(batch_size=1, budget_tokens=16 * 32), small_corpus)
+    assert (result.outcome, rows) == (outcome, asked)
 
 
 def test_giving_up_keeps_the_evaluations_that_were_made(
