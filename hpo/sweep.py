@@ -14,6 +14,7 @@ from pydantic import ValidationError
 
 from hpo import schema
 from hpo.errors import StudyError
+from hpo.meaning import meaning
 from hpo.search_space import AttentiveStudy, make_pruner, make_sampler
 from hpo.slots import LEASE_S, Lease, LeaseLost, Slots, TrialOutcome
 from hpo.storage import Database
@@ -30,7 +31,7 @@ DIRECTIONS: Mapping[Objective, StudyDirection] = {"val_loss": StudyDirection.MIN
 class Sweep:
     """One study, its slots, and the record of what it was made from.
 
-    The record is plain data: uid, created_at, profile, spec, corpus, tokenizer, hardware, versions.
+    The record is plain data: uid, created_at, profile, spec, meaning, corpus, tokenizer, hardware, versions.
     """
 
     database: Database
@@ -58,6 +59,17 @@ class Sweep:
     def uid(self) -> str:
         """Eight hexadecimal digits that tell studies of one name apart."""
         return str(self.record["uid"])
+
+    def check_there(self) -> None:
+        """See that the study is still there.
+
+        Raises:
+            StudyError: it was deleted, as through Optuna.
+        """
+        if all(study._study_id != self.study._study_id for study in self.storage.get_all_studies()):
+            raise StudyError(
+                f"study {self.spec.name!r} was deleted meanwhile: there is nothing left to work on"
+            ) from None
 
     @contextlib.contextmanager
     def holding(self, lease: Lease, on_renewal: Callable[[], None] = lambda: None) -> Iterator[None]:
@@ -225,7 +237,8 @@ def create_sweep(database: Database, name: str, record: dict[str, Any], lease_s:
         raise StudyError(f"study {name!r} was made for other objectives; name another")
     slots = Slots(database, study._study_id, lease_s)
     slots.forget_deleted(name)
-    sweep = Sweep(database, study, slots, slots.create(record))
+    spec = StudySpec.model_validate(record["spec"])
+    sweep = Sweep(database, study, slots, slots.create({**record, "meaning": meaning(spec)}))
     publish(sweep)
     return sweep
 

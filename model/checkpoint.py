@@ -10,8 +10,9 @@ from typing import Any
 import torch
 
 from model.errors import CheckpointError
+from model.hardware import is_out_of_memory
 
-VERSION = 2  # 1: dropout drew other random numbers
+VERSION = 3  # 1: dropout drew other random numbers; 2: without the kind of device
 
 
 def save_checkpoint(path: Path, content: dict[str, Any]) -> None:
@@ -50,10 +51,13 @@ def load_checkpoint(path: Path, device: torch.device | str = "cpu") -> dict[str,
 
     Raises:
         CheckpointError: truncated, not a checkpoint, or of another version.
+        MemoryError: there is none for it now.
     """
     try:
         content = torch.load(path, map_location=device, weights_only=True)
     except Exception as error:  # zip, pickle and torch each raise kinds of their own
+        if is_out_of_memory(error):  # which says nothing about the file
+            raise MemoryError(f"{path}: no memory to read it") from error
         raise CheckpointError(
             f"{path}: not a readable checkpoint ({type(error).__name__}); without it the run starts over"
         ) from error

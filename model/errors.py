@@ -5,6 +5,7 @@
     ├── CorpusError       text that is missing, empty, too short or not UTF-8
     ├── CausalityError    a network in which a position can see its own future
     └── CheckpointError   a checkpoint that cannot be written, read or continued
+        └── OtherDeviceError   a sound one that another kind of device can continue
 
 Every message is one line: the rule, the value received, the next step.
 """
@@ -28,3 +29,7 @@ class CausalityError(ModelError):
 
 class CheckpointError(ModelError):
     """A checkpoint cannot be written, read or continued."""
+
+
+class OtherDeviceError(CheckpointError):
+    """A checkpoint is sound, but only another kind of device can continue it."""
