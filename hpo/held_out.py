@@ -88,9 +88,10 @@ def _checkpoints(companion: Sweep, candidate: int, home: Home) -> list[tuple[Fro
     found = []
     for trial in sorted(mine, key=lambda trial: int(trial.params["seed"])):
         folder = home.trial(companion.spec.name, companion.uid, trial.number)
-        checkpoint, _ = newest_checkpoint(folder)
+        machine = trial.user_attrs.get("hpo:machine", {})
+        checkpoint, _ = newest_checkpoint(folder, machine.get("device", "cpu"))
         if checkpoint is None:
-            host = trial.user_attrs.get("hpo:machine", {}).get("host", "another machine")
+            host = machine.get("host", "another machine")
             raise StudyError(
                 f"no checkpoint of trial {trial.number} of {companion.spec.name} in {folder}; it was trained on "
                 f"{host}, where `hpo replicate {companion.spec.name.removesuffix(FINALISTS)}` finds it"

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy import integrate, stats
+from scipy import special, stats
 
 Floats = NDArray[np.float64]
 
@@ -191,12 +191,9 @@ def shrink(scores: ArrayLike, noise_variance: float) -> Shrunk:
 
 def expected_largest(draws: int) -> float:
     """Expected largest of so many independent standard normal draws: 1.16 of 5, 1.54 of 10, 1.87 of 20."""
-    if draws <= 1:
-        return 0.0
-    value, _ = integrate.quad(
-        lambda x: x * draws * stats.norm.pdf(x) * stats.norm.cdf(x) ** (draws - 1), -12, 12, limit=200
-    )
-    return float(value)
+    x = np.linspace(-9.0, 9.0, 4001)
+    density = draws * np.exp(-(x**2) / 2) / math.sqrt(2 * math.pi) * special.ndtr(x) ** (draws - 1)
+    return float(np.trapezoid(x * density, x))
 
 
 def expected_optimism(draws: int, noise: float, spread: float = 0.0) -> float:

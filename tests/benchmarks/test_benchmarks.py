@@ -132,6 +132,25 @@ def test_a_warm_worker_starts_sooner_than_a_process(run: Run, text: Path, monkey
     assert 0 < figures["warm_s"] < figures["warm_from_end_of_training_s"] < figures["process_per_trial_s"]
 
 
+def test_an_aa_test_declares_few_differences_and_goes_on_with_its_real_runs(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    monkeypatch.setattr(torch, "set_num_threads", lambda threads: None)
+    aa = importlib.import_module("aa")
+    found = aa.simulate(200, 0.0, 1, 6, shared=0.5)
+    assert found.different <= 0.05 * found.studies
+    assert aa.simulate(50, 0.5, 1, 6, shared=0.5).best_found == 50, "a perplexity 40 % lower is always found"
+    monkeypatch.setitem(aa.REAL_RUN, "budget_tokens", 1024)
+    first = aa.train_real(tmp_path, 1, 1, 2)
+    more = aa.train_real(tmp_path, 2, 1, 2)
+    assert (more[0] == first[0]).all()
+    assert len(set(more.flatten())) == 8, "each run has a seed of its own"
+    found, deviation = aa.judge_real(more)
+    assert found.different == 0, "two seeds allow no verdict"
+    assert deviation > 0
+
+
 def test_a_part_that_fails_or_runs_out_of_time_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(BENCHMARKS)
     run_part = importlib.import_module("gpu").run
