@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from hpo.commands import generate
 from hpo.errors import HpoError
 from model.errors import ModelError
 from reports.errors import ReportError
@@ -304,6 +305,9 @@ def dashboard(
     door = Door(host=host, port=port, password=None if password_file is None else read_password(password_file))
     _, opened = _open(storage)
     serve(opened.storage, door, typer.echo)
+
+
+app.command()(generate.generate)
 
 
 def _wish(workers: str, gpus: str | None, trials_per_gpu: int | None) -> Wish:

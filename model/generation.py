@@ -9,6 +9,7 @@ position 0 and the text goes on from there: what lies further back is forgotten.
 from __future__ import annotations
 
 import contextlib
+import inspect
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -165,7 +166,8 @@ class Reader:
     """Feeds growing texts to a network, and gives the logits of what comes next."""
 
     def __init__(self, network: Transformer, prompts: Sequence[Sequence[int]], *, cached: bool = True) -> None:
-        self.network, self.cached = network, cached
+        self.network = network
+        self.cached = cached and "past" in inspect.signature(network.forward).parameters  # a user's own may know none
         self.length = network.architecture.sequence_length
         for prompt in prompts:
             _require(1 <= len(prompt) <= self.length, f"a prompt must have 1 to {self.length} tokens", len(prompt))
