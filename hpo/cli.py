@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from hpo.commands import generate
+from hpo.commands import evaluate, generate
 from hpo.errors import HpoError
 from model.errors import ModelError
 from reports.errors import ReportError
@@ -308,6 +308,7 @@ def dashboard(
 
 
 app.command()(generate.generate)
+app.command()(evaluate.evaluate)
 
 
 def _wish(workers: str, gpus: str | None, trials_per_gpu: int | None) -> Wish:

@@ -21,9 +21,9 @@ BLEU_ORDER = 4
 BLEU_EPSILON = 0.1  # in place of no match at all: Chen & Cherry 2014, method 1
 REPEATED = 4  # words of a run that counts as repeated
 COMMONEST = 20  # words of people's text that count as its function words
-LONGEST_WORD = 20  # signs; longer runs of letters or blanks are cut, so that no text is without words
+LONGEST_WORD, LONGEST_BLANK = 20, 8  # signs; longer runs are cut, so that no text is without words
 # <unk>, WikiText's @-@ and kin, words, signs, and blanks where there are several: layout is part of a text
-_WORD = re.compile(rf"<unk>|@[-,.]@|\w{{1,{LONGEST_WORD}}}|[^\w\s]|\s{{2,{LONGEST_WORD}}}")
+_WORD = re.compile(rf"<unk>|@[-,.]@|\w{{1,{LONGEST_WORD}}}|[^\w\s]|\s{{2,{LONGEST_BLANK}}}")
 
 Collapse = Literal["none", "uniform", "repetition loop", "function-word loop"]
 Words = Sequence[str]
@@ -268,7 +268,7 @@ def diagnose(measures: Measures, human: Measures, texts: Sequence[Words]) -> tup
 
 # ---------------------------------------------------------------------------------------------- passages
 
-PASSAGES = 16  # texts that are generated, and as many of people's on each side
+PASSAGES = 32  # texts that are generated, and as many of people's on each side
 PASSAGE_WORDS = 200
 LEAST_PASSAGE_WORDS = 40
 CONTEXT_SIGNS = 240  # of people's text before a passage, from which a network writes on

@@ -210,10 +210,10 @@ class EncodedLines:
     counts_L3: NDArray[np.int64]  # running counts of tokens, words and recoverable bytes at the end of each line
     unknown_words: int  # that the tokenizer does not know
 
-    def span(self) -> Span:
-        """The whole text."""
+    def span(self, true_nats: float | None = None) -> Span:
+        """The whole text, with its nats under the process that wrote it, where they are known."""
         _, words, size = (int(count) for count in self.counts_L3[-1])
-        return Span(self.ids, words, None if self.unknown_words else size)
+        return Span(self.ids, words, None if self.unknown_words else size, true_nats)
 
 
 def encode_lines(lines: list[str], tokenizer: Tokenizer) -> EncodedLines:
