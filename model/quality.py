@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -27,6 +27,7 @@ _WORD = re.compile(rf"<unk>|@[-,.]@|\w{{1,{LONGEST_WORD}}}|[^\w\s]|\s{{2,{LONGES
 
 Collapse = Literal["none", "uniform", "repetition loop", "function-word loop"]
 Words = Sequence[str]
+Run = tuple[str, ...]
 
 
 def words_of(text: str) -> list[str]:
@@ -43,7 +44,7 @@ def entropy_bits(words: Words) -> float:
     return float(-(shares * np.log2(shares)).sum()) + 0.0
 
 
-def ngrams(words: Words, order: int) -> list[tuple[str, ...]]:
+def ngrams(words: Words, order: int) -> list[Run]:
     """All runs of `order` words."""
     return list(zip(*(words[first:] for first in range(order)), strict=False))
 
@@ -67,24 +68,49 @@ def type_token_ratio(texts: Sequence[Words]) -> float:
 
 def bleu(words: Words, references: Sequence[Words]) -> float:
     """BLEU-4 of one text against several, smoothed (Papineni et al. 2002; Chen & Cherry 2014, method 1)."""
+    most = [_most_of(references, order) for order in range(1, BLEU_ORDER + 1)]
+    return _bleu(words, [len(reference) for reference in references], most)
+
+
+def _most_of(texts: Sequence[Words], order: int) -> Counter[Run]:
+    """The most times that a run comes in one of the texts."""
+    most: Counter[Run] = Counter()
+    for words in texts:
+        most |= Counter(ngrams(words, order))
+    return most
+
+
+def _bleu(words: Words, lengths: Sequence[int], most: Sequence[Mapping[Run, int]]) -> float:
     logs = []
-    for order in range(1, BLEU_ORDER + 1):
+    for order, allowed in enumerate(most, start=1):
         counts = Counter(ngrams(words, order))
-        most: Counter[tuple[str, ...]] = Counter()
-        for reference in references:
-            most |= Counter(ngrams(reference, order))
-        matched = sum(min(count, most[run]) for run, count in counts.items())
+        matched = sum(min(count, allowed.get(run, 0)) for run, count in counts.items())
         logs.append(math.log((matched or BLEU_EPSILON) / max(counts.total(), 1)))
-    nearest = min((abs(len(reference) - len(words)), len(reference)) for reference in references)[1]
-    brevity = min(0.0, 1 - nearest / len(words))
-    return math.exp(brevity + sum(logs) / BLEU_ORDER)
+    nearest = min((abs(length - len(words)), length) for length in lengths)[1]
+    return math.exp(min(0.0, 1 - nearest / len(words)) + sum(logs) / BLEU_ORDER)
 
 
 def self_bleu(texts: Sequence[Words]) -> float | None:
     """Mean BLEU of each text against all others (Zhu et al. 2018): how alike they are; None of a single text."""
     if len(texts) < 2:
         return None
-    return sum(bleu(words, [*texts[:place], *texts[place + 1 :]]) for place, words in enumerate(texts)) / len(texts)
+    elsewhere = [_most_elsewhere(texts, order) for order in range(1, BLEU_ORDER + 1)]
+    total = 0.0
+    for place, words in enumerate(texts):
+        others = [len(other) for other in (*texts[:place], *texts[place + 1 :])]
+        total += _bleu(words, others, [most[place] for most in elsewhere])
+    return total / len(texts)
+
+
+def _most_elsewhere(texts: Sequence[Words], order: int) -> list[dict[Run, int]]:
+    """For each text, the most times that each of its runs comes in one of the others."""
+    counts = [Counter(ngrams(words, order)) for words in texts]
+    best: dict[Run, tuple[int, int]] = {}  # the highest count, and the highest but one text
+    for each in counts:
+        for run, count in each.items():
+            first, second = best.get(run, (0, 0))
+            best[run] = (count, first) if count > first else (first, max(second, count))
+    return [{run: best[run][count == best[run][0]] for run, count in each.items()} for each in counts]
 
 
 def zipf_slope(words: Words) -> float | None:
@@ -245,24 +271,29 @@ def grade(total: float) -> str:
 
 LOOPING = 0.5  # share of repeated runs from which a text is a loop
 FUNCTION_WORDS_ABOVE = 0.25  # above people's share of their commonest words
-ENTROPY_OFF_BITS = 1.0
+POOR_BITS = 1.0  # of entropy, below people's
+RARE_BITS = 2.5  # of surprise, above people's
 
 
 def diagnose(measures: Measures, human: Measures, texts: Sequence[Words]) -> tuple[Collapse, str]:
     """In which of three ways a network has collapsed, if in any, with what shows it."""
-    apart = measures.entropy_bits - human.entropy_bits
     bits = f"{measures.entropy_bits:.2f} bits per word, people's text {human.entropy_bits:.2f}"
     common = f"{measures.commonest_share:.0%} of the words are people's {COMMONEST} commonest, in their text"
     if measures.repetition > LOOPING:
         (run, times), *_ = Counter(run for words in texts for run in ngrams(words, REPEATED)).most_common(1)
         said = f"{measures.repetition:.0%} of runs of {REPEATED} words stood in the same text before"
         return "repetition loop", f"{said}; {' '.join(run)!r} {times} times"
-    if apart < -ENTROPY_OFF_BITS and measures.commonest_share > human.commonest_share + FUNCTION_WORDS_ABOVE:
+    poor = measures.entropy_bits < human.entropy_bits - POOR_BITS
+    if poor and measures.commonest_share > human.commonest_share + FUNCTION_WORDS_ABOVE:
         most = Counter(word for words in texts for word in words).most_common(5)
         listed = " ".join(repr(word) for word, _ in most)
         return "function-word loop", f"{common} {human.commonest_share:.0%}; most often {listed}; {bits}"
-    if apart > ENTROPY_OFF_BITS and measures.commonest_share < human.commonest_share / 3:
-        return "uniform", f"{bits}; {common} {human.commonest_share:.0%}"
+    if measures.surprise_bits > human.surprise_bits + RARE_BITS and measures.known_pairs < human.known_pairs / 4:
+        rare = f"its words are rare ones, {measures.surprise_bits:.1f} bits each, people's {human.surprise_bits:.1f}"
+        return (
+            "uniform",
+            f"{rare}; {measures.known_pairs:.0%} of its pairs are known, of people's {human.known_pairs:.0%}",
+        )
     return "none", ""
 
 
@@ -299,7 +330,9 @@ def passages(text: str) -> Passages | None:
     firsts = [place * stretch + (stretch - length) // 2 for place in range(2 * PASSAGES)]
     cut = [names[first : first + length] for first in firsts]
     rest = [name for place, first in enumerate(firsts) for name in _around(names, first, length, place, stretch)]
-    contexts = [text[max(0, found[first].start() - CONTEXT_SIGNS) : found[first].start()] for first in firsts]
+    starts = [found[first].start() for first in firsts]
+    # A blank at the end would be a token of its own, after which no word begins as the network has learned it
+    contexts = [text[max(0, start - CONTEXT_SIGNS) : start].rstrip(" ") for start in starts]
     return Passages(
         yardstick=Yardstick(rest, cut[::2]), human=tuple(cut[1::2]), contexts=tuple(contexts[1::2]), words=length
     )
