@@ -117,7 +117,7 @@ def test_the_page_of_one_checkpoint(hpo: Hpo, make: Make) -> None:
     assert "| people's text |" in page
     assert "- untrained, sampled: uniform. " in page
     before_and_after = page[page.index("## Before and after") :]
-    assert "| untrained |" in before_and_after
+    assert re.search(r"\| +untrained \| +a\.pt \| +change \|", before_and_after)
     assert "| perplexity per word (valid) |" in before_and_after
     assert "| grade " in before_and_after
 
