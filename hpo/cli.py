@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from hpo.commands import evaluate, generate
 from hpo.errors import HpoError
 from model.errors import ModelError
 from reports.errors import ReportError
@@ -366,6 +367,10 @@ def _session(request: Request, storage: str | None, timeout: float | None, **opt
 
     home = Home.from_environment()
     return Session(request=request, url=storage_url(storage, home), home=home, timeout_min=timeout, **options)
+
+
+app.command()(generate.generate)
+app.command()(evaluate.evaluate)
 
 
 def _wish(workers: str, gpus: str | None, trials_per_gpu: int | None) -> Wish:
