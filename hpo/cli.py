@@ -15,6 +15,15 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from hpo.commands import watch
+from hpo.commands.shared import (
+    INTERRUPTED,
+    DataOption,
+    StorageOption,
+    StudyArgument,
+    named_or_last,
+    open_studies,
+)
 from hpo.errors import HpoError
 from model.errors import ModelError
 from reports.errors import ReportError
@@ -24,12 +33,9 @@ if TYPE_CHECKING:
 
     from hpo.home import Home
     from hpo.launch import Executor, Launch, Request
-    from hpo.patience import Patience
     from hpo.placement import Wish
-    from hpo.storage import Database
     from hpo.view import Board
 
-INTERRUPTED = 130  # exit code of a command that a signal ended
 STOP_PATIENCE_S = 60.0  # with a database that is away, before `hpo stop` has not been heard
 SIGNALS = ("Ctrl-C", "SIGTERM", "SIGHUP")
 
@@ -47,15 +53,6 @@ storage_commands = typer.Typer(
 )
 app.add_typer(storage_commands, name="storage")
 
-StorageOption = Annotated[
-    str | None,
-    typer.Option(
-        "--storage", metavar="URL", help="Database of the studies; default: HPO_STORAGE, else runs/studies.db."
-    ),
-]
-DataOption = Annotated[
-    Path | None, typer.Option("--data", metavar="PATH", help="Folder with train, valid and test text.")
-]
 WorkersOption = Annotated[
     str,
     typer.Option("--workers", metavar="N|auto", help="Processes; auto: one per GPU, or what is fastest on the CPU."),
@@ -79,7 +76,6 @@ SlurmOption = Annotated[
 TimeoutOption = Annotated[
     float | None, typer.Option("--timeout", metavar="MIN", help="Stop after so many minutes, losing nothing.")
 ]
-StudyArgument = Annotated[str | None, typer.Argument(metavar="[STUDY]", help="Default: the study that was run last.")]
 
 
 def main() -> None:
@@ -160,12 +156,12 @@ def stop(
     """Let all workers of a study leave at their next evaluation, on every machine; `hpo run` goes on later."""
     from hpo.patience import Patience
     from hpo.storage import storage_errors
-    from hpo.sweep import last_run, open_sweep
+    from hpo.sweep import open_sweep
     from hpo.view import drained
 
-    url, opened = _open(storage, Patience(longest_s=STOP_PATIENCE_S, announce=typer.echo))
+    url, opened = open_studies(storage, Patience(longest_s=STOP_PATIENCE_S, announce=typer.echo))
     with storage_errors(url):
-        sweep = open_sweep(opened, study or _last(last_run(opened)))
+        sweep = open_sweep(opened, named_or_last(study, opened))
         sweep.slots.ask_to_stop()
         typer.echo(f"study {sweep.spec.name}: workers leave at their next evaluation; nothing is lost")
         if wait:
@@ -176,12 +172,12 @@ def stop(
 def status(study: StudyArgument = None, storage: StorageOption = None) -> None:
     """Show what a study has done and who works on it."""
     from hpo.storage import storage_errors
-    from hpo.sweep import last_run, open_sweep
+    from hpo.sweep import open_sweep
     from hpo.view import Board
 
-    url, opened = _open(storage)
+    url, opened = open_studies(storage)
     with storage_errors(url):
-        sweep = open_sweep(opened, study or _last(last_run(opened)))
+        sweep = open_sweep(opened, named_or_last(study, opened))
         total = sweep.slots.total()
         board = Board(sweep, total)
         typer.echo(f"study {sweep.spec.name}: {board.ending()}")
@@ -205,7 +201,7 @@ def studies(storage: StorageOption = None) -> None:
     for name, description in shipped_studies().items():
         typer.echo(f"  {name:<18} {description}")
     try:
-        url, opened = _open(storage)
+        url, opened = open_studies(storage)
     except StorageError as error:
         typer.echo(f"studies: {error}")
         return
@@ -225,13 +221,13 @@ def report(
     """Print the experiment log of a study: table, verdicts, winner, the command to run next."""
     from hpo.files import write_text
     from hpo.storage import storage_errors
-    from hpo.sweep import last_run, load_study
+    from hpo.sweep import load_study
     from reports.records import read_study
     from reports.render import render
 
-    url, opened = _open(storage)
+    url, opened = open_studies(storage)
     with storage_errors(url):
-        record = read_study(load_study(opened, study or _last(last_run(opened))))
+        record = read_study(load_study(opened, named_or_last(study, opened)))
     text = render(record, format)
     if out is None:
         typer.echo(text, nl=False)
@@ -302,8 +298,11 @@ def dashboard(
     from hpo.dashboard import Door, read_password, serve
 
     door = Door(host=host, port=port, password=None if password_file is None else read_password(password_file))
-    _, opened = _open(storage)
+    _, opened = open_studies(storage)
     serve(opened.storage, door, typer.echo)
+
+
+app.command()(watch.watch)
 
 
 def _wish(workers: str, gpus: str | None, trials_per_gpu: int | None) -> Wish:
@@ -373,21 +372,3 @@ def _watch(launch: Launch, board: Board, timeout: float | None) -> None:
     typer.echo(f"{board.ending()}{f' ({reason}); run again to go on' if reason else ''}")
     if stop.reason in SIGNALS:
         raise typer.Exit(INTERRUPTED)
-
-
-def _open(flag: str | None, patience: Patience | None = None) -> tuple[str, Database]:
-    """The database that must be there already, and its URL."""
-    from hpo.home import Home
-    from hpo.patience import IMPATIENT
-    from hpo.storage import open_database, storage_url
-
-    url = storage_url(flag, Home.from_environment())
-    return url, open_database(url, create=False, patience=patience or IMPATIENT)
-
-
-def _last(name: str | None) -> str:
-    from hpo.errors import StudyError
-
-    if name is None:
-        raise StudyError("the database holds no study yet; `hpo run` makes the first")
-    return name
