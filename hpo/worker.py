@@ -23,6 +23,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from hpo.errors import WorkerError
 from hpo.home import Home
+from hpo.network import check_same_network
 from hpo.objective import Interrupted, TrialSetting, deadly, discard, failed, reached_before, run_trial, tidy
 from hpo.patience import Patience, is_away
 from hpo.search_space import suggest
@@ -126,6 +127,7 @@ class _Worker:
         self.stops = self.slots.stops() if order.stops is None else order.stops
         self.stop_asked = False
         self.corpus = self.open_corpus()
+        check_same_network(self.sweep)
         self.log = order.home.worker_log(order.study_name, self.sweep.uid, order.name)
         self.failures = 0
         if order.device.startswith("cuda"):

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import copy
 import math
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -22,6 +22,9 @@ from model.hardware import mixed_precision
 from model.memory import PhiMemory
 from model.phi import Attention, initial_weight_logits
 
+if TYPE_CHECKING:  # which builds on this module
+    from model.network import Network
+
 CONVOLUTION_TAPS = 4  # positions that a gated convolution sees, its own included
 
 
@@ -31,7 +34,7 @@ class States(NamedTuple):
     embedded_BTD: Tensor  # token plus position embedding
     stream_BTD: Tensor  # residual stream that the memory was read with
     hidden_BTD: Tensor  # final states, which the output layer reads
-    attention: Attention  # of the last attention layer
+    attention: Attention | None  # of the last attention layer; None: the network has none
 
 
 class Transformer(nn.Module):
@@ -207,7 +210,7 @@ class Dropout(nn.Module):
 
 
 @torch.no_grad()
-def check_causality(network: Transformer) -> None:
+def check_causality(network: Network) -> None:
     """Refuse a network in which the tokens from some place on move an earlier logit, in training or in evaluation.
 
     Checked is a copy with random parameters, a filled memory and an open gate: what is zero at first hides nothing.
@@ -227,7 +230,7 @@ def check_causality(network: Transformer) -> None:
     if network.memory is not None:
         network.memory.fill()
     length = network.architecture.sequence_length
-    vocabulary, device = network.token_embedding.num_embeddings, network.token_embedding.weight.device
+    vocabulary, device = len(network.output.weight), network.output.weight.device
     tokens_BT = torch.arange(length, device=device)[None] % vocabulary
     for training in (False, True):
         network.train(training)
@@ -245,7 +248,7 @@ def check_causality(network: Transformer) -> None:
                 )
 
 
-def _logits_under_fixed_noise(network: Transformer, tokens_BT: Tensor) -> Tensor:
+def _logits_under_fixed_noise(network: Network, tokens_BT: Tensor) -> Tensor:
     """Logits (T, V) of one sequence; dropout and noise are equal at each call, and the caller's are left alone."""
     device = tokens_BT.device
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
