@@ -11,7 +11,8 @@ import torch
 
 from model.errors import CheckpointError
 
-VERSION = 2  # 1: dropout drew other random numbers
+VERSION = 3  # 1: dropout drew other random numbers; 2: without tokenizer and corpus
+RESUMING = "without it the run starts over"
 
 
 def save_checkpoint(path: Path, content: dict[str, Any]) -> None:
@@ -45,8 +46,13 @@ def _disk_state(folder: Path) -> str:
     return f"{usage.f_bavail * usage.f_frsize / 2**20:.0f} MiB free" if usage else "short write"
 
 
-def load_checkpoint(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
+def load_checkpoint(path: Path, device: torch.device | str = "cpu", *, next_step: str = RESUMING) -> dict[str, Any]:
     """Read a checkpoint; nothing in it is executed.
+
+    Args:
+        path: the file.
+        device: where its tensors go.
+        next_step: what to tell a user whose checkpoint is damaged.
 
     Raises:
         CheckpointError: truncated, not a checkpoint, or of another version.
@@ -54,10 +60,14 @@ def load_checkpoint(path: Path, device: torch.device | str = "cpu") -> dict[str,
     try:
         content = torch.load(path, map_location=device, weights_only=True)
     except Exception as error:  # zip, pickle and torch each raise kinds of their own
-        raise CheckpointError(
-            f"{path}: not a readable checkpoint ({type(error).__name__}); without it the run starts over"
-        ) from error
+        raise CheckpointError(f"{path}: not a readable checkpoint ({_kind(error)}); {next_step}") from error
     if not isinstance(content, dict) or content.get("version") != VERSION:
         found = content.get("version") if isinstance(content, dict) else None
         raise CheckpointError(f"{path}: checkpoint version {found}, this program reads {VERSION}")
     return content
+
+
+def _kind(error: Exception) -> str:
+    """What is wrong with a file, as far as torch's own words tell."""
+    name = type(error).__name__
+    return f"{name}: it holds code, which is never run" if "Unsupported global" in str(error) else name

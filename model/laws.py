@@ -148,8 +148,8 @@ def _causality(trial: Trial) -> str:
         when = "in training" if training else "in evaluation"
         if moved := _moved(network, tokens_BT, tokens_BT):
             raise Broken(
-                f"{when} equal tokens gave logits that differ by up to {moved:.2g}: draw random numbers from torch, and "
-                "keep what changes in buffers"
+                f"{when} equal tokens gave logits that differ by up to {moved:.2g}: draw random numbers from "
+                "torch, and keep what changes in buffers"
             )
         if moved := _moved(network, tokens_BT, changed_BT):
             raise Broken(f"{when} other sequences of the batch moved a sequence's logits by up to {moved:.2g}")

@@ -6,7 +6,9 @@
 
 from __future__ import annotations
 
+import codecs
 import hashlib
+import io
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -64,15 +66,39 @@ class Tokenizer:
         return found
 
     @cached_property
+    def definition(self) -> str:
+        """Everything from which `load_tokenizer` builds it again, as JSON."""
+        return str(self.backend.to_str())
+
+    @cached_property
     def digest(self) -> str:
         """Sixteen hexadecimal digits of the tokenizer's whole definition."""
-        return hashlib.sha256(self.backend.to_str().encode()).hexdigest()[:16]
+        return hashlib.sha256(self.definition.encode()).hexdigest()[:16]
 
     def encode_lines(self, lines: Sequence[str]) -> list[list[int]]:
         """Ids of each line, its end included; no token spans two lines."""
         if self.kind == "word":
             lines = [f"{line} {END_OF_LINE}" for line in lines]
         return [encoding.ids for encoding in self.backend.encode_batch_fast(list(lines), add_special_tokens=False)]
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of a text that may end within a line: no end of line is added to its last one."""
+        *whole, last = [*io.StringIO(text), ""] if text.endswith("\n") else list(io.StringIO(text)) or [""]
+        ids = [each for line in self.encode_lines(whole) for each in line]
+        return ids + list(self.backend.encode(last, add_special_tokens=False).ids)
+
+    @cached_property
+    def line_ends(self) -> frozenset[int]:
+        """Ids of the tokens with which a line ends."""
+        if self.kind == "word":
+            return frozenset({self.start_id})
+        return frozenset(id_ for id_ in range(self.vocabulary) if b"\n" in self.bytes_of(id_))
+
+    def bytes_of(self, id_: int) -> bytes:
+        """What a token of byte-level BPE stands for; a part of a character, perhaps."""
+        text = self.backend.id_to_token(id_)
+        assert text is not None, "an id below the vocabulary's size"
+        return text.encode() if id_ == self.start_id else bytes(_BYTES[sign] for sign in text)
 
     def recoverable(self, line: str) -> str:
         """What of a line its tokens give back: all of it, or words with one blank between them."""
@@ -88,6 +114,41 @@ class Tokenizer:
         """The text of the ids; words come back separated by one space."""
         text: str = self.backend.decode(list(ids), skip_special_tokens=False)
         return text.replace(END_OF_LINE, "\n") if self.kind == "word" else text
+
+
+class Pieces:
+    """Text that is shown while its tokens come: whole characters only, and together what `decode` gives.
+
+    Args:
+        tokenizer: whose ids come.
+        first: whether nothing stands before; else words are set off by a blank.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, *, first: bool = True) -> None:
+        self._tokenizer = tokenizer
+        self._utf8 = codecs.getincrementaldecoder("utf-8")(errors="replace")
+        self._first = first
+
+    def add(self, id_: int) -> str:
+        """The text that this token completes; empty while it ends within a character."""
+        if self._tokenizer.kind == "bpe":
+            return self._utf8.decode(self._tokenizer.bytes_of(id_))
+        blank, self._first = "" if self._first else " ", False
+        return blank + self._tokenizer.decode([id_])
+
+    def end(self) -> str:
+        """What is left: the sign for a character that never became whole."""
+        return self._utf8.decode(b"", final=True)
+
+
+def _byte_alphabet() -> dict[str, int]:
+    """The byte of each sign in which byte-level BPE writes, as GPT-2 defined it: printable Latin-1 is itself."""
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [byte for byte in range(256) if byte not in printable]
+    return {chr(byte): byte for byte in printable} | {chr(256 + place): byte for place, byte in enumerate(others)}
+
+
+_BYTES = _byte_alphabet()
 
 
 def train_tokenizer(choice: TokenizerChoice, lines: Sequence[str]) -> Tokenizer:

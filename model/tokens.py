@@ -176,7 +176,7 @@ def _write(corpus: Corpus, digest: str, choice: TokenizerChoice, folder: Path) -
             unknown_words[split] = _write_split(split_lines, tokenizer, draft / split)
             if corpus.line_nats is not None:
                 np.save(draft / f"{split}.nats.npy", corpus.line_nats(split_lines))
-        (draft / "tokenizer.json").write_text(tokenizer.backend.to_str(), encoding="utf-8")
+        (draft / "tokenizer.json").write_text(tokenizer.definition, encoding="utf-8")
         about = {
             "kind": choice.kind,
             "corpus_name": corpus.name,

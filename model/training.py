@@ -368,6 +368,8 @@ class _Run:
         content = {
             "identity": self.identity(),
             "config": self.config.parameters(),
+            "corpus": {"name": self.corpus.corpus_name, "source": self.corpus.corpus_source},
+            "tokenizer": {"kind": self.corpus.tokenizer.kind, "definition": self.corpus.tokenizer.definition},
             "step": self.step,
             "seconds": self.seconds,
             "history": [dataclasses.asdict(evaluation) for evaluation in self.history],

@@ -20,6 +20,7 @@ from model.config import Architecture
 from model.errors import CausalityError
 from model.hardware import mixed_precision
 from model.memory import PhiMemory
+from model.past import Past
 from model.phi import Attention, initial_weight_logits
 
 if TYPE_CHECKING:  # which builds on this module
@@ -94,16 +95,19 @@ class Transformer(nn.Module):
         self.dropout.set(dropout)
         self.noise.fill_(noise if self.architecture.iit else 0.0)
 
-    def forward(self, tokens_BT: Tensor) -> States:
-        """Run the network up to its final states; `logits` reads them."""
-        length = tokens_BT.shape[1]
-        embedded_BTD = self.token_embedding(tokens_BT) + self.position_embedding.weight[:length]
+    def forward(self, tokens_BT: Tensor, past: Past | None = None) -> States:
+        """Run the network up to its final states; `logits` reads them.
+
+        With a `past`, in evaluation, the tokens stand where it says and see what it kept; their states are the same.
+        """
+        positions = slice(tokens_BT.shape[1]) if past is None else past.positions_BT
+        embedded_BTD = self.token_embedding(tokens_BT) + self.position_embedding.weight[positions]
         stream_BTD = embedded_BTD
         if self.training:
             stream_BTD = embedded_BTD * self.dropout(embedded_BTD.shape)
         attention: Attention | None = None
         for block in self.blocks:
-            stream_BTD, seen = block(stream_BTD)
+            stream_BTD, seen = block(stream_BTD, past)
             attention = seen or attention
         assert attention is not None, "an architecture has at least one attention layer"
         hidden_BTD = stream_BTD
@@ -131,9 +135,9 @@ class Block(nn.Module):
         self.contract = nn.Linear(4 * width, width, bias=False)
         self.dropout = dropout
 
-    def forward(self, stream_BTD: Tensor) -> tuple[Tensor, Attention | None]:
+    def forward(self, stream_BTD: Tensor, past: Past | None = None) -> tuple[Tensor, Attention | None]:
         """The stream after this block, and what its attention asked, if it has one."""
-        mixed_BTD, attention = self.mixer(self.mixer_norm(stream_BTD))
+        mixed_BTD, attention = self.mixer(self.mixer_norm(stream_BTD), past)
         stream_BTD = self.add(stream_BTD, mixed_BTD)
         fed_BTD = self.contract(F.gelu(self.expand(self.feed_norm(stream_BTD))))
         return self.add(stream_BTD, fed_BTD), attention
@@ -154,11 +158,14 @@ class SelfAttention(nn.Module):
         self.query_key_value = nn.Linear(width, 3 * width, bias=False)
         self.project = nn.Linear(width, width, bias=False)
 
-    def forward(self, x_BTD: Tensor) -> tuple[Tensor, Attention]:
+    def forward(self, x_BTD: Tensor, past: Past | None = None) -> tuple[Tensor, Attention]:
         """What each position takes from those up to itself."""
         parts = self.query_key_value(x_BTD).chunk(3, dim=-1)
         query_BHTE, key_BHTE, value_BHTE = (part.unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in parts)
-        mixed_BHTE = F.scaled_dot_product_attention(query_BHTE, key_BHTE, value_BHTE, is_causal=True)
+        if past is None:
+            mixed_BHTE = F.scaled_dot_product_attention(query_BHTE, key_BHTE, value_BHTE, is_causal=True)
+        else:
+            mixed_BHTE = past.attend(query_BHTE, key_BHTE, value_BHTE)
         mixed_BTD = mixed_BHTE.transpose(1, 2).flatten(-2)
         return self.project(mixed_BTD), Attention(query_BHTE, key_BHTE)
 
@@ -172,12 +179,15 @@ class GatedConvolution(nn.Module):
         self.taps = nn.Parameter(torch.zeros(CONVOLUTION_TAPS, width))
         self.project = nn.Linear(width, width, bias=False)
 
-    def forward(self, x_BTD: Tensor) -> tuple[Tensor, None]:
+    def forward(self, x_BTD: Tensor, past: Past | None = None) -> tuple[Tensor, None]:
         """What each position takes from the few up to itself."""
         signal_BTD, gate_BTD = self.expand(x_BTD).chunk(2, dim=-1)
-        padded = F.pad(signal_BTD, (0, 0, CONVOLUTION_TAPS - 1, 0))
-        length = x_BTD.shape[1]
-        mixed_BTD = sum(self.taps[tap] * padded[:, tap : tap + length] for tap in range(CONVOLUTION_TAPS))
+        if past is None:
+            padded = F.pad(signal_BTD, (0, 0, CONVOLUTION_TAPS - 1, 0))
+            earlier = [padded[:, tap : tap + x_BTD.shape[1]] for tap in range(CONVOLUTION_TAPS)]
+        else:
+            earlier = past.taps(signal_BTD, CONVOLUTION_TAPS)
+        mixed_BTD = sum(self.taps[tap] * earlier[tap] for tap in range(CONVOLUTION_TAPS))
         return self.project(mixed_BTD * F.silu(gate_BTD)), None
 
 

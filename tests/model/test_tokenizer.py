@@ -11,6 +11,7 @@ from model.errors import ConfigError
 from model.tokenizer import (
     BPE_START,
     SMALLEST_BPE,
+    Pieces,
     Tokenizer,
     TokenizerChoice,
     load_tokenizer,
@@ -155,3 +156,50 @@ def test_words_of_wikitext_2_are_the_literature_s_predictions(wikitext2: Path) -
     assert predictions == {"valid": 217_646, "test": 245_569}
     assert 33_200 < tokenizer.vocabulary <= 33_278  # the official training text has 33,278; this one lacks 0.14 %
     assert unknown(tokenizer, lines("valid")) < 60
+
+
+# ---------------------------------------------------------------------------------------------- text that is being made
+
+PAGES = ["A naïve café — 日本語 🎉\n", "two  blanks\n", " = Title = \n", "the end of the line\n"]
+
+
+@pytest.fixture(params=["bpe", "word"])
+def either(request: pytest.FixtureRequest) -> Tokenizer:
+    return train_tokenizer(TokenizerChoice(kind=request.param, vocabulary=270 if request.param == "bpe" else 0), PAGES)
+
+
+def test_a_text_that_ends_within_a_line_gets_no_end_of_line(either: Tokenizer) -> None:
+    whole = [id_ for ids in either.encode_lines(PAGES) for id_ in ids]
+    assert either.encode("".join(PAGES)) == whole
+    assert either.encode("".join(PAGES).rstrip("\n")) == whole[:-1]
+    assert either.encode("") == []
+
+
+def test_lines_end_with_their_tokens(either: Tokenizer) -> None:
+    assert either.line_ends
+    for ids in either.encode_lines(PAGES):
+        assert [id_ in either.line_ends for id_ in ids] == [False] * (len(ids) - 1) + [True]
+
+
+def test_pieces_are_whole_characters_and_together_the_text(either: Tokenizer) -> None:
+    ids = either.encode("".join(PAGES))
+    pieces = Pieces(either)
+    shown = [pieces.add(id_) for id_ in ids]
+    assert "".join(shown) == either.decode(ids)
+    assert "\ufffd" not in "".join(shown)
+    assert pieces.end() == ""
+    if either.kind == "bpe":
+        assert "" in shown  # somewhere a character was not whole yet
+
+
+@given(st.lists(st.integers(0, 269), max_size=40))
+def test_pieces_of_any_tokens_are_what_decode_gives(ids: list[int]) -> None:
+    tokenizer = train_tokenizer(TokenizerChoice(vocabulary=270), PAGES)
+    pieces = Pieces(tokenizer)
+    assert "".join([*map(pieces.add, ids), pieces.end()]) == tokenizer.decode(ids)
+
+
+def test_words_that_follow_a_text_are_set_off_by_a_blank() -> None:
+    tokenizer = train_tokenizer(TokenizerChoice(kind="word"), PAGES)
+    pieces = Pieces(tokenizer, first=False)
+    assert pieces.add(tokenizer.encode("the")[0]) == " the"

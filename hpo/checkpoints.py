@@ -1,0 +1,40 @@
+"""Which file a user means: a path, or the last checkpoint of a study's trial."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from hpo.errors import UsageError
+from hpo.home import Home
+from hpo.storage import open_database, storage_errors, storage_url
+from hpo.sweep import open_sweep
+
+PATTERN = "checkpoint-*.pt"
+
+
+def find_checkpoint(named: str, storage: str | None, home: Home) -> Path:
+    """The checkpoint at a path, else of `STUDY` (its best trial) or `STUDY:TRIAL`.
+
+    Raises:
+        HpoError: neither a file nor a study of the database, or a trial that left no checkpoint.
+    """
+    path = Path(named)
+    if path.is_file():
+        return path
+    url = storage_url(storage, home)
+    study, colon, number = named.rpartition(":")
+    if not colon:
+        study, number = named, ""
+    if path.suffix or len(path.parts) > 1 or (colon and not number.isdigit()):
+        raise UsageError(f"{named}: no such file; a checkpoint is a path, STUDY or STUDY:TRIAL")
+    with storage_errors(url):
+        sweep = open_sweep(open_database(url, create=False), study)
+        best = sweep.best()
+    if not number and best is None:
+        raise UsageError(f"study {study!r} has no complete trial yet; {study}:TRIAL takes another one's checkpoint")
+    trial = int(number) if number else best.number if best is not None else 0
+    folder = home.trial(study, sweep.uid, trial)
+    found = sorted(folder.glob(PATTERN), key=lambda each: int(each.stem.rpartition("-")[2]))
+    if not found:
+        raise UsageError(f"trial {trial} of study {study!r} has no checkpoint in {folder}; complete trials keep theirs")
+    return found[-1]

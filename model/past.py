@@ -1,0 +1,71 @@
+"""What the layers of a network keep of the tokens that they have read, so that the next token is read alone.
+
+Shapes: B sequences, T positions, H heads, E channels per head, D channels, K positions kept.
+
+Sequences of different lengths stand side by side from position 0. What fills up a shorter one is read too, and kept
+behind its end: no position before it can see it, for the network is causal, and the next tokens are written over it.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+class Past:
+    """The state of a network between two tokens; for evaluation, where nothing writes to the memory.
+
+    Args:
+        rows: B, sequences side by side.
+        room: positions that a sequence may have, the network's sequence length.
+        device: of the network.
+
+    The memory needs no state: each position reads it with its own query, and it is frozen.
+    """
+
+    def __init__(self, rows: int, room: int, device: torch.device) -> None:
+        self.room = room
+        self.rows_B1 = torch.arange(rows, device=device)[:, None]
+        self.positions_BT = torch.zeros((rows, 0), dtype=torch.int64, device=device)  # of the tokens being read
+        self.end = 0  # no position from here on has been written
+        self._layers: list[list[Tensor]] = []
+        self._next = 0
+        self._visible_B1TK: Tensor
+
+    def begin(self, positions_BT: Tensor, end: int) -> None:
+        """Tell where the tokens stand that are read next, and that all of them stand before `end`."""
+        self.positions_BT = positions_BT
+        self.end = end
+        self._next = 0
+        kept_K = torch.arange(end, device=positions_BT.device)
+        self._visible_B1TK = (kept_K <= positions_BT[..., None])[:, None]
+
+    def attend(self, query_BHTE: Tensor, key_BHTE: Tensor, value_BHTE: Tensor) -> Tensor:
+        """Keep the keys and values of an attention layer, and let its queries see all up to themselves."""
+        heads, width = key_BHTE.shape[1], key_BHTE.shape[-1]
+        kept = self._layer(2, (self.room, heads, width), key_BHTE)
+        for buffer, new in zip(kept, (key_BHTE, value_BHTE), strict=True):
+            buffer[self.rows_B1, self.positions_BT] = new.transpose(1, 2)
+        key, value = (buffer[:, : self.end].transpose(1, 2) for buffer in kept)
+        return F.scaled_dot_product_attention(query_BHTE, key, value, attn_mask=self._visible_B1TK)
+
+    def taps(self, signal_BTD: Tensor, taps: int) -> list[Tensor]:
+        """Keep the signal of a convolution, and give what stood taps - 1, …, 1, 0 positions before each token."""
+        (buffer,) = self._layer(1, (taps - 1 + self.room, signal_BTD.shape[-1]), signal_BTD)
+        buffer[self.rows_B1, self.positions_BT + taps - 1] = signal_BTD
+        return [buffer[self.rows_B1, self.positions_BT + tap] for tap in range(taps)]
+
+    def select(self, rows: list[int]) -> None:
+        """Go on with these rows, some of them perhaps more than once."""
+        device = self.rows_B1.device
+        chosen_B = torch.tensor(rows, device=device)
+        self.rows_B1 = torch.arange(len(rows), device=device)[:, None]
+        self._layers = [[buffer[chosen_B] for buffer in layer] for layer in self._layers]
+
+    def _layer(self, buffers: int, shape: tuple[int, ...], like: Tensor) -> list[Tensor]:
+        """The buffers of the layer whose turn it is; layers come in the same order each time."""
+        if self._next == len(self._layers):
+            self._layers.append([like.new_zeros((len(self.rows_B1), *shape)) for _ in range(buffers)])
+        self._next += 1
+        return self._layers[self._next - 1]
