@@ -25,6 +25,7 @@ class Subject:
     """What a card is about."""
 
     named: str  # what the user called it
+    checkpoint: str  # the name of its file, and of the folder
     checkpoint_digest: str  # SHA-256
     exportable: Exportable
     program: Program
@@ -194,7 +195,7 @@ def _files(subject: Subject) -> list[str]:
         "| --- | ---: | --- |",
         *rows,
         "",
-        f"From the checkpoint of SHA-256 `{subject.checkpoint_digest}`, by {versions}."
+        f"From the checkpoint {_plain(subject.checkpoint)} of SHA-256 `{subject.checkpoint_digest}`, by {versions}."
         + (
             f" Code of the network `{subject.exportable.config.architecture.network}`: digest `{code}`." if code else ""
         ),

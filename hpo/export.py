@@ -9,6 +9,7 @@ import hashlib
 import json
 import os
 import platform
+import shutil
 import tempfile
 from collections.abc import Callable
 from importlib.metadata import version
@@ -57,10 +58,12 @@ def export(named: str, checkpoint: Path, target: Path, own: str | None, announce
 def _write(named: str, checkpoint: Path, exportable: Exportable, folder: Path) -> Program:
     save_weights(exportable.network, folder / "model.safetensors")
     (folder / "tokenizer.json").write_text(exportable.tokenizer.definition, encoding="utf-8")
+    shutil.copymode(folder / "tokenizer.json", folder / "model.safetensors")  # which its library keeps to the owner
     program = export_program(exportable.network, folder / "model.pt2")
     (folder / "config.json").write_text(json.dumps(_config(exportable, program), indent=1) + "\n", encoding="utf-8")
     subject = Subject(
         named=named,
+        checkpoint=f"{checkpoint.parent.name}/{checkpoint.name}",
         checkpoint_digest=_digest(checkpoint),
         exportable=exportable,
         program=program,
