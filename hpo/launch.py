@@ -28,6 +28,7 @@ from hpo.executors.ray_cluster import places as ray_places
 from hpo.executors.slurm import asks_for_gpus, check_slurm, submit_slurm
 from hpo.executors.stop import Stop
 from hpo.home import Home
+from hpo.meaning import check_same_meaning
 from hpo.network import check_same_network, network_record
 from hpo.placement import Place, Wish, check_wish, most_workers, places
 from hpo.slots import SlotCounts
@@ -131,6 +132,7 @@ def join(request: Request, url: str, home: Home, announce: Callable[[str], None]
         raise UsageError("--workers 0: a worker that is to join has to work")
     with storage_errors(url):
         sweep = open_sweep(open_database(url, create=False), request.study)
+        check_same_meaning(sweep.spec, sweep.record)
         stops = sweep.slots.stops()
         corpus = load_text(sweep.spec, request.data, sweep, home, announce)
         check_same_text(sweep, corpus)
@@ -225,6 +227,7 @@ def _check_same_file(sweep: Sweep, spec: StudySpec) -> None:
             f"study {spec.name!r} was made from another study file: {'; '.join(differences[:3])}{hint}; "
             "restore the file, or give it another name"
         )
+    check_same_meaning(sweep.spec, sweep.record)
 
 
 def _differences(old: dict[str, Any], new: dict[str, Any], path: str = "") -> Iterator[str]:

@@ -14,12 +14,13 @@ import torch
 
 from hpo.errors import StudyError, UsageError
 from hpo.home import Home
+from hpo.meaning import runs_version
 from hpo.network import check_same_network
 from hpo.storage import open_database, storage_errors
 from hpo.sweep import Sweep, open_sweep
 from hpo.text import check_same_text, load_text
 from hpo.view import clock
-from model.config import RunConfig, build_run
+from model.config import RUNS_VERSION, RunConfig, Scalar, build_run
 from model.evaluation import Evaluation
 from model.hardware import cpu_cores, default_device
 from model.tokens import TokenizedCorpus
@@ -65,17 +66,19 @@ def prepare_long_run(url: str, home: Home, request: LongRequest, announce: Calla
         raise UsageError(f"--epochs must be at least 1, got {epochs}")
     with storage_errors(url):
         sweep = open_sweep(open_database(url, create=False), request.study)
-        number, parameters = _parameters(sweep, request.trial)
+        number, recorded = _recorded_run(sweep, request.trial)
     if request.trial is None and len(sweep.spec.objectives) > 1:
         announce(
             f"trial {number} has the lowest validation loss; with two objectives --trial takes another of the front"
         )
+    if (made := runs_version(sweep.record)) != RUNS_VERSION:
+        announce(f"the study's runs are of version {made}; with equal values this program trains otherwise")
     corpus = load_text(sweep.spec, request.data, sweep, home, announce)
     check_same_text(sweep, corpus)
     check_same_network(sweep)
     evaluations = epochs * -(-LEAST_EVALUATIONS // epochs)  # a whole number of them per epoch
     budget = {"budget_tokens": epochs * corpus.tokens("train"), "evaluations": evaluations}
-    config = build_run({**sweep.spec.run_with(parameters).parameters(), **budget})
+    config = build_run({**recorded, **budget})
     folder = home.study(request.study, sweep.uid) / "long-runs"
     checkpoint = folder / f"trial-{number:05d}-epochs-{epochs}.pt"
     return LongRun(config=config, corpus=corpus, checkpoint=checkpoint, trial=number)
@@ -102,17 +105,24 @@ def run_long(run: LongRun, announce: Callable[[str], None]) -> TrainingResult:
     )
 
 
-def _parameters(sweep: Sweep, trial: int | None) -> tuple[int, dict[str, bool | int | float | str]]:
+def _recorded_run(sweep: Sweep, trial: int | None) -> tuple[int, dict[str, Scalar]]:
+    """All values of a trial as it was run: today's presets may be others."""
+    name = sweep.spec.name
     if trial is None:
         best = sweep.best()
         if best is None:
-            raise StudyError(f"study {sweep.spec.name!r} has no complete trial yet; `hpo run` goes on with it")
+            raise StudyError(f"study {name!r} has no complete trial yet; `hpo run` goes on with it")
         trial = best.number
     trials = sweep.study.get_trials(deepcopy=False)
     found = next((each for each in trials if each.number == trial), None)
-    if found is None or set(found.params) != set(sweep.spec.search):
-        raise StudyError(f"study {sweep.spec.name!r} has no trial {trial} with parameters among its {len(trials)}")
-    return trial, found.params
+    if found is None:
+        raise StudyError(f"study {name!r} has no trial {trial} among its {len(trials)}")
+    recorded = found.user_attrs.get("hpo:run")
+    if not isinstance(recorded, dict):
+        raise StudyError(
+            f"trial {trial} of study {name!r} is {found.state.name} and has no record of its run; --trial names another"
+        )
+    return trial, recorded
 
 
 def _line(run: LongRun, evaluation: Evaluation) -> str:

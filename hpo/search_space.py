@@ -47,7 +47,11 @@ def make_sampler(spec: StudySpec, slot: int) -> optuna.samplers.BaseSampler:
 
 
 def make_pruner(spec: StudySpec) -> optuna.pruners.BasePruner:
-    """The pruner, on a scale of evaluation milestones."""
+    """The pruner, on a scale of evaluation milestones.
+
+    The line of percentile and median is drawn through complete trials alone, so the peers must be complete ones: among
+    two, a lower quartile is little more than the better of them.
+    """
     pruner = spec.pruner
     if pruner.kind == "successive_halving":
         return optuna.pruners.SuccessiveHalvingPruner(
@@ -58,6 +62,7 @@ def make_pruner(spec: StudySpec) -> optuna.pruners.BasePruner:
             50.0 if pruner.kind == "median" else pruner.percentile,
             n_startup_trials=0,
             n_warmup_steps=pruner.first_milestone,
+            n_min_trials=pruner.peers,
         )
     return optuna.pruners.NopPruner()
 

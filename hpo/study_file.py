@@ -126,7 +126,7 @@ class PrunerSection(_Section):
     first_milestone: Positive = 3  # earliest evaluation after which a trial may be pruned
     reduction: int = Field(default=4, ge=2)  # successive halving: one in so many goes on
     percentile: float = Field(default=25.0, gt=0, lt=100)  # of the complete trials' losses: who is above it is pruned
-    peers: Positive = 3  # other trials needed at a milestone before one is pruned there
+    peers: Positive = 3  # other trials needed at a milestone before one is pruned there; complete ones but for halving
 
 
 class StoppingSection(_Section):

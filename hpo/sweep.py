@@ -14,6 +14,7 @@ from pydantic import ValidationError
 
 from hpo import schema
 from hpo.errors import StudyError
+from hpo.meaning import meaning
 from hpo.search_space import AttentiveStudy, make_pruner, make_sampler
 from hpo.slots import LEASE_S, Lease, LeaseLost, Slots, TrialOutcome
 from hpo.storage import Database
@@ -29,7 +30,7 @@ DIRECTIONS: Mapping[Objective, StudyDirection] = {"val_loss": StudyDirection.MIN
 class Sweep:
     """One study, its slots, and the record of what it was made from.
 
-    The record is plain data: uid, created_at, profile, spec, corpus, tokenizer, hardware, versions.
+    The record is plain data: uid, created_at, profile, spec, meaning, corpus, tokenizer, hardware, versions.
     """
 
     database: Database
@@ -202,7 +203,8 @@ def create_sweep(database: Database, name: str, record: dict[str, Any], lease_s:
         raise StudyError(f"study {name!r} was made for other objectives; name another")
     slots = Slots(database, study._study_id, lease_s)
     slots.forget_deleted(name)
-    sweep = Sweep(database, study, slots, slots.create(record))
+    spec = StudySpec.model_validate(record["spec"])
+    sweep = Sweep(database, study, slots, slots.create({**record, "meaning": meaning(spec)}))
     publish(sweep)
     return sweep
 

@@ -23,6 +23,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from hpo.errors import WorkerError
 from hpo.home import Home
+from hpo.meaning import check_same_meaning
 from hpo.network import check_same_network
 from hpo.objective import Interrupted, TrialSetting, deadly, discard, failed, reached_before, run_trial, tidy
 from hpo.patience import Patience, is_away
@@ -123,6 +124,7 @@ class _Worker:
         patience = Patience(longest_s=OUTAGE_S, give_up=link.stop_wanted, announce=lambda line: self.warn(line))
         database = open_database(order.storage_url, create=False, patience=patience)
         self.sweep = open_sweep(database, order.study_name, order.lease_s)
+        check_same_meaning(self.sweep.spec, self.sweep.record)  # a fleet's machines may have different versions
         self.slots = self.sweep.slots
         self.stops = self.slots.stops() if order.stops is None else order.stops
         self.stop_asked = False

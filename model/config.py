@@ -159,6 +159,10 @@ class RunConfig:
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
+# Raised whenever runs of equal values train otherwise than before: initialisation, order of the data, dropout, loss. A
+# preset's or a default's other value needs no raise. 2: initialisation by width, dropout from sixteen bits.
+RUNS_VERSION = 2
+
 # Width, layers and heads are those of the logs this project systematises; micro and small differ in training only.
 PRESETS: Mapping[str, Mapping[str, Scalar]] = types.MappingProxyType(
     {

@@ -193,12 +193,19 @@ class _Account:
 
     def in_evaluation(self, rows: int) -> int:
         """The last feed-forward layer of `rows` sequences, or their logits."""
-        channels = rows * self.architecture.sequence_length * self.architecture.width
-        layers = min(2, self.architecture.block_kinds.count("attention"))  # whose queries, keys and values are held
-        feed_forward = 4 * FLOAT * channels + (8 + 3 * layers) * self.factor * channels
+        channels = self._channels(rows)
         states = 3 * FLOAT * channels + 3 * self.factor * channels
-        return max(feed_forward, states + self._logits(rows * self.architecture.sequence_length))
+        return max(self._in_feed_forward(rows), states + self._logits(rows * self.architecture.sequence_length))
 
     def in_check(self) -> int:
-        """The causality check: a copy of the network, and the logits of three sequences."""
-        return self.weights + 3 * self.factor * self.architecture.sequence_length * self.vocabulary
+        """The causality check: a copy of the network; its largest matrix is drawn, two sequences go through it."""
+        states = 2 * FLOAT * self._channels(2)  # of the passes before
+        return self.weights + max(self.output_matrix, states + self._in_feed_forward(2))
+
+    def _channels(self, rows: int) -> int:
+        return rows * self.architecture.sequence_length * self.architecture.width
+
+    def _in_feed_forward(self, rows: int) -> int:
+        """The last one, where no backward pass follows."""
+        layers = min(2, self.architecture.block_kinds.count("attention"))  # whose queries, keys and values are held
+        return (4 * FLOAT + (8 + 3 * layers) * self.factor) * self._channels(rows)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import pydoc_data.topics
 from collections.abc import Callable
 from pathlib import Path
@@ -19,7 +20,9 @@ from hpo.launch import Launch, Request, join, prepare
 from hpo.placement import Wish
 from hpo.slots import SlotCounts, TrialOutcome
 from hpo.storage import open_database
-from hpo.sweep import LAST_RUN_ATTRIBUTE, find_sweep, last_run, study_names
+from hpo.sweep import LAST_RUN_ATTRIBUTE, find_sweep, last_run, publish, study_names
+from hpo.worker import Event, work
+from model.config import RUNS_VERSION
 from model.errors import CorpusError
 from model.training import Pace
 
@@ -385,6 +388,78 @@ def test_another_profile_of_the_same_values_is_the_same_study(place: Place, monk
     made = place.prepare()
     use_cuda(monkeypatch, gpus=1)
     assert place.prepare().sweep.uid == made.sweep.uid
+
+
+def as_made_when(place: Place, changed: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
+    """Let the study's record be as of another version of the program."""
+    sweep = place.prepare().sweep
+    record = changed(json.loads(json.dumps(sweep.record)))
+    sweep.slots.replace_record(record)
+    sweep.record = record
+    publish(sweep)
+
+
+def without_meaning(record: dict[str, Any]) -> dict[str, Any]:
+    del record["meaning"]
+    return record
+
+
+def with_runs_of_version_1(record: dict[str, Any]) -> dict[str, Any]:
+    record["meaning"]["runs_version"] = 1
+    return record
+
+
+def with_another_learning_rate(record: dict[str, Any]) -> dict[str, Any]:
+    record["meaning"]["presets"]["nano"]["learning_rate"] = 0.001
+    return record
+
+
+@pytest.mark.parametrize(
+    ("changed", "difference"),
+    [
+        (without_meaning, f"runs were of version 1, are of {RUNS_VERSION}"),
+        (with_runs_of_version_1, f"runs were of version 1, are of {RUNS_VERSION}"),
+        (with_another_learning_rate, "learning_rate of nano was 0.001, is 0.004"),
+    ],
+)
+def test_a_study_whose_values_meant_something_else_is_refused_and_nothing_is_changed(
+    changed: Callable[[dict[str, Any]], dict[str, Any]], difference: str, place: Place
+) -> None:
+    as_made_when(place, changed)
+    before = place.stored()
+    for ask, request in ((place.prepare, {"trials": 20}), (place.join, {})):
+        assert place.refusal(StudyError, ask, **request) == (
+            f"study 'small' was made when equal values trained otherwise: {difference}; its trials would not compare "
+            "with new ones: give the new study another name, or use the version that made it"
+        )
+    assert place.stored() == before
+
+
+class Deaf:
+    """The line to nobody."""
+
+    def tell(self, event: Event) -> None:
+        pass
+
+    def stop_wanted(self) -> bool:
+        return False
+
+
+def test_a_worker_of_another_version_does_not_fill_the_study_s_slots(place: Place) -> None:
+    order, _ = place.prepare(workers=1).orders[0]
+    as_made_when(place, with_runs_of_version_1)
+    with pytest.raises(StudyError, match="runs were of version 1"):
+        work(order, Deaf())
+
+
+def test_a_value_that_runs_did_not_have_when_a_study_was_made_is_no_difference(place: Place) -> None:
+    def without_noise(record: dict[str, Any]) -> dict[str, Any]:
+        del record["meaning"]["presets"]["nano"]["noise"]
+        return record
+
+    as_made_when(place, without_noise)
+    place.prepare()
+    place.join()
 
 
 def test_another_text_is_refused_and_nothing_is_changed(place: Place) -> None:

@@ -146,7 +146,7 @@ class Race:
         self.spec = make_spec(pruner={"peers": 1, **pruner})
         self.study = make_study(self.spec)
 
-    def enter(self, *losses: float, role: str = "search") -> list[bool]:
+    def enter(self, *losses: float, role: str = "search", state: TrialState = TrialState.COMPLETE) -> list[bool]:
         """A trial that reports these losses at milestones 1, 2, ...; whether it was behind at each."""
         asked = self.study.ask()
         asked.set_user_attr("hpo:role", role)
@@ -156,7 +156,7 @@ class Race:
         for milestone, loss in enumerate(losses, start=1):
             trial.report(loss, milestone)
             behind.append(is_behind(self.spec, trial, milestone))
-        self.study.tell(trial.number, losses[-1], state=TrialState.COMPLETE)
+        self.study.tell(trial.number, losses[-1] if state == TrialState.COMPLETE else None, state=state)
         return behind
 
 
@@ -223,6 +223,15 @@ def test_too_few_peers_put_nobody_behind(kind: str, others: int, behind: bool) -
     for _ in range(others):
         race.enter(1.0)
     assert race.enter(9.0) == [behind]
+
+
+@pytest.mark.parametrize(("kind", "behind"), [("successive_halving", True), ("percentile", False), ("median", False)])
+def test_a_line_through_complete_trials_needs_so_many_of_them(kind: str, behind: bool) -> None:
+    race = Race(kind=kind, first_milestone=1, peers=3)
+    for state in (TrialState.COMPLETE, TrialState.COMPLETE, TrialState.PRUNED, TrialState.PRUNED):
+        race.enter(1.0, state=state)
+    assert race.enter(9.0) == [behind]
+    assert race.enter(9.0) == [True]
 
 
 def test_peers_are_those_that_reported_at_the_same_milestone() -> None:

@@ -161,7 +161,7 @@ class ClosedLeak(Transformer):
 def test_the_guard_refuses_a_network_that_leaks(leaky: type[Transformer]) -> None:
     torch.manual_seed(0)
     with pytest.raises(
-        CausalityError, match=r"not causal: changing the tokens from \d+ on moved earlier logits by up to [\d.e-]+;"
+        CausalityError, match=r"not causal: changing the tokens from \d+ on moved earlier states by up to [\d.e-]+;"
     ):
         check_causality(leaky(nano(), VOCABULARY))
 
@@ -188,6 +188,42 @@ def test_the_guard_refuses_a_network_that_leaks_elsewhere(leaky: type[Transforme
     torch.manual_seed(0)
     with pytest.raises(CausalityError, match="not causal"):
         check_causality(leaky(nano(), VOCABULARY))
+
+
+class BatchNorm(Transformer):
+    """Normalises each state by those that stand at the same position in the batch."""
+
+    def forward(self, tokens_BT: Tensor) -> States:
+        states = super().forward(tokens_BT)
+        return states._replace(hidden_BTD=states.hidden_BTD - 0.01 * states.hidden_BTD.mean(0, keepdim=True))
+
+
+class BatchAttention(Transformer):
+    """Attends over the sequences of a batch, in evaluation alone."""
+
+    def forward(self, tokens_BT: Tensor) -> States:
+        states = super().forward(tokens_BT)
+        if self.training:
+            return states
+        weights_BTD = states.hidden_BTD.softmax(dim=0)
+        return states._replace(hidden_BTD=(weights_BTD * states.hidden_BTD).sum(0, keepdim=True).expand_as(weights_BTD))
+
+
+class LateMixing(Transformer):
+    """Adds the neighbour's state in the batch at the last position but one alone."""
+
+    def forward(self, tokens_BT: Tensor) -> States:
+        states = super().forward(tokens_BT)
+        hidden_BTD = states.hidden_BTD.clone()
+        hidden_BTD[:, -2] += states.hidden_BTD[:, -2].roll(1, 0)
+        return states._replace(hidden_BTD=hidden_BTD)
+
+
+@pytest.mark.parametrize("mixing", [BatchNorm, BatchAttention, LateMixing])
+def test_the_guard_refuses_a_network_that_mixes_the_sequences_of_a_batch(mixing: type[Transformer]) -> None:
+    torch.manual_seed(0)
+    with pytest.raises(CausalityError, match="mixes the sequences of a batch: changing one moved the states of anoth"):
+        check_causality(mixing(nano(), VOCABULARY))
 
 
 def test_the_guard_refuses_attention_without_a_mask(monkeypatch: pytest.MonkeyPatch) -> None:
