@@ -105,17 +105,22 @@ def validate(network: str, corpus: TokenizedCorpus) -> Iterator[Finding]:
         ConfigError, NetworkError: there is no such class.
         CorpusError: the text is too short.
     """
-    build_run({"network": network})  # refuses what is no name before anything is imported
-    values: dict[str, Scalar] = {**RUN, "network": network, "iit": has_phi(network)}
-    config, brief = build_run(values), build_run({**values, **BRIEF})
-    corpus.check_length(8 * config.architecture.sequence_length)
-    trial = Trial(network=network, corpus=corpus, config=config, brief=brief)
+    trial = trial_of(network, corpus)
     broken: str | None = None  # without it nothing that trains can be tried
     for law, look in LAWS.items():
         finding = _tried(law, look, trial) if broken is None else _untried(law, broken)
         if law in GROUNDS and finding.state == "broken":
             broken = law
         yield finding
+
+
+def trial_of(network: str, corpus: TokenizedCorpus) -> Trial:
+    """What the laws are tried on, for a network and a text; importing the network runs its code."""
+    build_run({"network": network})  # refuses what is no name before anything is imported
+    values: dict[str, Scalar] = {**RUN, "network": network, "iit": has_phi(network)}
+    config, brief = build_run(values), build_run({**values, **BRIEF})
+    corpus.check_length(8 * config.architecture.sequence_length)
+    return Trial(network=network, corpus=corpus, config=config, brief=brief)
 
 
 def _tried(law: str, look: Callable[[Trial], str], trial: Trial) -> Finding:

@@ -20,7 +20,7 @@ def validate_architecture(
 
     Exit codes: 0 it keeps all of them, 1 it does not.
     """
-    os.environ.setdefault("KINETO_LOG_LEVEL", "5")  # torch's profiler would tell when it begins and ends
+    os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # torch's profiler would tell when it begins and ends
     from hpo.home import Home
     from model.corpus import load_corpus
     from model.laws import validate
