@@ -105,8 +105,8 @@ def prepare(request: Request, url: str, home: Home, announce: Callable[[str], No
             _check_same_file(sweep, spec)
         corpus = load_text(spec, request.data, sweep, home, announce)
         if sweep is None:
+            network = network_record(spec, corpus)  # before there is a database
             database = database or open_database(url, create=True)
-            network = network_record(spec, corpus)
             hardware = describe(device) if request.executor.kind == "local" else f"{request.executor.kind}, {device}"
             sweep = create_sweep(database, spec.name, _record(spec, corpus, network, hardware))
             _check_same_file(sweep, spec)  # another process may have made it meanwhile
