@@ -34,6 +34,8 @@ from model.trained import load_trained
 from model.training import train
 from model.transformer import Transformer
 
+pytestmark = pytest.mark.slow  # processes of their own, and an exporter that takes its time
+
 TINY: dict[str, Any] = {
     "width": 32, "layers": 2, "heads": 2, "sequence_length": 32, "batch_size": 8, "memory_slots": 8,
     "budget_tokens": 4_000, "evaluations": 2, "evaluation_tokens": 512,

@@ -25,6 +25,7 @@ def findings(name: str, corpus: TokenizedCorpus) -> dict[str, Finding]:
     return {finding.law: finding for finding in validate(f"networks:{name}", corpus)}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["Recurrent", "WithPhi"])
 def test_a_good_network_keeps_all_laws(name: str, small_corpus: TokenizedCorpus) -> None:
     found = findings(name, small_corpus)
