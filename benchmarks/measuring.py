@@ -114,7 +114,8 @@ def idle_train(
         time.sleep(pause_s)
         history = (*history, evaluation_of(milestone, 5.0 - 0.1 * milestone))
         if resumes and save_to is not None:
-            save_checkpoint(save_to, {"history": [dataclasses.asdict(each) for each in history]})
+            content = {"identity": {"device": "cpu"}, "history": [dataclasses.asdict(each) for each in history]}
+            save_checkpoint(save_to, content)
         decision = on_evaluation(history[-1])
         if decision is Decision.PRUNE:
             return TrainingResult(outcome="pruned", reason="behind", history=history)

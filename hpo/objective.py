@@ -19,7 +19,7 @@ from hpo.search_space import is_behind
 from hpo.slots import TrialOutcome
 from hpo.study_file import StudySpec
 from model.config import RunConfig, Scalar
-from model.errors import CheckpointError, ConfigError
+from model.errors import CheckpointError, ConfigError, OtherDeviceError
 from model.evaluation import Evaluation
 from model.footprint import peak_tensor_bytes
 from model.tokens import TokenizedCorpus
@@ -79,7 +79,7 @@ def run_trial(
         last = evaluation.milestone == config.training.evaluations
         return not last and is_behind(setting.spec, trial, evaluation.milestone)
 
-    resume_from, history = newest_checkpoint(setting.folder)
+    resume_from, history = newest_checkpoint(setting.folder, setting.device)
     reached = reached_before(trial)
     for evaluation in history[reached:]:  # a crash came between checkpoint and report
         _report(trial, evaluation)
@@ -120,11 +120,16 @@ def deadly(deaths: int, log: Path) -> TrialOutcome:
     return TrialOutcome(state="PRUNED", violations=("process_died",), attributes=attributes)
 
 
-def newest_checkpoint(folder: Path) -> tuple[Path | None, tuple[Evaluation, ...]]:
-    """The checkpoint of the latest lease, and its evaluations; a damaged one is set aside, as the log tells."""
+def newest_checkpoint(folder: Path, device: str) -> tuple[Path | None, tuple[Evaluation, ...]]:
+    """The checkpoint of the latest lease that this device can continue, and its evaluations.
+
+    A damaged one is set aside, and one of another kind of device is left for that; the log tells.
+    """
     for path in reversed(_checkpoints(folder)):
         try:
-            return path, load_history(path)
+            return path, load_history(path, device)
+        except OtherDeviceError as error:
+            logger.warning("%s", error)
         except CheckpointError as error:
             logger.warning("%s; set aside as %s.damaged", error, path.name)
             path.rename(path.with_name(f"{path.name}.damaged"))
@@ -175,8 +180,8 @@ def _tell_of_loss(trial: optuna.Trial, reached: int, kept: int, setting: TrialSe
     """Say that checkpoints are missing, as where they lie on the disk of another machine, and note how many."""
     begins = f"goes on from evaluation {kept}" if kept else "starts over"
     setting.announce(
-        f"trial {trial.number} {begins}, though it had reached evaluation {reached}: {platform.node()} does not have "
-        f"its later checkpoints in {setting.folder}"
+        f"trial {trial.number} {begins}, though it had reached evaluation {reached}: {platform.node()} has no later "
+        f"checkpoint in {setting.folder} that its {setting.device} can continue"
     )
     trial.set_user_attr("hpo:repeated", trial.user_attrs.get("hpo:repeated", 0) + reached - kept)
 

@@ -56,6 +56,17 @@ class Sweep:
         """Eight hexadecimal digits that tell studies of one name apart."""
         return str(self.record["uid"])
 
+    def check_there(self) -> None:
+        """See that the study is still there.
+
+        Raises:
+            StudyError: it was deleted, as through Optuna.
+        """
+        if all(study._study_id != self.study._study_id for study in self.storage.get_all_studies()):
+            raise StudyError(
+                f"study {self.spec.name!r} was deleted meanwhile: there is nothing left to work on"
+            ) from None
+
     @contextlib.contextmanager
     def holding(self, lease: Lease, on_renewal: Callable[[], None] = lambda: None) -> Iterator[None]:
         """Keep a lease renewed, and let Optuna write nothing that it does not cover.

@@ -19,7 +19,7 @@ from typing import Any, Literal, Protocol
 
 import torch
 from optuna.exceptions import StorageInternalError, UpdateFinishedTrialError
-from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.exc import IntegrityError, SQLAlchemyError
 
 from hpo.errors import WorkerError
 from hpo.home import Home
@@ -44,9 +44,11 @@ FAILURES_IN_A_ROW = 3  # after which a worker takes the fault to be the machine'
 BEYOND_A_TRIAL = (
     ModelError,
     OSError,
+    MemoryError,  # beside the training itself, which takes it for an outcome
     SQLAlchemyError,
     StorageInternalError,
 )  # faults that another trial would meet too
+ROW_GONE = (KeyError, IntegrityError)  # Optuna's and the database's word for it: its study may have been deleted
 
 EventKind = Literal["started", "evaluated", "finished", "waiting", "warned", "restarted", "fatal"]
 
@@ -108,13 +110,17 @@ def work(order: WorkerOrder, link: Link) -> None:
     """
     try:
         with storage_errors(order.storage_url):
+            worker = None
             try:
-                _Worker(order, link).fill_slots()
+                worker = _Worker(order, link)
+                worker.fill_slots()
             except Exception as error:
+                if worker is not None and isinstance(error, ROW_GONE):
+                    worker.sweep.check_there()
                 if not (is_away(error) and link.stop_wanted()):
                     raise
                 logger.warning("left without a word to the database, which is away; the lease expires by itself")
-    except OSError as error:
+    except (OSError, MemoryError) as error:
         raise WorkerError(f"{order.name}: {error}; run again to go on") from error
 
 
@@ -244,6 +250,8 @@ class _Worker:
         except (LeaseLost, Interrupted, UpdateFinishedTrialError, *BEYOND_A_TRIAL):
             raise
         except Exception as error:
+            if isinstance(error, ROW_GONE):
+                self.sweep.check_there()
             traceback.print_exc()
             self.failures += 1
             return failed(error, self.log)

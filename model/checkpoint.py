@@ -10,8 +10,9 @@ from typing import Any
 import torch
 
 from model.errors import CheckpointError
+from model.hardware import is_out_of_memory
 
-VERSION = 3  # 1: dropout drew other random numbers; 2: without tokenizer and corpus
+VERSION = 3  # 1: dropout drew other random numbers; 2: without tokenizer, corpus, kind of device
 RESUMING = "without it the run starts over"
 
 
@@ -56,10 +57,13 @@ def load_checkpoint(path: Path, device: torch.device | str = "cpu", *, next_step
 
     Raises:
         CheckpointError: truncated, not a checkpoint, or of another version.
+        MemoryError: there is none for it now.
     """
     try:
         content = torch.load(path, map_location=device, weights_only=True)
     except Exception as error:  # zip, pickle and torch each raise kinds of their own
+        if is_out_of_memory(error):  # which says nothing about the file
+            raise MemoryError(f"{path}: no memory to read it") from error
         raise CheckpointError(f"{path}: not a readable checkpoint ({_kind(error)}); {next_step}") from error
     if not isinstance(content, dict) or content.get("version") != VERSION:
         found = content.get("version") if isinstance(content, dict) else None

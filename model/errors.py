@@ -6,6 +6,7 @@
     ├── CausalityError    a network in which a position can see its own future
     ├── NetworkError      a network of the user's own that cannot be imported, built or used
     └── CheckpointError   a checkpoint that cannot be written, read or continued
+        └── OtherDeviceError   a sound one that another kind of device can continue
 
 Every message is one line: the rule, the value received, the next step.
 """
@@ -33,3 +34,7 @@ class NetworkError(ModelError):
 
 class CheckpointError(ModelError):
     """A checkpoint cannot be written, read or continued."""
+
+
+class OtherDeviceError(CheckpointError):
+    """A checkpoint is sound, but only another kind of device can continue it."""

@@ -165,11 +165,6 @@ def too_good(loss: float, span: Span) -> str | None:
     return f"{below:,.0f} nats below the entropy of its source" if below > IMPLAUSIBLE_NATS else None
 
 
-def rows_where_short(micro_batch: int, batch_size: int) -> int | None:
-    """The most sequences for `score` in a run whose batches are cut, or of one sequence; None: memory is plenty."""
-    return None if 1 < micro_batch == batch_size else micro_batch
-
-
 def rows_at_once(sequence_length: int, device_type: str, most_rows: int | None = None) -> int:
     """How many sequences `score` reads at once."""
     rows = max(1, TOKENS_AT_ONCE[device_type] // sequence_length)

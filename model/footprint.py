@@ -13,7 +13,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from model.config import Architecture, PhiObjective, RunConfig
-from model.evaluation import rows_at_once, rows_where_short
+from model.evaluation import rows_at_once
 from model.loss import LOGITS_AT_ONCE
 from model.phi import COMPONENTS, probe_positions
 from model.transformer import CONVOLUTION_TAPS
@@ -54,10 +54,11 @@ def peak_tensor_bytes(
         vocabulary: V, token ids of its tokenizer.
         train_tokens: of the training split, which lies on the device.
         device_type: "cpu" or "cuda".
-        micro_batch: sequences that go through the network at once; None: the whole batch.
+        micro_batch: sequences that go through the network at once where memory is short; None: the whole batch, and as
+            many as an evaluation likes.
     """
     architecture, batch_size = config.architecture, config.training.batch_size
-    rows = batch_size if micro_batch is None else micro_batch
+    rows = batch_size if micro_batch is None else min(micro_batch, batch_size)
     account = _Account(
         architecture=architecture,
         objective=config.phi.phi_objective,
@@ -67,11 +68,10 @@ def peak_tensor_bytes(
     )
     moments = 2 * account.weights  # of AdamW
     gathered = account.weights if rows < batch_size else 0  # gradients of the pieces before
-    most_rows = rows_where_short(rows, batch_size)
     beside_weights = (
         account.in_check(),
         moments + gathered + account.in_update(),
-        moments + account.in_evaluation(rows_at_once(architecture.sequence_length, device_type, most_rows)),
+        moments + account.in_evaluation(rows_at_once(architecture.sequence_length, device_type, micro_batch)),
     )
     return account.weights + TOKEN * train_tokens + max(beside_weights)
 

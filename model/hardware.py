@@ -14,6 +14,14 @@ from torch.utils._triton import has_triton
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_MMAP_MAX = -1, -3, -4  # of mallopt(3)
 _STATUS, _CLEAR_REFS = Path("/proc/self/status"), Path("/proc/self/clear_refs")  # of this process, on Linux
+_MEMORY_SIGNS = (
+    "can't allocate memory",
+    "not enough memory",
+    "std::bad_alloc",
+    "could not create a primitive",  # oneDNN's, which does not say why
+    "CUDA error: out of memory",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+)
 _CGROUP_QUOTA = Path("/sys/fs/cgroup/cpu.max")  # of version 2: microseconds granted, and of how many
 
 
@@ -94,6 +102,14 @@ def _address_space_is_limited() -> bool:
 
 def _glibc() -> ctypes.CDLL | None:
     return ctypes.CDLL(None) if sys.platform == "linux" and platform.libc_ver()[0] == "glibc" else None
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that device or machine have no memory left."""
+    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
+        return True
+    # the allocators of CPU and cuBLAS have no class of their own
+    return isinstance(error, RuntimeError) and any(sign in str(error) for sign in _MEMORY_SIGNS)
 
 
 def forget_peak_memory(device: torch.device) -> None:

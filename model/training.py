@@ -13,6 +13,7 @@ import contextlib
 import dataclasses
 import enum
 import math
+import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -26,9 +27,9 @@ from model import phi
 from model.batches import TrainingBatches
 from model.checkpoint import load_checkpoint, save_checkpoint
 from model.config import Architecture, RunConfig
-from model.errors import CheckpointError
-from model.evaluation import Evaluation, rows_where_short, score, too_good
-from model.hardware import compiles, forget_peak_memory, keep_freed_memory, peak_memory_bytes
+from model.errors import CheckpointError, OtherDeviceError
+from model.evaluation import Evaluation, score, too_good
+from model.hardware import compiles, forget_peak_memory, is_out_of_memory, keep_freed_memory, peak_memory_bytes
 from model.memory import Candidates
 from model.network import Network, build_network, source_digest
 from model.schedules import adapt_lambda, learning_rate_at, set_lambda
@@ -39,14 +40,6 @@ if TYPE_CHECKING:  # who trains needs no tokenizer
     from model.tokens import TokenizedCorpus
 
 EXPLODED_NATS = 1.0  # validation loss this far above that of a uniform guess: the run has diverged
-_MEMORY_SIGNS = (
-    "can't allocate memory",
-    "not enough memory",
-    "std::bad_alloc",
-    "could not create a primitive",  # oneDNN's, which does not say why
-    "CUDA error: out of memory",
-    "CUBLAS_STATUS_ALLOC_FAILED",
-)
 
 Outcome = Literal["complete", "pruned", "diverged", "out_of_memory", "interrupted"]
 
@@ -99,8 +92,8 @@ def train(
         CheckpointError: a checkpoint cannot be written, read, or belongs to another run.
     """
     corpus.check_length(config.architecture.sequence_length)
-    micro_batch = config.training.batch_size
-    history = load_history(resume_from) if resume_from else ()
+    micro_batch: int | None = None
+    history = load_history(resume_from, device) if resume_from else ()
     while True:
         run = None
         try:
@@ -111,14 +104,14 @@ def train(
             if run is not None:
                 history = max(history, tuple(run.history), key=len)
                 resume_from = save_to if run.saved else resume_from
-                micro_batch = min(micro_batch, run.micro_batch)  # a continued run may have been cut before
+                micro_batch = run.micro_batch  # a continued run may have been cut before
             if micro_batch == 1:
                 reason = "one sequence at a time does not fit"
                 return TrainingResult(outcome="out_of_memory", reason=reason, history=history)
         run = None  # frees what it holds before the next one asks
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
-        micro_batch = -(-micro_batch // 2)  # the same batch in smaller pieces; gradients add up
+        micro_batch = -(-(micro_batch or config.training.batch_size) // 2)  # the same batch in pieces; gradients add up
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -146,7 +139,7 @@ def rehearse(
         seconds: time for updates, of which there are at least two after the first.
         on_ready: called after the first update, before the clock starts: where several rehearse at once, they meet.
     """
-    run = _Run(config, corpus, torch.device(device), None, None, config.training.batch_size)
+    run = _Run(config, corpus, torch.device(device), None, None)
     run.network.train()
     sums = torch.zeros(2, device=run.device)
     run.update(sums)
@@ -172,10 +165,8 @@ class _OutOfMemory(Exception):
 def _memory_errors() -> Iterator[None]:
     try:
         yield
-    except (torch.OutOfMemoryError, MemoryError) as error:
-        raise _OutOfMemory from error
-    except RuntimeError as error:  # the allocators of CPU and cuBLAS have no class of their own
-        if not any(sign in str(error) for sign in _MEMORY_SIGNS):
+    except Exception as error:
+        if not is_out_of_memory(error):
             raise
         raise _OutOfMemory from error
 
@@ -190,7 +181,7 @@ class _Run:
         device: torch.device,
         save_to: Path | None,
         resume_from: Path | None,
-        micro_batch: int,
+        micro_batch: int | None = None,
         compiled: bool | None = None,
     ) -> None:
         self.config, self.corpus, self.device = config, corpus, device
@@ -218,9 +209,14 @@ class _Run:
         self.saved = False
         if resume_from is not None:
             self.load(resume_from)
-        replayed = device.type == "cuda" and self.micro_batch == config.training.batch_size
+        replayed = device.type == "cuda" and self.rows == config.training.batch_size
         self.observe = compiled_observe(replayed=replayed) if self.compiled else observe
         check_causality(self.network)
+
+    @property
+    def rows(self) -> int:
+        """Sequences that go through the network at once in an update."""
+        return min(self.micro_batch or sys.maxsize, self.config.training.batch_size)
 
     def train(self, on_evaluation: Observer, announced: int) -> TrainingResult:
         """Run from where the state stands to the end; tell of each evaluation after the first `announced`."""
@@ -274,8 +270,8 @@ class _Run:
 
         inputs_BT, targets_BT = self.batches.at(self.step)
         pieces: list[Measured] = []
-        for first in range(0, len(inputs_BT), self.micro_batch):
-            rows = slice(first, first + self.micro_batch)
+        for first in range(0, len(inputs_BT), self.rows):
+            rows = slice(first, first + self.rows)
             hidden_BTD, measured = self.observe(
                 self.network, config.phi.phi_objective, self.phi_target, inputs_BT[rows]
             )
@@ -309,10 +305,9 @@ class _Run:
         training, iit = self.config.training, self.config.architecture.iit
         memory = self.network.memory
         whole_split = milestone == training.evaluations
-        most_rows = rows_where_short(self.micro_batch, training.batch_size)
         valid_span = self.corpus.span("valid") if whole_split else self.valid_slice
-        valid = score(self.network, valid_span, self.device, most_rows)
-        trained = score(self.network, self.train_slice, self.device, most_rows)
+        valid = score(self.network, valid_span, self.device, self.micro_batch)
+        trained = score(self.network, self.train_slice, self.device, self.micro_batch)
         tokens = self.step * self.config.tokens_per_step
         return Evaluation(
             milestone=milestone,
@@ -360,6 +355,7 @@ class _Run:
             "run": self.config.digest(),
             "corpus": self.corpus.corpus_digest,
             "tokenizer": self.corpus.tokenizer.digest,
+            "device": self.device.type,  # each kind rounds in its own way and draws its own random numbers
             **({} if self.source is None else {"network": self.source}),
         }
 
@@ -386,20 +382,23 @@ class _Run:
     def load(self, path: Path) -> None:
         """Take over the state that `save` wrote."""
         content = load_checkpoint(path, self.device)
-        for what, digest in self.identity().items():
-            if content.get("identity", {}).get(what) != digest:
+        for what, mine in self.identity().items():
+            if content.get("identity", {}).get(what) != mine:
                 raise CheckpointError(f"{path}: written by a run with another {what}; it cannot be continued here")
         try:
             self.network.load_state_dict(content["network"])
             self.optimizer.load_state_dict(content["optimizer"])
             self.lambda_phi.copy_(content["lambda_phi"])
-            self.micro_batch = min(self.micro_batch, content["micro_batch"])  # pieces draw their own random numbers
+            pieces = [each for each in (self.micro_batch, content["micro_batch"]) if each is not None]
+            self.micro_batch = min(pieces, default=None)  # they draw their own random numbers
             self.compiled = content["compiled"]  # fused arithmetic rounds elsewhere
             self.step, self.seconds = content["step"], content["seconds"]
             self.history = [Evaluation(**evaluation) for evaluation in content["history"]]
             self.set_random_state(content["random"])
             torch.set_num_threads(content["threads"])  # sums are rounded as their parts are split over threads
         except (KeyError, TypeError, ValueError, RuntimeError) as error:
+            if is_out_of_memory(error):
+                raise
             reason = f"{type(error).__name__}: {' '.join(str(error).split())[:120]}"
             raise CheckpointError(
                 f"{path}: does not fit this program ({reason}); without it the run starts over"
@@ -417,9 +416,24 @@ class _Run:
             torch.cuda.set_rng_state(states[1].cpu(), self.device)
 
 
-def load_history(path: Path) -> tuple[Evaluation, ...]:
-    """The evaluations that a checkpoint of this module holds."""
+def load_history(path: Path, device: str | None = None) -> tuple[Evaluation, ...]:
+    """The evaluations that a checkpoint of this module holds.
+
+    Args:
+        path: the checkpoint.
+        device: where the run is to go on; None: nowhere.
+
+    Raises:
+        OtherDeviceError: it cannot go on there.
+        CheckpointError: the file cannot be read, or holds no run.
+    """
     content: dict[str, Any] = load_checkpoint(path)
-    if "history" not in content:
+    if not {"history", "identity"} <= content.keys():
         raise CheckpointError(f"{path}: holds no run")
+    written_on = content["identity"]["device"]
+    if device is not None and torch.device(device).type != written_on:
+        raise OtherDeviceError(
+            f"{path}: written on {written_on}, which {device} cannot continue exactly; go on there, or move the file "
+            "away to start over"
+        )
     return tuple(Evaluation(**evaluation) for evaluation in content["history"])

@@ -2,19 +2,31 @@
 
 from __future__ import annotations
 
+import sys
 import time
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Generic, Protocol, TypeVar
 
+from hpo.errors import HpoError
 from hpo.executors.stop import Stop, StopLevel
 from hpo.patience import is_away
 from hpo.slots import Slots
 from hpo.worker import DEATHS, Event, WorkerOrder
+from model.errors import ModelError
 
 RESTARTS = DEATHS  # of each worker in a row, without an evaluation between: a deadly trial is given up before
 STRAGGLERS_S = 15.0  # between two looks, once a worker has left, whether what still runs hangs
 PULSE_S = 0.25  # longest time between two looks at clock and signals
+
+
+def note_end(error: HpoError | ModelError) -> None:
+    """Write into a worker's log why it ends: a line, and the traceback of what lies beneath if something does."""
+    if error.__cause__ is None:
+        print(error, file=sys.stderr, flush=True)
+    else:
+        traceback.print_exception(error)
 
 
 class Member(Protocol):

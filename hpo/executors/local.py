@@ -12,7 +12,6 @@ import multiprocessing
 import os
 import pickle
 import signal
-import traceback
 from collections.abc import Callable, Sequence
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import ForkServerContext, SpawnContext
@@ -20,7 +19,7 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 from hpo.errors import HpoError, WorkerError
-from hpo.executors.crew import PULSE_S, Crew
+from hpo.executors.crew import PULSE_S, Crew, note_end
 from hpo.executors.stop import Stop, StopLevel
 from hpo.slots import Slots
 from hpo.worker import Event, Link, WorkerOrder, new_owner, work
@@ -219,5 +218,5 @@ def _run_worker(order: WorkerOrder, log: Path, connection: Connection, work: Wor
     try:
         work(order, link)
     except (HpoError, ModelError) as error:
-        traceback.print_exc()
+        note_end(error)
         link.tell(Event(kind="fatal", worker=order.name, message=str(error)))

@@ -20,7 +20,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from hpo.errors import HpoError, WorkerError
-from hpo.executors.crew import PULSE_S, Crew
+from hpo.executors.crew import PULSE_S, Crew, note_end
 from hpo.executors.ray_cluster import Share, amounts, connected, nodes
 from hpo.executors.stop import Stop, StopLevel
 from hpo.slots import Slots
@@ -87,7 +87,7 @@ class RayWorker:
                 os.dup2(file.fileno(), 2)
             work(order, self)
         except (HpoError, ModelError) as error:
-            traceback.print_exc()
+            note_end(error)
             self.tell(Event(kind="fatal", worker=order.name, message=str(error)))
         except Exception as error:
             traceback.print_exc()

@@ -70,7 +70,8 @@ def toy_train(
         time.sleep(dice.uniform(*STEP_S))
         evaluation = make_evaluation(milestone, val_loss=toy_loss(config.digest(), milestone))
         history = (*history, evaluation)
-        save_checkpoint(save_to, {"history": [dataclasses.asdict(each) for each in history]})
+        content = {"identity": {"device": "cpu"}, "history": [dataclasses.asdict(each) for each in history]}
+        save_checkpoint(save_to, content)
         decision = on_evaluation(evaluation)
         if decision is Decision.PRUNE:
             return TrainingResult(outcome="pruned", reason="behind", history=history)

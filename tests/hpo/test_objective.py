@@ -25,6 +25,7 @@ from hpo.objective import (
     tidy,
 )
 from hpo.slots import LeaseLost
+from model.checkpoint import load_checkpoint, save_checkpoint
 from model.evaluation import Evaluation
 from model.tokens import TokenizedCorpus
 from model.training import TrainingResult
@@ -133,10 +134,40 @@ def test_a_damaged_checkpoint_is_set_aside_for_the_one_before(
         run_trial(trial, {"dropout": 0.1}, setting(1), until(2))
     folder = setting(1).folder
     (folder / "checkpoint-2.pt").write_bytes(b"garbage")
-    path, history = newest_checkpoint(folder)
+    path, history = newest_checkpoint(folder, "cpu")
     assert path == folder / "checkpoint-1.pt"
     assert len(history) == 2
     assert (folder / "checkpoint-2.pt.damaged").is_file()
+
+
+def test_a_checkpoint_of_another_kind_of_device_is_left_for_that_and_the_trial_starts_over(
+    trial: optuna.Trial, setting: Callable[[int], TrialSetting]
+) -> None:
+    with pytest.raises(Interrupted):
+        run_trial(trial, {"dropout": 0.1}, setting(1), until(2))
+    path = setting(1).folder / "checkpoint-1.pt"
+    content = load_checkpoint(path)
+    save_checkpoint(path, {**content, "identity": {**content["identity"], "device": "cuda"}})
+    theirs = path.read_bytes()
+    outcome = run_trial(again(trial), {"dropout": 0.1}, setting(2), until(99))
+    assert outcome.state == "COMPLETE"
+    assert [each["milestone"] for each in outcome.attributes["hpo:history"]] == [1, 2, 3, 4, 5]
+    assert path.read_bytes() == theirs
+
+
+def test_a_checkpoint_for_which_there_is_no_memory_now_stays_where_it_is(
+    setting: Callable[[int], TrialSetting], trial: optuna.Trial, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(Interrupted):
+        run_trial(trial, {"dropout": 0.1}, setting(1), until(2))
+
+    def fail(*positional: object, **named: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(torch, "load", fail)
+    with pytest.raises(MemoryError):
+        run_trial(trial, {"dropout": 0.1}, setting(2), until(99))
+    assert [path.name for path in setting(2).folder.iterdir()] == ["checkpoint-1.pt"]
 
 
 def test_values_that_do_not_go_together_are_an_outcome(
@@ -254,7 +285,7 @@ def test_a_trial_whose_checkpoints_are_gone_starts_over_and_says_so(
     trial.storage.set_trial_intermediate_value(trial._trial_id, 1, 99.0)  # stands for another machine's number
     assert len(said) == 1
     assert said[0].startswith("trial 0 starts over, though it had reached evaluation 2: ")
-    assert said[0].endswith(f" does not have its later checkpoints in {tmp_path / 'trial'}")
+    assert said[0].endswith(f" has no later checkpoint in {tmp_path / 'trial'} that its cpu can continue")
     outcome = run_trial(
         again(trial), {"dropout": 0.1}, dataclasses.replace(setting(3), announce=said.append), until(99)
     )

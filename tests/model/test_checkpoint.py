@@ -182,6 +182,25 @@ def test_content_without_a_version_is_refused(path: Path) -> None:
         load_checkpoint(path)
 
 
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        torch.OutOfMemoryError("CUDA out of memory"),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory"),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+def test_a_lack_of_memory_is_no_damage(path: Path, error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*positional: object, **named: object) -> None:
+        raise error
+
+    save_checkpoint(path, content())
+    monkeypatch.setattr(torch, "load", fail)
+    with pytest.raises(MemoryError, match=r"checkpoint\.pt: no memory to read it"):
+        load_checkpoint(path)
+
+
 class Payload:
     """Makes a file when it is unpickled."""
 

@@ -25,10 +25,10 @@ import model.training
 from model.checkpoint import load_checkpoint, save_checkpoint
 from model.config import RunConfig, Scalar, build_run
 from model.corpus import Corpus, load_corpus
-from model.errors import CausalityError, CheckpointError, CorpusError
-from model.evaluation import PLAUSIBLE_WORD_PERPLEXITY
+from model.errors import CausalityError, CheckpointError, CorpusError, OtherDeviceError
+from model.evaluation import PLAUSIBLE_WORD_PERPLEXITY, Scores
 from model.tokenizer import TokenizerChoice
-from model.tokens import TokenizedCorpus, tokenize_corpus
+from model.tokens import Span, TokenizedCorpus, tokenize_corpus
 from model.training import Decision, Evaluation, load_history, train
 from model.transformer import States, Transformer
 
@@ -266,6 +266,16 @@ def test_a_resume_from_another_run_or_corpus_is_refused(small_corpus: TokenizedC
         train(tiny(), same_tokens, resume_from=path)
     with pytest.raises(CheckpointError, match="not a readable checkpoint"):
         train(tiny(), small_corpus, resume_from=tmp_path / "absent.pt")
+
+
+def test_a_resume_on_another_kind_of_device_is_refused(small_corpus: TokenizedCorpus, tmp_path: Path) -> None:
+    path = tmp_path / "checkpoint.pt"
+    train(tiny(), small_corpus, save_to=path, on_evaluation=interrupted_at({1}))
+    content = load_checkpoint(path)
+    save_checkpoint(path, {**content, "identity": {**content["identity"], "device": "cuda"}})
+    with pytest.raises(OtherDeviceError, match="written on cuda, which cpu cannot continue exactly; go on there, or"):
+        train(tiny(), small_corpus, resume_from=path)
+    assert len(load_history(path)) == len(load_history(path, "cuda:1")) == 1
 
 
 def test_a_resume_with_another_tokenizer_is_refused(tmp_path: Path) -> None:
@@ -546,6 +556,32 @@ def test_one_sequence_that_does_not_fit_is_the_outcome(
     assert (result.outcome, result.reason) == ("out_of_memory", "one sequence at a time does not fit")
     assert result.history == ()
     assert device.tried == [8, 4, 2, 1]
+
+
+@pytest.mark.parametrize(
+    ("room", "outcome", "asked"),
+    [(99, "complete", [None] * 8), (1, "complete", [None, *[1] * 8]), (0, "out_of_memory", [None, 1])],
+)
+def test_a_batch_of_one_sequence_is_no_sign_of_scarce_memory(
+    room: int,
+    outcome: str,
+    asked: list[int | None],
+    small_corpus: TokenizedCorpus,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Its evaluations read as many sequences at once as others, and one at a time when memory was short."""
+    rows: list[int | None] = []
+    real = model.training.score
+
+    def score(network: Transformer, span: Span, device: torch.device, most_rows: int | None) -> Scores:
+        rows.append(most_rows)
+        if (most_rows or 99) > room:
+            raise torch.OutOfMemoryError
+        return real(network, span, device, most_rows)
+
+    monkeypatch.setattr(model.training, "score", score)
+    result = train(tiny(batch_size=1, budget_tokens=16 * 32), small_corpus)
+    assert (result.outcome, rows) == (outcome, asked)
 
 
 def test_giving_up_keeps_the_evaluations_that_were_made(
