@@ -32,7 +32,7 @@ chaos: install-test
 	$(BIN)/python tests/hpo/chaos.py --storage postgresql --trials 24 --kills 30 --outages 2 --real
 
 bench: install-test
-	for each in storage workers recovery training trial_start; do $(BIN)/python benchmarks/$$each.py || exit 1; done
+	for each in storage workers recovery training trial_start generation; do $(BIN)/python benchmarks/$$each.py || exit 1; done
 
 format: install-test
 	$(BIN)/ruff format .

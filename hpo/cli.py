@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from hpo.commands import architecture, export, generate, watch
+from hpo.commands import architecture, evaluate, export, generate, watch
 from hpo.commands.shared import (
     INTERRUPTED,
     DataOption,
@@ -304,6 +304,7 @@ def dashboard(
 
 app.command()(watch.watch)
 app.command()(generate.generate)
+app.command()(evaluate.evaluate)
 app.command()(export.export)
 app.command()(architecture.validate_architecture)
 

@@ -10,8 +10,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor
 
 from model import phi
@@ -71,6 +73,7 @@ class Scores:
     span: Span
     phi: float
     components: tuple[float, ...]  # in the order of phi.COMPONENTS
+    token_nats: NDArray[np.float32] | None = None  # of each token, where they were asked for
 
     @property
     def perplexity(self) -> float:
@@ -89,7 +92,14 @@ class Scores:
 
 
 @torch.no_grad()
-def score(network: Network, span: Span, device: torch.device, most_rows: int | None = None) -> Scores:
+def score(
+    network: Network,
+    span: Span,
+    device: torch.device,
+    most_rows: int | None = None,
+    *,
+    each_token: bool = False,
+) -> Scores:
     """Measure a network on consecutive sequences of a span, each predicted from itself alone.
 
     Every token of the span is predicted exactly once. Dropout, noise and writes to the memory are off.
@@ -99,19 +109,24 @@ def score(network: Network, span: Span, device: torch.device, most_rows: int | N
         span: the text.
         device: of the network.
         most_rows: sequences to read at once where memory is short; None: as many as `TOKENS_AT_ONCE` holds.
+        each_token: keep the nats of every token too.
     """
     architecture = network.architecture
     rows = rows_at_once(architecture.sequence_length, device.type, most_rows)
     nats = torch.zeros((), dtype=torch.float64, device=device)
     full = torch.zeros((), dtype=torch.int64, device=device)
     component_sums_C = torch.zeros(len(phi.COMPONENTS), dtype=torch.float64, device=device)
+    kept: list[NDArray[np.float32]] = []
     training = network.training
     network.eval()
     for inputs_RT, targets_RT in _pieces(span, architecture.sequence_length, rows):
         inputs_RT, targets_RT = inputs_RT.to(device), targets_RT.to(device)
         with mixed_precision(device):
             states = network(inputs_RT)
-            nats += nats_of(states.hidden_BTD.flatten(0, 1), network.output.weight, targets_RT.flatten()).double().sum()
+            nats_N = nats_of(states.hidden_BTD.flatten(0, 1), network.output.weight, targets_RT.flatten())
+        nats += nats_N.double().sum()
+        if each_token:
+            kept.append(nats_N.float().cpu().numpy())
         whole_R = (targets_RT != NOT_A_TARGET).all(dim=1)
         components_RC = _components(states, architecture.phi_probes)
         component_sums_C += (components_RC * whole_R[:, None]).double().sum(0)
@@ -127,6 +142,7 @@ def score(network: Network, span: Span, device: torch.device, most_rows: int | N
         span=span,
         phi=float(means_C @ weights_C),
         components=tuple(means_C.tolist()),
+        token_nats=np.concatenate(kept)[: span.tokens] if each_token else None,
     )
 
 

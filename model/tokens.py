@@ -196,6 +196,28 @@ def _write(corpus: Corpus, digest: str, choice: TokenizerChoice, folder: Path) -
 
 def _write_split(lines: list[str], tokenizer: Tokenizer, target: Path) -> int:
     """Write a split's stream and counts; returns how many of its words the tokenizer does not know."""
+    encoded = encode_lines(lines, tokenizer)
+    np.save(target.with_suffix(".npy"), encoded.ids)
+    np.save(target.with_suffix(".lines.npy"), encoded.counts_L3)
+    return encoded.unknown_words
+
+
+@dataclass(frozen=True)
+class EncodedLines:
+    """Lines of a text under a tokenizer."""
+
+    ids: NDArray[np.unsignedinteger]  # one start token, then those of the lines
+    counts_L3: NDArray[np.int64]  # running counts of tokens, words and recoverable bytes at the end of each line
+    unknown_words: int  # that the tokenizer does not know
+
+    def span(self, true_nats: float | None = None) -> Span:
+        """The whole text, with its nats under the process that wrote it, where they are known."""
+        _, words, size = (int(count) for count in self.counts_L3[-1])
+        return Span(self.ids, words, None if self.unknown_words else size, true_nats)
+
+
+def encode_lines(lines: list[str], tokenizer: Tokenizer) -> EncodedLines:
+    """The stream and the counts of a text, given by its lines, each with its end."""
     dtype = np.uint16 if tokenizer.vocabulary <= np.iinfo(np.uint16).max + 1 else np.uint32
     parts = [np.array([tokenizer.start_id], dtype)]
     counts = np.empty((len(lines), 3), np.int64)
@@ -207,6 +229,4 @@ def _write_split(lines: list[str], tokenizer: Tokenizer, target: Path) -> int:
         for place, (line, ids) in enumerate(zip(batch, encoded, strict=True), start=first):
             counts[place] = len(ids), len(line.split()) + 1, len(tokenizer.recoverable(line).encode())
             unknown_words += tokenizer.unknown_words(line, ids)
-    np.save(target.with_suffix(".npy"), np.concatenate(parts))
-    np.save(target.with_suffix(".lines.npy"), counts.cumsum(axis=0))
-    return unknown_words
+    return EncodedLines(np.concatenate(parts), counts.cumsum(axis=0), unknown_words)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -86,9 +87,10 @@ def tokenizer_of(path: Path, content: dict[str, Any]) -> Tokenizer:
     return tokenizer
 
 
-def untrained(trained: Trained) -> Transformer:
-    """The network that the run began with: its seed's initial weights, in evaluation mode."""
+def untrained(trained: Trained) -> Trained:
+    """Where the run began: its seed's initial weights, nothing read."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(trained.config.training.seed)
         network = Transformer(trained.config.architecture, trained.tokenizer.vocabulary)
-    return network.to(trained.network.output.weight.device).eval()
+    network = network.to(trained.network.output.weight.device).eval()
+    return dataclasses.replace(trained, network=network, history=())

@@ -147,3 +147,15 @@ def test_what_a_gpu_runs_imports_only_what_trains() -> None:
         [sys.executable, "-c", code], env={"PYTHONPATH": path}, capture_output=True, text=True, check=True
     ).stdout
     assert not {"hpo", "optuna", "sqlalchemy", "tokenizers", "datasets", "pandas"} & set(printed.split())
+
+
+def test_generation_is_timed_with_and_without_the_past(run: Run) -> None:
+    kept = run("generation", "--tokens", "24", "--rounds", "1")
+    assert set(kept["presets"]["nano"]) == {
+        "attention, 1 side by side",
+        "attention, 16 side by side",
+        "convolution+attention, 1 side by side",
+    }
+    for figures in kept["presets"]["nano"].values():
+        ratio = figures["with_past_tokens_per_s"] / figures["without_tokens_per_s"]
+        assert figures["times_as_fast"] == pytest.approx(ratio, rel=0.02)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import sys
 import uuid
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -15,6 +16,7 @@ from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
+from in_process import Answer, Hpo
 from postgres import on_server, own_postgres_server
 from side_processes import PROCESSES, share
 from toy_sweeps import ENGINES
@@ -104,3 +106,23 @@ def database(database_url: str) -> Iterator[Database]:
 def sqlite_url(tmp_path: Path) -> str:
     """An SQLite file that is not there yet."""
     return f"sqlite:///{tmp_path / 'studies.db'}"
+
+
+@pytest.fixture
+def hpo(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Hpo:
+    """Calls the program within this process, with a home of its own."""
+    from hpo import cli
+
+    monkeypatch.setenv("HPO_HOME", str(tmp_path / "runs"))
+
+    def call(*arguments: str | Path) -> Answer:
+        monkeypatch.setattr(sys, "argv", ["hpo", *map(str, arguments)])
+        code = 0
+        try:
+            cli.main()
+        except SystemExit as ended:
+            code = int(ended.code or 0)
+        captured = capsys.readouterr()
+        return Answer(code, captured.out, captured.err)
+
+    return call

@@ -4,49 +4,17 @@ from __future__ import annotations
 
 import json
 import shutil
-import sys
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 import torch
+from in_process import Hpo, refused
 
-from hpo import cli
 from model.config import build_run
 from model.tokens import TokenizedCorpus
 from model.training import train
 
 TINY = {"width": 32, "layers": 2, "heads": 2, "sequence_length": 32, "batch_size": 8, "memory_slots": 8}
-
-
-@dataclass(frozen=True)
-class Answer:
-    code: int
-    out: str
-    err: str
-
-
-Hpo = Callable[..., Answer]
-
-
-@pytest.fixture
-def hpo(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Hpo:
-    """The program, within this process: loading torch again for each call would take seconds."""
-    monkeypatch.setenv("HPO_HOME", str(tmp_path / "runs"))
-    monkeypatch.setattr(torch, "set_num_threads", lambda threads: None)
-
-    def call(*arguments: str | Path) -> Answer:
-        monkeypatch.setattr(sys, "argv", ["hpo", *map(str, arguments)])
-        code = 0
-        try:
-            cli.main()
-        except SystemExit as ended:
-            code = int(ended.code or 0)
-        captured = capsys.readouterr()
-        return Answer(code, captured.out, captured.err)
-
-    return call
 
 
 @pytest.fixture(scope="module")
@@ -55,15 +23,6 @@ def checkpoint(small_corpus: TokenizedCorpus, tmp_path_factory: pytest.TempPathF
     values = {"budget_tokens": 5_000, "evaluations": 1, "evaluation_tokens": 512}
     train(build_run({**TINY, **values}), small_corpus, save_to=path)
     return path
-
-
-def refused(answer: Answer, *words: str) -> None:
-    assert answer.code == 1
-    assert answer.out == ""
-    assert answer.err.count("\n") == 1
-    assert answer.err.startswith("hpo: ")
-    for word in words:
-        assert word in answer.err
 
 
 # ---------------------------------------------------------------------------------------------- texts

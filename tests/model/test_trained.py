@@ -51,9 +51,10 @@ def test_the_untrained_network_is_the_one_that_the_run_began_with(written: Path)
     torch.manual_seed(tiny().training.seed)
     first = Transformer(tiny().architecture, trained.tokenizer.vocabulary)
     before = torch.get_rng_state()
-    for name, tensor in untrained(trained).state_dict().items():
+    for name, tensor in untrained(trained).network.state_dict().items():
         assert torch.equal(tensor, first.state_dict()[name]), name
     assert torch.equal(before, torch.get_rng_state())
+    assert untrained(trained).tokens == 0
 
 
 @pytest.mark.parametrize("values", [{"iit": False}, {"blocks": "convolution+attention"}, {"tie_embeddings": False}])

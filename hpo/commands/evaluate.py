@@ -1,0 +1,55 @@
+"""`hpo evaluate`: checkpoints side by side on held-out text."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from hpo.commands.shared import DataOption, StorageOption
+
+if TYPE_CHECKING:
+    from hpo.evaluate import Evaluated
+
+
+def evaluate(
+    checkpoints: Annotated[
+        list[str], typer.Argument(metavar="CHECKPOINT...", help="Files, STUDY (its best trial) or STUDY:TRIAL.")
+    ],
+    data: DataOption = None,
+    split: Annotated[
+        Literal["valid", "test", "both"], typer.Option(help="Held-out text to read; test only when all is decided.")
+    ] = "valid",
+    quality: Annotated[bool, typer.Option(help="Write texts and judge them.")] = True,
+    json: Annotated[bool, typer.Option("--json", help="Everything that was measured, as JSON.")] = False,
+    out: Annotated[Path | None, typer.Option(metavar="FILE", help="Write there instead of the terminal.")] = None,
+    storage: StorageOption = None,
+) -> None:
+    """Measure trained networks: perplexities, Φ, and the quality of what they write, beside people's text."""
+    from hpo.checkpoints import find_checkpoint
+    from hpo.evaluate import EvaluateRequest
+    from hpo.evaluate import evaluate as measure
+    from hpo.evaluation_tables import evaluation_text
+    from hpo.files import write_text
+    from hpo.home import Home
+    from model.hardware import default_device
+    from model.trained import load_trained
+
+    home = Home.from_environment()
+    paths = [find_checkpoint(named, storage, home) for named in checkpoints]
+    trained = [load_trained(path, default_device()) for path in paths]
+    request = EvaluateRequest(splits=("valid", "test") if split == "both" else (split,), data=data, quality=quality)
+    found = measure(trained, request, home, lambda line: typer.echo(line, err=True))
+    text = _json(found) if json else evaluation_text(found)
+    if out is None:
+        typer.echo(text, nl=False)
+    else:
+        write_text(out, text)
+
+
+def _json(found: Evaluated) -> str:
+    import dataclasses
+    import json
+
+    return json.dumps(dataclasses.asdict(found), ensure_ascii=False, indent=1) + "\n"
