@@ -14,17 +14,22 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from hpo.commands import evaluate, generate
+from hpo.commands import architecture, evaluate, export, generate, watch
+from hpo.commands.shared import (
+    DataOption,
+    StorageOption,
+    StudyArgument,
+    named_or_last,
+    open_studies,
+)
 from hpo.errors import HpoError
 from model.errors import ModelError
 from reports.errors import ReportError
 
 if TYPE_CHECKING:
     from hpo.launch import Executor, Request
-    from hpo.patience import Patience
     from hpo.placement import Wish
     from hpo.session import Session
-    from hpo.storage import Database
 
 STOP_PATIENCE_S = 60.0  # with a database that is away, before `hpo stop` has not been heard
 
@@ -42,15 +47,6 @@ storage_commands = typer.Typer(
 )
 app.add_typer(storage_commands, name="storage")
 
-StorageOption = Annotated[
-    str | None,
-    typer.Option(
-        "--storage", metavar="URL", help="Database of the studies; default: HPO_STORAGE, else runs/studies.db."
-    ),
-]
-DataOption = Annotated[
-    Path | None, typer.Option("--data", metavar="PATH", help="Folder with train, valid and test text.")
-]
 WorkersOption = Annotated[
     str,
     typer.Option("--workers", metavar="N|auto", help="Processes; auto: one per GPU, or what is fastest on the CPU."),
@@ -77,7 +73,6 @@ TimeoutOption = Annotated[
 FinalistsOption = Annotated[
     bool, typer.Option("--finalists/--no-finalists", help="Run the best again when the search is over.")
 ]
-StudyArgument = Annotated[str | None, typer.Argument(metavar="[STUDY]", help="Default: the study that was run last.")]
 
 
 def main() -> None:
@@ -179,10 +174,9 @@ def replicate(
     """Run the best trials of a study and its baseline again, under the same fresh seeds; both options are totals."""
     from hpo.launch import Request
     from hpo.session import replicate as run_again
-    from hpo.sweep import last_run
 
     if study is None:
-        study = _last(last_run(_open(storage)[1]))
+        study = named_or_last(None, open_studies(storage)[1])
     request = Request(
         study=study,
         data=data,
@@ -202,12 +196,12 @@ def stop(
     from hpo.finalists import find_finalists
     from hpo.patience import Patience
     from hpo.storage import storage_errors
-    from hpo.sweep import last_run, open_sweep
+    from hpo.sweep import open_sweep
     from hpo.view import drained
 
-    url, opened = _open(storage, Patience(longest_s=STOP_PATIENCE_S, announce=typer.echo))
+    url, opened = open_studies(storage, Patience(longest_s=STOP_PATIENCE_S, announce=typer.echo))
     with storage_errors(url):
-        sweep = open_sweep(opened, study or _last(last_run(opened)))
+        sweep = open_sweep(opened, named_or_last(study, opened))
         companion = None if sweep.spec.replication is not None else find_finalists(sweep)
         sweeps = [sweep] if companion is None else [sweep, companion]
         for each in sweeps:
@@ -223,12 +217,12 @@ def status(study: StudyArgument = None, storage: StorageOption = None) -> None:
     """Show what a study has done and who works on it."""
     from hpo.finalists import find_finalists
     from hpo.storage import storage_errors
-    from hpo.sweep import last_run, open_sweep
+    from hpo.sweep import open_sweep
     from hpo.view import describe_progress
 
-    url, opened = _open(storage)
+    url, opened = open_studies(storage)
     with storage_errors(url):
-        sweep = open_sweep(opened, study or _last(last_run(opened)))
+        sweep = open_sweep(opened, named_or_last(study, opened))
         companion = None if sweep.spec.replication is not None else find_finalists(sweep)
         for each in [sweep] if companion is None else [sweep, companion]:
             for line in describe_progress(each):
@@ -247,7 +241,7 @@ def studies(storage: StorageOption = None) -> None:
     for name, description in shipped_studies().items():
         typer.echo(f"  {name:<18} {description}")
     try:
-        url, opened = _open(storage)
+        url, opened = open_studies(storage)
     except StorageError as error:
         typer.echo(f"studies: {error}")
         return
@@ -274,14 +268,14 @@ def report(
     """Print the experiment log of a study: table, verdicts, winner, the command to run next."""
     from hpo.files import write_text
     from hpo.storage import storage_errors
-    from hpo.sweep import last_run, load_study
+    from hpo.sweep import load_study
     from reports.finalists import read_finalists
     from reports.records import read_study
     from reports.render import render
 
-    url, opened = _open(storage)
+    url, opened = open_studies(storage)
     with storage_errors(url):
-        opened_study = load_study(opened, study or _last(last_run(opened)))
+        opened_study = load_study(opened, named_or_last(study, opened))
         record, finalists = read_study(opened_study), read_finalists(opened_study)
     text = render(record, format, template=template, finalists=finalists, language=lang, plain=plain)
     if out is None:
@@ -355,7 +349,7 @@ def dashboard(
     from hpo.publishing import publishing_all
 
     door = Door(host=host, port=port, password=None if password_file is None else read_password(password_file))
-    url, opened = _open(storage)
+    url, opened = open_studies(storage)
     with publishing_all(url, typer.echo):
         serve(opened.storage, Home.from_environment(), door, typer.echo)
 
@@ -369,8 +363,11 @@ def _session(request: Request, storage: str | None, timeout: float | None, **opt
     return Session(request=request, url=storage_url(storage, home), home=home, timeout_min=timeout, **options)
 
 
+app.command()(watch.watch)
 app.command()(generate.generate)
 app.command()(evaluate.evaluate)
+app.command()(export.export)
+app.command()(architecture.validate_architecture)
 
 
 def _wish(workers: str, gpus: str | None, trials_per_gpu: int | None) -> Wish:
@@ -392,19 +389,3 @@ def _executor(kind: Literal["local", "ray", "slurm"], ray_address: str | None, s
     return Executor(kind=kind, ray_address=ray_address, slurm_options=options)
 
 
-def _open(flag: str | None, patience: Patience | None = None) -> tuple[str, Database]:
-    """The database that must be there already, and its URL."""
-    from hpo.home import Home
-    from hpo.patience import IMPATIENT
-    from hpo.storage import open_database, storage_url
-
-    url = storage_url(flag, Home.from_environment())
-    return url, open_database(url, create=False, patience=patience or IMPATIENT)
-
-
-def _last(name: str | None) -> str:
-    from hpo.errors import StudyError
-
-    if name is None:
-        raise StudyError("the database holds no study yet; `hpo run` makes the first")
-    return name

@@ -29,6 +29,7 @@ from hpo.executors.slurm import asks_for_gpus, check_slurm, submit_slurm
 from hpo.executors.stop import Stop
 from hpo.home import Home
 from hpo.meaning import check_same_meaning
+from hpo.network import check_same_network, network_record
 from hpo.placement import Place, Wish, check_wish, most_workers, places
 from hpo.slots import SlotCounts
 from hpo.storage import is_missing, masked, open_database, storage_errors
@@ -104,12 +105,14 @@ def prepare(request: Request, url: str, home: Home, announce: Callable[[str], No
             _check_same_file(sweep, spec)
         corpus = load_text(spec, request.data, sweep, home, announce)
         if sweep is None:
+            network = network_record(spec, corpus)  # before there is a database
             database = database or open_database(url, create=True)
             hardware = describe(device) if request.executor.kind == "local" else f"{request.executor.kind}, {device}"
-            sweep = create_sweep(database, spec.name, _record(spec, corpus, hardware))
+            sweep = create_sweep(database, spec.name, _record(spec, corpus, network, hardware))
             _check_same_file(sweep, spec)  # another process may have made it meanwhile
         stops = sweep.slots.stops()  # a stop that is asked from here on is meant for this run too
         check_same_text(sweep, corpus)
+        check_same_network(sweep)
         take_up(sweep, spec)
         publish(sweep)
         sweep.slots.ensure(total)
@@ -133,6 +136,7 @@ def join(request: Request, url: str, home: Home, announce: Callable[[str], None]
         stops = sweep.slots.stops()
         corpus = load_text(sweep.spec, request.data, sweep, home, announce)
         check_same_text(sweep, corpus)
+        check_same_network(sweep)
         if sweep.spec.profile != device:
             announce(f"study {sweep.spec.name} was made with profile {sweep.spec.profile}; here it trains on {device}")
         orders = _orders(request, None, device, sweep, stops, url, home, corpus, announce)
@@ -263,7 +267,7 @@ def _differences(old: dict[str, Any], new: dict[str, Any], path: str = "") -> It
             yield f"{path}{key} was {before!r}, is {after!r}"
 
 
-def _record(spec: StudySpec, corpus: TokenizedCorpus, hardware: str) -> dict[str, Any]:
+def _record(spec: StudySpec, corpus: TokenizedCorpus, network: dict[str, Any] | None, hardware: str) -> dict[str, Any]:
     return {
         "uid": uuid.uuid4().hex[:8],
         "created_at": time.time(),
@@ -281,6 +285,7 @@ def _record(spec: StudySpec, corpus: TokenizedCorpus, hardware: str) -> dict[str
             "vocabulary": corpus.tokenizer.vocabulary,
             "digest": corpus.tokenizer.digest,
         },
+        "model": network,
         "hardware": hardware,
         "versions": {
             "hpo": version("assay-hpo"),

@@ -5,6 +5,7 @@ hpo train --from lambda_phi --trial 7 --epochs 20
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,7 @@ import torch
 from hpo.errors import StudyError, UsageError
 from hpo.home import Home
 from hpo.meaning import runs_version
+from hpo.network import check_same_network
 from hpo.storage import open_database, storage_errors
 from hpo.sweep import Sweep, open_sweep
 from hpo.text import check_same_text, load_text
@@ -73,6 +75,7 @@ def prepare_long_run(url: str, home: Home, request: LongRequest, announce: Calla
         announce(f"the study's runs are of version {made}; with equal values this program trains otherwise")
     corpus = load_text(sweep.spec, request.data, sweep, home, announce)
     check_same_text(sweep, corpus)
+    check_same_network(sweep)
     evaluations = epochs * -(-LEAST_EVALUATIONS // epochs)  # a whole number of them per epoch
     budget = {"budget_tokens": epochs * corpus.tokens("train"), "evaluations": evaluations}
     config = build_run({**recorded, **budget})
@@ -124,8 +127,9 @@ def _recorded_run(sweep: Sweep, trial: int | None) -> tuple[int, dict[str, Scala
 
 def _line(run: LongRun, evaluation: Evaluation) -> str:
     left = evaluation.seconds / evaluation.milestone * (run.config.training.evaluations - evaluation.milestone)
+    phi = f" · Φ {evaluation.phi:.3f}" if math.isfinite(evaluation.phi) else ""
     return (
         f"epoch {evaluation.epoch:5.2f} · val ppl {evaluation.val_ppl:8.2f} · word ppl {evaluation.val_word_ppl:9.2f}"
-        f" · train ppl {evaluation.train_ppl:8.2f} · Φ {evaluation.phi:.3f}"
+        f" · train ppl {evaluation.train_ppl:8.2f}{phi}"
         f" · {evaluation.tokens_per_s:,.0f} tokens/s · {clock(left)} left"
     )

@@ -214,7 +214,9 @@ def _outcome(result: TrainingResult, spec: StudySpec, attributes: dict[str, Any]
 def _machine(config: RunConfig, setting: TrialSetting, resume_from: Path | None) -> dict[str, Any]:
     """Where a trial ran and, before it is known, the most that its tensors should hold with the whole batch at once."""
     corpus, (device_type, _, _) = setting.corpus, setting.device.partition(":")
-    predicted = peak_tensor_bytes(config, corpus.tokenizer.vocabulary, corpus.tokens("train"), device_type=device_type)
+    vocabulary, tokens = corpus.tokenizer.vocabulary, corpus.tokens("train")
+    own = config.architecture.network  # whose memory nobody knows beforehand
+    predicted = None if own else peak_tensor_bytes(config, vocabulary, tokens, device_type=device_type)
     return {
         "hpo:machine": {
             "host": platform.node(),

@@ -106,6 +106,12 @@ class TextSection(_Section):
         return TokenizerChoice(kind=self.tokenizer, vocabulary=self.vocabulary)
 
 
+class ModelSection(_Section):
+    """Which network is trained."""
+
+    network: str = ""  # "module:Class" of the user's own; "": the transformer
+
+
 class SamplerSection(_Section):
     """How new configurations are proposed."""
 
@@ -185,6 +191,7 @@ class StudySpec(_Section):
     profile: Profile
     objectives: tuple[Objective, ...] = Field(default=("val_loss",), strict=False)
     text: TextSection = TextSection()
+    model: ModelSection = ModelSection()
     run: dict[str, Scalar]
     search: dict[str, Dimension] = Field(min_length=1)
     baseline: dict[str, Scalar] = {}
@@ -241,9 +248,13 @@ class StudySpec(_Section):
     @model_validator(mode="after")
     def _runs_can_be_built(self) -> StudySpec:
         """Every value a trial could get is one that a run accepts; so are the configurations that are run first."""
+        for section, names in (("run", self.run), ("search", self.search)):
+            if "network" in names:
+                raise ValueError(f'{section}.network: all trials share it; put network = "module:Class" under [model]')
         for name in self.run:
             _named("run", name, parameter_type, name)
         _named("run", "", build_run, self.run)
+        _named("model", "network", self.run_with, {})
         _named("text", "", lambda: self.text.choice)
         for name, dimension in self.search.items():
             if self.replication is None or name != "seed":
@@ -280,7 +291,7 @@ class StudySpec(_Section):
         Raises:
             ConfigError: a value that a run does not accept.
         """
-        return build_run({**self.run, **parameters})
+        return build_run({**self.run, **parameters, "network": self.model.network})
 
     def planned(self) -> tuple[tuple[Role, dict[str, Scalar]], ...]:
         """What is run first, in order: the baseline, known configurations, and a grid's remaining points.

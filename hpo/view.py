@@ -22,6 +22,18 @@ from model.config import Scalar
 DRAIN_PULSE_S = 0.5  # between looks at who still works
 
 
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """What a worker does, as a line of the table."""
+
+    doing: str = ""  # where it has no trial
+    trial: int | None = None
+    parameters: dict[str, Scalar] = field(default_factory=dict)
+    milestone: int = 0  # the last evaluation
+    val_ppl: float | None = None
+    tokens_per_s: float | None = None
+
+
 @dataclass
 class Board:
     """What is known about a running sweep."""
@@ -32,7 +44,7 @@ class Board:
     counts: SlotCounts = field(default_factory=SlotCounts)
     done_before: int = 0
     front: list[FrozenTrial] = field(default_factory=list)  # with one objective the best trial
-    workers: dict[str, Event] = field(default_factory=dict)  # the last event of each
+    workers: dict[str, Row] = field(default_factory=dict)
     rates: dict[str, float] = field(default_factory=dict)  # training tokens per second of each, when last measured
 
     def __post_init__(self) -> None:
@@ -61,13 +73,26 @@ class Board:
     def hear(self, event: Event) -> None:
         """Take in a worker's event."""
         if event.kind != "warned":
-            self.workers[event.worker] = event
+            self.workers[event.worker] = self._row(event)
         if event.evaluation is not None:
             self.rates[event.worker] = event.evaluation.tokens_per_s
         elif event.kind in ("waiting", "restarted", "fatal"):
             self.rates.pop(event.worker, None)
         if event.kind == "finished":
             self.try_to_refresh()
+
+    def _row(self, event: Event) -> Row:
+        if event.trial is None:
+            return Row(doing="waiting for other workers' trials" if event.kind == "waiting" else event.kind)
+        evaluation = event.evaluation
+        milestone = self.evaluations if event.kind == "finished" else evaluation.milestone if evaluation else 0
+        return Row(
+            trial=event.trial,
+            parameters=event.parameters,
+            milestone=milestone,
+            val_ppl=evaluation.val_ppl if evaluation else None,
+            tokens_per_s=evaluation.tokens_per_s if evaluation else None,
+        )
 
     def search_is_over(self) -> bool:
         """Whether there is nothing left to run."""
@@ -159,26 +184,22 @@ class LiveTable(Lines):
         table = Table(box=None, pad_edge=False, header_style="dim")
         for title in ("worker", "trial", "parameters", "progress", "", "val ppl", "tokens/s"):
             table.add_column(title, justify="right" if title in ("val ppl", "tokens/s") else "left", no_wrap=True)
-        for name, event in sorted(self.board.workers.items()):
-            table.add_row(*self._row(name, event))
+        for name, row in sorted(self.board.workers.items()):
+            table.add_row(*self._cells(name, row))
         elapsed = clock(time.monotonic() - self.board.started_at)
         totals = Table.grid(padding=(0, 1))
         bar = ProgressBar(total=self.board.total, completed=self.board.counts.done, width=40)
         totals.add_row(bar, Text(f"{self.board.summary()} · {elapsed} so far"))
         return Group(table, totals)
 
-    def _row(self, name: str, event: Event) -> tuple[str | Text | ProgressBar, ...]:
-        if event.trial is None:
-            doing = "waiting for other workers' trials" if event.kind == "waiting" else event.kind
-            return name, "", doing, "", "", "", ""
-        milestone = event.evaluation.milestone if event.evaluation else 0
-        if event.kind == "finished":
-            milestone = self.board.evaluations
-        val_ppl = f"{event.evaluation.val_ppl:.2f}" if event.evaluation else ""
-        speed = f"{event.evaluation.tokens_per_s:,.0f}" if event.evaluation else ""
-        bar = ProgressBar(total=self.board.evaluations, completed=milestone, width=20)
-        parameters = Text(describe_parameters(event.parameters))
-        return name, str(event.trial), parameters, bar, f"{milestone}/{self.board.evaluations}", val_ppl, speed
+    def _cells(self, name: str, row: Row) -> tuple[str | Text | ProgressBar, ...]:
+        if row.trial is None:
+            return name, "", row.doing, "", "", "", ""
+        val_ppl = "" if row.val_ppl is None else f"{row.val_ppl:.2f}"
+        speed = "" if row.tokens_per_s is None else f"{row.tokens_per_s:,.0f}"
+        bar = ProgressBar(total=self.board.evaluations, completed=row.milestone, width=20)
+        parameters = Text(describe_parameters(row.parameters))
+        return name, str(row.trial), parameters, bar, f"{row.milestone}/{self.board.evaluations}", val_ppl, speed
 
 
 def open_view(board: Board, console: Console) -> Lines:

@@ -25,6 +25,7 @@ from hpo.artifacts import offer
 from hpo.errors import WorkerError
 from hpo.home import Home
 from hpo.meaning import check_same_meaning
+from hpo.network import check_same_network
 from hpo.objective import (
     Interrupted,
     TrialSetting,
@@ -145,6 +146,7 @@ class _Worker:
         self.stops = self.slots.stops() if order.stops is None else order.stops
         self.stop_asked = False
         self.corpus = self.open_corpus()
+        check_same_network(self.sweep)
         self.log = order.home.worker_log(order.study_name, self.sweep.uid, order.name)
         self.failures = 0
         if order.device.startswith("cuda"):

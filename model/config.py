@@ -10,6 +10,7 @@ import dataclasses
 import hashlib
 import json
 import math
+import re
 import types
 import typing
 from collections.abc import Mapping
@@ -19,6 +20,7 @@ from typing import Any, Literal
 from model.errors import ConfigError
 
 Scalar = bool | int | float | str
+_NETWORK_NAME = r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*"
 
 BlockPattern = Literal["attention", "convolution+attention", "attention+convolution"]
 MemoryGate = Literal["static", "dynamic"]
@@ -41,11 +43,16 @@ class Architecture:
     phi_probes: int = 32  # query positions from which attention diversity is estimated
     memory_slots: int = 64  # 0: no memory
     memory_gate: MemoryGate = "dynamic"  # one gate for all positions, or one computed from each
+    network: str = ""  # "module:Class" of a network of the user's own (model.network); "": the transformer
 
     def __post_init__(self) -> None:
         _positive(self, "width", "layers", "heads", "phi_probes")
         _require(self.width % self.heads == 0, f"heads must divide width, got {self.heads} and {self.width}")
         _require(self.sequence_length >= 8, f"sequence_length must be at least 8 tokens, got {self.sequence_length}")
+        _require(
+            not self.network or re.fullmatch(_NETWORK_NAME, self.network) is not None,
+            f'network must be "module:Class", importable names, got {self.network!r}',
+        )
         _require(self.memory_slots >= 0, f"memory_slots must be 0 or more, got {self.memory_slots}")
         _require(
             "attention" in self.block_kinds,

@@ -4,6 +4,7 @@
     ├── ConfigError       a value outside its range, an unknown name
     ├── CorpusError       text that is missing, empty, too short or not UTF-8
     ├── CausalityError    a network in which a position can see its own future
+    ├── NetworkError      a network of the user's own that cannot be imported, built or used
     └── CheckpointError   a checkpoint that cannot be written, read or continued
         └── OtherDeviceError   a sound one that another kind of device can continue
 
@@ -25,6 +26,10 @@ class CorpusError(ModelError):
 
 class CausalityError(ModelError):
     """A network lets a position see its own future."""
+
+
+class NetworkError(ModelError):
+    """A network of the user's own cannot be imported, built or used."""
 
 
 class CheckpointError(ModelError):

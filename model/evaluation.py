@@ -19,7 +19,8 @@ from torch import Tensor
 from model import phi
 from model.hardware import mixed_precision
 from model.loss import NOT_A_TARGET, nats_of
-from model.transformer import Transformer
+from model.network import Network
+from model.transformer import States
 
 if TYPE_CHECKING:  # who trains needs no tokenizer
     from model.tokens import Span
@@ -45,7 +46,7 @@ class Evaluation:
     val_bits_per_byte: float | None
     train_loss: float  # nats per token on a fixed slice of the training text, without dropout or noise
     train_ppl: float
-    phi: float  # on the validation text, under the initial weights, so that it compares between runs
+    phi: float  # on the validation text, under the initial weights, so that it compares between runs; NaN: no attention
     temporal_coherence: float  # the components of Φ on the validation text
     integration: float
     complexity: float
@@ -92,7 +93,7 @@ class Scores:
 
 @torch.no_grad()
 def score(
-    network: Transformer,
+    network: Network,
     span: Span,
     device: torch.device,
     most_rows: int | None = None,
@@ -127,8 +128,7 @@ def score(
         if each_token:
             kept.append(nats_N.float().cpu().numpy())
         whole_R = (targets_RT != NOT_A_TARGET).all(dim=1)
-        received_RT = phi.attention_received(states.attention, architecture.phi_probes)
-        components_RC = phi.components(states.hidden_BTD, received_RT)
+        components_RC = _components(states, architecture.phi_probes)
         component_sums_C += (components_RC * whole_R[:, None]).double().sum(0)
         full += whole_R.sum()
         del states  # the next ones would stand beside them
@@ -144,6 +144,16 @@ def score(
         components=tuple(means_C.tolist()),
         token_nats=np.concatenate(kept)[: span.tokens] if each_token else None,
     )
+
+
+def _components(states: States, probes: int) -> Tensor:
+    """The components of Φ (R, C); without attention its diversity is not a number, and so is Φ."""
+    if states.attention is not None:
+        return phi.components(states.hidden_BTD, phi.attention_received(states.attention, probes))
+    even_RT = torch.full_like(states.hidden_BTD[..., 0], 1 / states.hidden_BTD.shape[1])
+    components_RC = phi.components(states.hidden_BTD, even_RT)
+    components_RC[:, phi.COMPONENTS.index("attention_diversity")] = math.nan
+    return components_RC
 
 
 def too_good(loss: float, span: Span) -> str | None:

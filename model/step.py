@@ -19,6 +19,7 @@ from model.config import PhiObjective
 from model.hardware import mixed_precision
 from model.loss import nats_per_token
 from model.memory import Candidates
+from model.network import Network
 from model.transformer import Transformer
 
 ADAM_BETAS = (0.9, 0.95)
@@ -33,11 +34,11 @@ class Measured(NamedTuple):
     candidates: Candidates | None  # for the memory, if there is one
 
 
-Observe = Callable[[Transformer, PhiObjective, Tensor, Tensor], tuple[Tensor, Measured | None]]
+Observe = Callable[[Network, PhiObjective, Tensor, Tensor], tuple[Tensor, Measured | None]]
 
 
 def observe(
-    network: Transformer, objective: PhiObjective, phi_target: Tensor, inputs_BT: Tensor
+    network: Network, objective: PhiObjective, phi_target: Tensor, inputs_BT: Tensor
 ) -> tuple[Tensor, Measured | None]:
     """Take sequences through the network and measure Φ on the way.
 
@@ -48,6 +49,8 @@ def observe(
         states = network(inputs_BT)
     if not network.architecture.iit:
         return states.hidden_BTD, None
+    assert isinstance(network, Transformer), "others are control arms"
+    assert states.attention is not None
     received_BT = phi.attention_received(states.attention, network.architecture.phi_probes)
     components_BC = phi.components(states.hidden_BTD, received_BT)
     phi_B = phi.weighted(components_BC, network.phi_weight_logits)
@@ -74,7 +77,7 @@ def compiled_observe(*, replayed: bool) -> Observe:
 
 
 def total_loss(
-    network: Transformer, hidden_BTD: Tensor, targets_BT: Tensor, measured: Measured | None, lambda_phi: Tensor
+    network: Network, hidden_BTD: Tensor, targets_BT: Tensor, measured: Measured | None, lambda_phi: Tensor
 ) -> Tensor:
     """Nats per token, plus λ_phi · ΔΦ unless this is the control arm."""
     with mixed_precision(targets_BT.device):
@@ -82,7 +85,7 @@ def total_loss(
     return nats if measured is None else nats + lambda_phi * measured.delta_phi
 
 
-def make_optimizer(network: Transformer, weight_decay: float) -> torch.optim.AdamW:
+def make_optimizer(network: Network, weight_decay: float) -> torch.optim.AdamW:
     """AdamW with weight decay on matrices only."""
     parameters = [parameter for parameter in network.parameters() if parameter.requires_grad]
     groups = [

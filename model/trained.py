@@ -58,13 +58,9 @@ def load_trained(path: Path, device: torch.device | str = "cpu") -> Trained:
 
 def _trained(path: Path, content: dict[str, Any], device: torch.device | str) -> Trained:
     config = build_run(content["config"])
-    tokenizer = load_tokenizer(content["tokenizer"]["kind"], content["tokenizer"]["definition"])
-    expected = content["identity"]["tokenizer"]
-    if tokenizer.digest != expected:
-        raise CheckpointError(
-            f"{path}: its network was trained with another tokenizer (digest {expected}, it holds {tokenizer.digest}); "
-            f"{NEXT_STEP}"
-        )
+    if own := config.architecture.network:
+        raise CheckpointError(f"{path}: its network is code of a user's own; `hpo export --network {own}` runs it")
+    tokenizer = tokenizer_of(path, content)
     network = Transformer(config.architecture, tokenizer.vocabulary).to(device)
     network.load_state_dict(content["network"])
     return Trained(
@@ -77,6 +73,18 @@ def _trained(path: Path, content: dict[str, Any], device: torch.device | str) ->
         corpus_digest=content["identity"]["corpus"],
         history=tuple(Evaluation(**evaluation) for evaluation in content["history"]),
     )
+
+
+def tokenizer_of(path: Path, content: dict[str, Any]) -> Tokenizer:
+    """The tokenizer that a checkpoint holds, which must be the one of its run."""
+    tokenizer = load_tokenizer(content["tokenizer"]["kind"], content["tokenizer"]["definition"])
+    expected = content["identity"]["tokenizer"]
+    if tokenizer.digest != expected:
+        raise CheckpointError(
+            f"{path}: its network was trained with another tokenizer (digest {expected}, it holds {tokenizer.digest}); "
+            f"{NEXT_STEP}"
+        )
+    return tokenizer
 
 
 def untrained(trained: Trained) -> Trained:

@@ -26,11 +26,12 @@ from torch import Tensor
 from model import phi
 from model.batches import TrainingBatches
 from model.checkpoint import load_checkpoint, save_checkpoint
-from model.config import RunConfig
+from model.config import Architecture, RunConfig
 from model.errors import CheckpointError, OtherDeviceError
 from model.evaluation import Evaluation, score, too_good
 from model.hardware import compiles, forget_peak_memory, is_out_of_memory, keep_freed_memory, peak_memory_bytes
 from model.memory import Candidates
+from model.network import Network, build_network, source_digest
 from model.schedules import adapt_lambda, learning_rate_at, set_lambda
 from model.step import Measured, compiled_observe, make_optimizer, observe, total_loss
 from model.transformer import Transformer, check_causality
@@ -188,7 +189,10 @@ class _Run:
         self.compiled = compiles(device) if compiled is None else compiled
         keep_freed_memory()
         torch.manual_seed(config.training.seed)
-        self.network = Transformer(config.architecture, corpus.tokenizer.vocabulary).to(device)
+        own, vocabulary = config.architecture.network, corpus.tokenizer.vocabulary
+        self.source = source_digest(own) if own else None  # of the user's code
+        build: Callable[[Architecture, int], Network] = build_network if own else Transformer
+        self.network = build(config.architecture, vocabulary).to(device)
         if device.type == "cuda":
             torch.set_float32_matmul_precision("high")
         forget_peak_memory(device)
@@ -352,6 +356,7 @@ class _Run:
             "corpus": self.corpus.corpus_digest,
             "tokenizer": self.corpus.tokenizer.digest,
             "device": self.device.type,  # each kind rounds in its own way and draws its own random numbers
+            **({} if self.source is None else {"network": self.source}),
         }
 
     def save(self, path: Path) -> None:

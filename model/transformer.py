@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import copy
 import math
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -23,6 +23,9 @@ from model.memory import PhiMemory
 from model.past import Past
 from model.phi import Attention, initial_weight_logits
 
+if TYPE_CHECKING:  # which builds on this module
+    from model.network import Network
+
 CONVOLUTION_TAPS = 4  # positions that a gated convolution sees, its own included
 
 
@@ -32,7 +35,7 @@ class States(NamedTuple):
     embedded_BTD: Tensor  # token plus position embedding
     stream_BTD: Tensor  # residual stream that the memory was read with
     hidden_BTD: Tensor  # final states, which the output layer reads
-    attention: Attention  # of the last attention layer
+    attention: Attention | None  # of the last attention layer; None: the network has none
 
 
 class Transformer(nn.Module):
@@ -217,7 +220,7 @@ class Dropout(nn.Module):
 
 
 @torch.no_grad()
-def check_causality(network: Transformer) -> None:
+def check_causality(network: Network) -> None:
     """Refuse a network in which later tokens or another sequence move a logit, in training or in evaluation.
 
     Compared are final states, bit by bit: all logits are read from them, position by position. Checked is a copy with
@@ -231,8 +234,8 @@ def check_causality(network: Transformer) -> None:
     generator = torch.Generator().manual_seed(torch.initial_seed())
     _stir(network, generator)
     length = network.architecture.sequence_length
-    tokens_T = torch.arange(length, device=network.token_embedding.weight.device)
-    tokens_BT = torch.stack((tokens_T, tokens_T.flip(0))) % network.token_embedding.num_embeddings
+    tokens_T = torch.arange(length, device=network.output.weight.device)
+    tokens_BT = torch.stack((tokens_T, tokens_T.flip(0))) % len(network.output.weight)
     for training in (False, True):
         network.train(training)
         before_BTD = _states_under_fixed_noise(network, tokens_BT)
@@ -245,7 +248,7 @@ def check_causality(network: Transformer) -> None:
                     raise CausalityError(_leak(network, tokens_BT, before_BTD, row, place))
 
 
-def _stir(network: Transformer, generator: torch.Generator) -> None:
+def _stir(network: Network, generator: torch.Generator) -> None:
     """Random parameters, and a memory that is full."""
     for parameter in network.parameters():
         drawn = torch.randn(parameter.shape, generator=generator).to(parameter.device)
@@ -257,7 +260,7 @@ def _stir(network: Transformer, generator: torch.Generator) -> None:
         network.memory.fill()
 
 
-def _states_under_fixed_noise(network: Transformer, tokens_BT: Tensor) -> Tensor:
+def _states_under_fixed_noise(network: Network, tokens_BT: Tensor) -> Tensor:
     """Final states (B, T, D); dropout and noise are equal at each call, and the caller's are left alone."""
     device = tokens_BT.device
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
@@ -267,15 +270,15 @@ def _states_under_fixed_noise(network: Transformer, tokens_BT: Tensor) -> Tensor
     return states.hidden_BTD
 
 
-def _changed(network: Transformer, tokens_BT: Tensor, places: tuple[int, int]) -> Tensor:
+def _changed(network: Network, tokens_BT: Tensor, places: tuple[int, int]) -> Tensor:
     """The same sequences with another token at each position from their place on."""
     changed_BT = tokens_BT.clone()
     for row, place in enumerate(places):
         changed_BT[row, place:] += 1
-    return changed_BT % network.token_embedding.num_embeddings
+    return changed_BT % len(network.output.weight)
 
 
-def _leak(network: Transformer, tokens_BT: Tensor, before_BTD: Tensor, row: int, place: int) -> str:
+def _leak(network: Network, tokens_BT: Tensor, before_BTD: Tensor, row: int, place: int) -> str:
     """What moved a sequence's states before a place: its own tokens from there on, or else those of the other one."""
     untouched = tokens_BT.shape[1]
     places = (place, untouched) if row == 0 else (untouched, place)

@@ -52,6 +52,7 @@ def test_a_whole_number_stands_for_a_float() -> None:
 OTHER_VALUES = {
     "width": 64, "layers": 3, "heads": 2, "sequence_length": 64, "blocks": "attention+convolution",
     "tie_embeddings": False, "iit": False, "phi_probes": 8, "memory_slots": 0, "memory_gate": "static",
+    "network": "mine:Network",
     "lambda_phi": 0.1, "phi_objective": "bounded", "phi_target": 0.9, "lambda_schedule": "linear", "phi_floor": 0.6,
     "budget_tokens": 100_000, "batch_size": 4, "learning_rate": 1e-4, "learning_rate_schedule": "constant",
     "warmup": 0.3, "weight_decay": 0.0, "dropout": 0.3, "noise": 0.1, "clip_norm": 0.5,
