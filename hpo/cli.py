@@ -387,5 +387,3 @@ def _executor(kind: Literal["local", "ray", "slurm"], ray_address: str | None, s
             raise UsageError(f"--slurm takes KEY=VALUE, got {option!r}")
         options[key] = value
     return Executor(kind=kind, ray_address=ray_address, slurm_options=options)
-
-

@@ -16,6 +16,7 @@ from hpo.errors import StudyError, UsageError
 from hpo.home import Home
 from hpo.meaning import runs_version
 from hpo.network import check_same_network
+from hpo.run_record import RunRecord
 from hpo.storage import open_database, storage_errors
 from hpo.sweep import Sweep, open_sweep
 from hpo.text import check_same_text, load_text
@@ -25,8 +26,10 @@ from model.evaluation import Evaluation
 from model.hardware import cpu_cores, default_device
 from model.tokens import TokenizedCorpus
 from model.training import Decision, TrainingResult, load_history, train
+from reports.projection.project import Projection
 
 LEAST_EVALUATIONS = 10
+EVALUATION_SHARE = 4  # tokens trained between two evaluations for each that an evaluation reads, at least
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,6 +40,7 @@ class LongRun:
     corpus: TokenizedCorpus
     checkpoint: Path  # written at each evaluation; the run continues from it if it is there
     trial: int
+    record: RunRecord
 
 
 @dataclass(frozen=True)
@@ -77,25 +81,30 @@ def prepare_long_run(url: str, home: Home, request: LongRequest, announce: Calla
     check_same_text(sweep, corpus)
     check_same_network(sweep)
     evaluations = epochs * -(-LEAST_EVALUATIONS // epochs)  # a whole number of them per epoch
-    budget = {"budget_tokens": epochs * corpus.tokens("train"), "evaluations": evaluations}
-    config = build_run({**recorded, **budget})
+    config = build_run({**recorded, **_stretched(recorded, corpus, epochs, evaluations)})
     folder = home.study(request.study, sweep.uid) / "long-runs"
     checkpoint = folder / f"trial-{number:05d}-epochs-{epochs}.pt"
-    return LongRun(config=config, corpus=corpus, checkpoint=checkpoint, trial=number)
+    record = RunRecord(sweep.study, trial=number, epochs=epochs, parameters=config.parameters())
+    return LongRun(config=config, corpus=corpus, checkpoint=checkpoint, trial=number, record=record)
 
 
 def run_long(run: LongRun, announce: Callable[[str], None]) -> TrainingResult:
     """Train to the end of the budget, from the run's checkpoint where there is one; a line per evaluation."""
     torch.set_num_threads(cpu_cores())
     resume_from = run.checkpoint if run.checkpoint.is_file() else None
-    for evaluation in load_history(resume_from) if resume_from else ():
+    history = list(load_history(resume_from)) if resume_from else []
+    for evaluation in history:
         announce(f"{_line(run, evaluation)} (before)")
 
     def tell(evaluation: Evaluation) -> Decision:
         announce(_line(run, evaluation))
+        history.append(evaluation)
+        projection = run.record.add(history)
+        if projection is not None:
+            announce(_expectation(projection))
         return Decision.CONTINUE
 
-    return train(
+    result = train(
         run.config,
         run.corpus,
         device=default_device(),
@@ -103,6 +112,18 @@ def run_long(run: LongRun, announce: Callable[[str], None]) -> TrainingResult:
         resume_from=resume_from,
         on_evaluation=tell,
     )
+    run.record.end(result.outcome, result.reason)
+    return result
+
+
+def _stretched(
+    recorded: dict[str, Scalar], corpus: TokenizedCorpus, epochs: int, evaluations: int
+) -> dict[str, Scalar]:
+    """The budget of whole epochs; evaluations read the whole split where that costs little beside the training."""
+    budget = epochs * corpus.tokens("train")
+    affordable = budget // evaluations // EVALUATION_SHARE
+    tokens = max(int(recorded["evaluation_tokens"]), min(corpus.tokens("valid"), affordable))
+    return {"budget_tokens": budget, "evaluations": evaluations, "evaluation_tokens": tokens}
 
 
 def _recorded_run(sweep: Sweep, trial: int | None) -> tuple[int, dict[str, Scalar]]:
@@ -123,6 +144,16 @@ def _recorded_run(sweep: Sweep, trial: int | None) -> tuple[int, dict[str, Scala
             f"trial {trial} of study {name!r} is {found.state.name} and has no record of its run; --trial names another"
         )
     return trial, recorded
+
+
+def _expectation(projection: Projection) -> str:
+    """The headline of a projection in one line."""
+    best = projection.best
+    doubt = "" if projection.ranks else "; too wide to rank by"
+    return (
+        f"projected best checkpoint by epoch {projection.horizon_epochs:g}: ppl {best.median:.1f}, nine in ten runs "
+        f"between {best.low_90:.1f} and {best.high_90:.1f}{doubt}"
+    )
 
 
 def _line(run: LongRun, evaluation: Evaluation) -> str:

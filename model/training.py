@@ -304,7 +304,8 @@ class _Run:
         """Measure the network where it stands, without dropout, noise or writes to the memory."""
         training, iit = self.config.training, self.config.architecture.iit
         memory = self.network.memory
-        whole_split = milestone == training.evaluations
+        sampled = training.evaluation_tokens < self.corpus.tokens("valid")
+        whole_split = milestone == training.evaluations or not sampled
         valid_span = self.corpus.span("valid") if whole_split else self.valid_slice
         valid = score(self.network, valid_span, self.device, self.micro_batch)
         trained = score(self.network, self.train_slice, self.device, self.micro_batch)
