@@ -145,7 +145,7 @@ def worker(
         wish=_wish(workers, gpus, trials_per_gpu),
         executor=_executor(executor, ray_address, slurm),
     )
-    search(_session(request, storage, timeout, finalists=finalists), join)
+    search(_session(request, storage, timeout, finalists=finalists, concludes=False), join)
 
 
 @app.command()

@@ -55,6 +55,7 @@ def look_at_test_split(
     """
     if "test" not in corpus.splits:
         raise StudyError(f"{corpus.corpus_name} has no test split; the winner stays unmeasured on one")
+    taken = len(looks(companion))
     checkpoints = _checkpoints(companion, candidate, home)
     torch.set_num_threads(cpu_cores())
     scores = []
@@ -72,6 +73,8 @@ def look_at_test_split(
                 "bits_per_byte": measured.bits_per_byte,
             }
         )
+    if len(looks(companion)) > taken:
+        return  # somebody else has looked meanwhile
     look = {"candidate": candidate, "evaluated_at": time.time(), "scores": scores}
     before: list[Any] = companion.study.user_attrs.get(TEST_ATTRIBUTE, [])
     companion.study.set_user_attr(TEST_ATTRIBUTE, [*before, look])

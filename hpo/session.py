@@ -39,6 +39,7 @@ class Session:
     home: Home
     timeout_min: float | None = None
     finalists: bool = True  # whether the search's finalists follow
+    concludes: bool = True  # whether it names the winner, which then looks at the test split
     test_again: bool = False  # whether the test split may be looked at once more
 
     def __post_init__(self) -> None:
@@ -142,7 +143,7 @@ def _finish(session: Session, launch: Launch, wanted: FinalistsSection, deadline
         return
     typer.echo(_announcement(companion))
     _tell_of_overtaken(launch.sweep, companion)
-    if _worked_to_its_end(launch_finalists(launch, companion, typer.echo), deadline):
+    if _worked_to_its_end(launch_finalists(launch, companion, typer.echo), deadline) and session.concludes:
         _conclude(session, launch, companion)
 
 

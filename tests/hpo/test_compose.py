@@ -54,6 +54,8 @@ dropout = {{ low = 0.0, high = 0.4 }}
 [baseline]
 lambda_phi = 0.05
 dropout = 0.1
+[finalists]
+replicates = 1
 """
 
 
@@ -197,6 +199,7 @@ def wait_for_a_trial(study: optuna.Study) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)  # nine processes, one after the other
 def test_a_search_in_containers(containers: Containers) -> None:
     file = str(containers.root / "small.toml")
     code, out, err = ended(containers.start("study", STUDY=file, TRIALS="4"))
@@ -219,10 +222,13 @@ def test_a_search_in_containers(containers: Containers) -> None:
     trials = study.get_trials()
     assert sorted(trial.user_attrs["hpo:slot"] for trial in trials) == [0, 1, 2, 3]
     assert {trial.state for trial in trials} <= {TrialState.COMPLETE, TrialState.PRUNED}
+    finalists = optuna.load_study(study_name="small--finalists", storage=study._storage).get_trials()
+    assert [trial.state for trial in finalists] == [TrialState.COMPLETE] * 2
 
     code, out, err = ended(containers.start("study", STUDY=file, TRIALS="4"))
     assert code == 0, err
     assert "nothing to do" in out
+    assert "lowest mean: trial" in out
     code, out, err = ended(containers.start("worker", STUDY="small"))
     assert code == 0, err
 
