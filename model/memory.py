@@ -31,6 +31,15 @@ class Candidates(NamedTuple):
     attention_B: Tensor  # received, relative to the most attended position of the sequence
 
 
+class Reading(NamedTuple):
+    """What a position's reading needs of the memory and its parameters, whatever the position."""
+
+    weight_DM: Tensor  # to scores from states; of a dynamic gate one column more
+    bias_M: Tensor  # of the scores: shuts empty slots out; of a dynamic gate one element more
+    trust_M: Tensor
+    read_MD: Tensor  # what each slot gives
+
+
 class PhiMemory(nn.Module):
     """M slots of (key, value, Φ), read by every position and written by the best-attended state of each sequence.
 
@@ -62,31 +71,39 @@ class PhiMemory(nn.Module):
         self.register_buffer("written_M", torch.full((slots,), float("-inf")))  # when; −inf marks an empty slot
         self.register_buffer("writes", torch.zeros(()))
 
-    def forward(self, stream_BTD: Tensor) -> Tensor:
+    def forward(self, stream_BTD: Tensor, reading: Reading | None = None) -> Tensor:
         """The stream (B, T, D) plus what each position reads; exactly the stream while nothing is stored.
 
         Queries meet the keys before they meet the states, and gate and trust enter the M weights of a position rather
         than the D channels of what it reads: two products over the positions do it all.
+
+        Args:
+            stream_BTD: the residual stream.
+            reading: what `reading` gave, where nothing was written or learned since.
         """
         with torch.autocast(stream_BTD.device.type, enabled=False):  # it would round the stream that passes through
-            return self._read(stream_BTD)
+            return self._read(stream_BTD, reading or self.reading())
 
-    def _read(self, stream_BTD: Tensor) -> Tensor:
+    def reading(self) -> Reading:
+        """All of a reading that is the same for every position."""
+        filled_M = self.written_M > float("-inf")
+        bias_M = torch.where(filled_M, 0.0, -1e9).to(self.query.weight.dtype)
+        weight_DM = self.query.weight.T @ self.key_MK.T / math.sqrt(self.key_MK.shape[-1])
+        if self.gate_weight is not None:
+            bias_M = torch.cat((bias_M, self.gate_bias[None]))
+            weight_DM = torch.cat((weight_DM, self.gate_weight.weight.T), 1)
+        trust_M = torch.sigmoid((self.phi_M - self.threshold) / THRESHOLD_SOFTNESS) * filled_M
+        return Reading(weight_DM, bias_M, trust_M, self.value(self.value_MD))
+
+    def _read(self, stream_BTD: Tensor, reading: Reading) -> Tensor:
         batch, length, width = stream_BTD.shape
         normed_ND = self.norm(stream_BTD).view(-1, width)
-        filled_M = self.written_M > float("-inf")
-        bias_M = torch.where(filled_M, 0.0, -1e9).to(normed_ND.dtype)
-        match_DM = self.query.weight.T @ self.key_MK.T / math.sqrt(self.key_MK.shape[-1])
-        if self.gate_weight is None:
-            scores_NM = torch.addmm(bias_M, normed_ND, match_DM)
-            gate: Tensor = self.gate_bias
-        else:
-            bias = torch.cat((bias_M, self.gate_bias[None]))
-            scores = torch.addmm(bias, normed_ND, torch.cat((match_DM, self.gate_weight.weight.T), 1))
-            scores_NM, gate = scores[:, :-1], scores[:, -1:]
-        trust_M = torch.sigmoid((self.phi_M - self.threshold) / THRESHOLD_SOFTNESS) * filled_M
-        weights_NM = scores_NM.softmax(-1) * (trust_M * torch.sigmoid(gate))
-        read_ND = torch.addmm(stream_BTD.view(-1, width), weights_NM, self.value(self.value_MD))
+        scores_NM = torch.addmm(reading.bias_M, normed_ND, reading.weight_DM)
+        gate: Tensor = self.gate_bias
+        if self.gate_weight is not None:
+            scores_NM, gate = scores_NM[:, :-1], scores_NM[:, -1:]
+        weights_NM = scores_NM.softmax(-1) * (reading.trust_M * torch.sigmoid(gate))
+        read_ND = torch.addmm(stream_BTD.view(-1, width), weights_NM, reading.read_MD)
         return read_ND.view(batch, length, width)
 
     @torch.no_grad()

@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from model.memory import PhiMemory, Reading
+
 
 class Past:
     """The state of a network between two tokens; for evaluation, where nothing writes to the memory.
@@ -21,7 +23,7 @@ class Past:
         room: positions that a sequence may have, the network's sequence length.
         device: of the network.
 
-    The memory needs no state: each position reads it with its own query, and it is frozen.
+    Of the memory, which is frozen, it keeps what is the same for every position's reading.
     """
 
     def __init__(self, rows: int, room: int, device: torch.device) -> None:
@@ -32,6 +34,7 @@ class Past:
         self._layers: list[list[Tensor]] = []
         self._next = 0
         self._visible_B1TK: Tensor
+        self._reading: Reading | None = None
 
     def begin(self, positions_BT: Tensor, end: int) -> None:
         """Tell where the tokens stand that are read next, and that all of them stand before `end`."""
@@ -55,6 +58,13 @@ class Past:
         (buffer,) = self._layer(1, (taps - 1 + self.room, signal_BTD.shape[-1]), signal_BTD)
         buffer[self.rows_B1, self.positions_BT + taps - 1] = signal_BTD
         return [buffer[self.rows_B1, self.positions_BT + tap] for tap in range(taps)]
+
+    def reading_of(self, memory: PhiMemory) -> Reading:
+        """What all readings of the memory share, computed once."""
+        if self._reading is None:
+            with torch.autocast(self.rows_B1.device.type, enabled=False):
+                self._reading = memory.reading()
+        return self._reading
 
     def select(self, rows: list[int]) -> None:
         """Go on with these rows, some of them perhaps more than once."""

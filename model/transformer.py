@@ -112,7 +112,7 @@ class Transformer(nn.Module):
         assert attention is not None, "an architecture has at least one attention layer"
         hidden_BTD = stream_BTD
         if self.memory is not None:
-            hidden_BTD = self.memory(stream_BTD)
+            hidden_BTD = self.memory(stream_BTD, None if past is None else past.reading_of(self.memory))
         if self.training and self.architecture.iit:
             hidden_BTD = torch.addcmul(hidden_BTD, self.noise, torch.randn_like(hidden_BTD))
         return States(embedded_BTD, stream_BTD, self.norm(hidden_BTD), attention)
