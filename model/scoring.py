@@ -11,7 +11,7 @@ from model.checkpoint import load_checkpoint
 from model.config import build_run
 from model.errors import CheckpointError
 from model.evaluation import Scores, score
-from model.transformer import Transformer
+from model.network import build_network
 
 if TYPE_CHECKING:
     from model.tokens import TokenizedCorpus
@@ -33,6 +33,6 @@ def score_checkpoint(path: Path, corpus: TokenizedCorpus, split: str, device: st
     for what, digest in (("corpus", corpus.corpus_digest), ("tokenizer", corpus.tokenizer.digest)):
         if content.get("identity", {}).get(what) != digest:
             raise CheckpointError(f"{path}: written by a run with another {what}; it cannot be measured on this one")
-    network = Transformer(build_run(content["config"]).architecture, corpus.tokenizer.vocabulary).to(device)
+    network = build_network(build_run(content["config"]).architecture, corpus.tokenizer.vocabulary).to(device)
     network.load_state_dict(content["network"])
     return score(network, corpus.span(split), torch.device(device))
