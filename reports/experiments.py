@@ -23,7 +23,6 @@ from reports.sections.winner import winner
 
 SECTIONS = (
     head,
-    past_log,
     comparison,
     incomplete,
     charts,
@@ -39,11 +38,12 @@ SECTIONS = (
     success,
     totals,
 )
+LOG_SECTIONS = (head, past_log, comparison, charts, analysis, insights, totals)  # of a table: no winner, nothing to run
 
 
 def experiments(findings: Findings, say: Catalogue) -> Document:
     """Write the experiment log of a study with at least one trial."""
-    sections = (section(findings, say) for section in SECTIONS)
+    sections = (section(findings, say) for section in (LOG_SECTIONS if findings.record.log else SECTIONS))
     return Document(
         title=say("title.experiments", study=findings.record.name),
         sections=tuple(section for section in sections if section is not None),

@@ -22,6 +22,10 @@ ALWAYS_KEPT = 100  # of the best trials
 MOST_CURVES = 40
 MOST_SLICES = 24
 MOST_CATEGORIES = 30
+_LEFT_OUT = (
+    *("suspicious", "infeasible", "other_budget", "not_finite"),
+    *("not_causal", "causality_unknown", "budget_unknown"),
+)
 
 Item = TypeVar("Item")
 Kind = Literal[
@@ -185,8 +189,7 @@ def kind_of(trial: TrialRecord, comparison: Comparison) -> Kind:
         return "baseline"
     if trial.outcome == "complete":
         verdict = comparison.verdicts.get(trial.number)
-        left_out = ("suspicious", "infeasible", "not_causal", "other_budget", "not_finite")
-        return "not_compared" if verdict is not None and verdict.standing in left_out else "complete"
+        return "not_compared" if verdict is not None and verdict.standing in _LEFT_OUT else "complete"
     return "running" if trial.outcome == "waiting" else trial.outcome
 
 

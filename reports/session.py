@@ -6,10 +6,13 @@ from reports.catalogue import Catalogue
 from reports.findings import Findings
 from reports.layout import Document
 from reports.sections.charts import charts
+from reports.sections.comparison import comparison
+from reports.sections.head import head
 from reports.sections.insights import insights
 from reports.sections.lessons import discoveries
 from reports.sections.next_steps import next_steps
 from reports.sections.objectives import objectives, session_head
+from reports.sections.past_log import past_log
 from reports.sections.results import configuration, generation, results
 from reports.sections.success import success
 
@@ -25,11 +28,12 @@ SECTIONS = (
     success,
     next_steps,
 )
+LOG_SECTIONS = (head, past_log, comparison, insights)  # of a table of past experiments, which had no session here
 
 
 def session(findings: Findings, say: Catalogue) -> Document:
     """Write the summary of a study with at least one trial."""
-    sections = (section(findings, say) for section in SECTIONS)
+    sections = (section(findings, say) for section in (LOG_SECTIONS if findings.record.log else SECTIONS))
     return Document(
         title=say("title.session", study=findings.record.name),
         sections=tuple(section for section in sections if section is not None),

@@ -33,6 +33,8 @@ _STANDINGS: Mapping[Standing, str] = {
     "suspicious": "⚠ Suspicious: too good to be true for text. It is compared with nothing and cannot win.",
     "infeasible": "It breaks a constraint and is compared with nothing.",
     "not_causal": "Its network sees what it is to predict: its perplexity means nothing and is not compared.",
+    "causality_unknown": "Nobody knows whether its network saw what it was to predict: it is compared with nothing.",
+    "budget_unknown": "How much it was trained is unknown: it is compared with nothing.",
     "other_budget": "It had another budget of tokens and is compared with nothing.",
     "not_finite": "It has no finite value and is compared with nothing.",
     "on_front": "No other trial is at least as good in every objective and better in one: it is on the front.",

@@ -31,6 +31,8 @@ Standing = Literal[
     "suspicious",
     "infeasible",
     "not_causal",  # its network sees what it is to predict
+    "causality_unknown",  # a table of past experiments does not say whether it does
+    "budget_unknown",  # such a table does not say how much it was trained
     "other_budget",
     "not_finite",
     "on_front",  # of several objectives: no other is at least as good in all and better in one
@@ -63,8 +65,8 @@ class Comparison:
 
     @property
     def winner(self) -> TrialRecord | None:
-        """The best of the comparable trials."""
-        return self.ranked[0] if self.ranked else None
+        """The best of the comparable trials; none of a table of past experiments, where nothing was measured here."""
+        return self.ranked[0] if self.ranked and not self.ranked[0].is_imported else None
 
     @property
     def tied(self) -> tuple[TrialRecord, ...]:
@@ -178,14 +180,18 @@ def _tokens(budget: float | None, complete: list[TrialRecord]) -> int | None:
 
 
 def _budget_of(trial: TrialRecord) -> float | None:
-    """Training tokens that a run was allowed; where a table of past experiments tells none, its epochs."""
-    return trial.measured.epoch if trial.is_imported and trial.budget_tokens is None else trial.budget_tokens
+    """Training tokens that a run was allowed; of a table of past experiments what it tells, if only the epochs."""
+    if not trial.is_imported or trial.budget_tokens is not None:
+        return trial.budget_tokens
+    return trial.measured.epoch if trial.measured.tokens is None else trial.measured.tokens
 
 
 def _obstacle(trial: TrialRecord, budget: float | None) -> Standing | None:
     """Why a complete trial may not be compared."""
-    if trial.causal is False:
-        return "not_causal"
+    if trial.is_imported and trial.causal is not True:
+        return "causality_unknown" if trial.causal is None else "not_causal"
+    if trial.is_imported and _budget_of(trial) is None:
+        return "budget_unknown"
     if trial.suspicious:
         return "suspicious"
     if not trial.feasible:

@@ -65,6 +65,8 @@ def curve_scale(comparison: Comparison) -> tuple[float, float]:
 
 
 def _reading(findings: Findings, say: Catalogue) -> Markdown:
+    if findings.record.log is not None:
+        return bullets([*_of_a_table(findings, say), *_of_verdicts(findings, say)])
     if findings.record.is_ours:
         return bullets([*_of_runs(findings, say), *_of_verdicts(findings, say), *_of_batches(findings, say)])
     if findings.single:
@@ -81,6 +83,14 @@ def _of_runs(findings: Findings, say: Catalogue) -> Iterator[Markdown]:
     if findings.single:
         budget = findings.comparison.budget_tokens
         yield say("comparison.verdicts", tokens=Markdown("" if budget is None else f" ({count(budget)})"))
+        yield _limit(findings, say)
+
+
+def _of_a_table(findings: Findings, say: Catalogue) -> Iterator[Markdown]:
+    """What past experiments measured, their table says; how, it does not."""
+    yield say("log.columns")
+    if findings.comparison.ranked:
+        yield say("log.verdicts")
         yield _limit(findings, say)
 
 

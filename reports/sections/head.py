@@ -30,7 +30,7 @@ def _lines(findings: Findings, say: Catalogue) -> Iterator[Markdown]:
     study = findings.record
     if study.log is not None:
         yield say("log.origin", file=study.log.file, digest=study.log.digest, moment=moment(study.log.imported_at))
-        yield _objective(findings, say)
+        yield say("log.objective")
         return
     yield _date(study, say)
     yield say("head.question", text=study.description)

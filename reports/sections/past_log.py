@@ -31,14 +31,21 @@ def _networks(trials: Sequence[TrialRecord], say: Catalogue) -> Iterator[Markdow
         yield say("log.not_causal", trials=trials_named(leaky, say))
     if unknown:
         yield say("log.causal_unknown", trials=trials_named(unknown, say))
+    untold = [trial for trial in trials if not _has_budget(trial)]
+    if untold:
+        yield say("log.budget_unknown", trials=trials_named(untold, say))
 
 
 def _evidence(findings: Findings, trials: Sequence[TrialRecord], say: Catalogue) -> Iterator[Markdown]:
     """What one run of each configuration is worth."""
     seeds = distinct(trials, "seed")
+    repeats = _repeats(trials)
     known = say("log.seeds_given", seeds=say.listed(seeds)) if seeds else say("log.seed_unknown")
     limit = percent(findings.comparison.limit_percent)
-    yield say("log.one_run", seeds=known, limit=limit, n=len(trials))
+    if repeats:
+        yield say("log.some_repeated", trials=trials_named(repeats, say), seeds=known, limit=limit, n=len(trials))
+    else:
+        yield say("log.one_run", seeds=known, limit=limit, n=len(trials))
     if max((len(trial.curve) for trial in trials), default=0) < 2:
         epochs = max((trial.measured.epoch for trial in trials if trial.measured.epoch is not None), default=None)
         yield say("log.one_point", epochs=number(epochs), horizon=LONG_RUN_EPOCHS)
@@ -47,7 +54,7 @@ def _evidence(findings: Findings, trials: Sequence[TrialRecord], say: Catalogue)
 def _terms(findings: Findings, trials: Sequence[TrialRecord], say: Catalogue) -> Iterator[Markdown]:
     """On which terms the runs do not compare."""
     sizes = distinct(trials, "batch_size")
-    if len(sizes) > 1:
+    if len(sizes) > 1 and sizes[0] > 0:
         small, large = sizes[0], sizes[-1]
         yield say("log.updates", small=small, large=large, factor=number(large / small))
     devices = sorted({trial.device for trial in trials if trial.device is not None})
@@ -63,6 +70,21 @@ def _terms(findings: Findings, trials: Sequence[TrialRecord], say: Catalogue) ->
         yield say("log.train_above_val", trials=trials_named(above, say))
     if findings.record.corpus.digest is None:
         yield say("log.text_unknown")
+
+
+def _has_budget(trial: TrialRecord) -> bool:
+    return any(each is not None for each in (trial.budget_tokens, trial.measured.tokens, trial.measured.epoch))
+
+
+def _repeats(trials: Sequence[TrialRecord]) -> list[TrialRecord]:
+    """Trials whose configuration, the seed aside, an earlier one has as well."""
+    seen: set[str] = set()
+    repeats = []
+    for trial in trials:
+        configuration = repr(sorted((name, value) for name, value in trial.parameters.items() if name != "seed"))
+        repeats += [trial] if configuration in seen else []
+        seen.add(configuration)
+    return repeats
 
 
 def _changes(trial: TrialRecord, baseline: TrialRecord | None) -> int:
