@@ -27,7 +27,7 @@ def test_a_complete_trial_says_what_it_did_otherwise_and_how_it_stands() -> None
     assert "54.60" in text
     assert "Ended: all of 300,000 tokens" in text
     assert "hpo train --from lambda_phi --trial 1 --epochs 20" in text
-    assert "Curve: █" in text
+    assert "Curve: ▅" in text
 
 
 def test_a_small_difference_is_none() -> None:
