@@ -21,7 +21,7 @@ from torch import Tensor
 
 from model import phi
 from model.step import total_loss
-from model.training import _Run
+from model.training import Run
 
 TRIALS = 10
 UPDATES_OF_A_TRIAL = 5  # after which CUDA graphs, where they are used, have been recorded
@@ -111,7 +111,7 @@ def synchronisations(setting: Setting, *, compiled: bool) -> dict[str, Any]:
     }
 
 
-def _make_updates(run: _Run, updates: int) -> None:
+def _make_updates(run: Run, updates: int) -> None:
     """So many, and wait for them."""
     sums = torch.zeros(2, device=run.device)
     for _ in range(updates):
@@ -146,7 +146,7 @@ def diversity(setting: Setting, text: str, updates: int) -> list[dict[str, float
 
 
 @torch.no_grad()
-def _error_of_diversity(run: _Run, sequences_BT: Tensor) -> dict[str, float]:
+def _error_of_diversity(run: Run, sequences_BT: Tensor) -> dict[str, float]:
     """Mean and largest |approximate - exact| over the sequences, and the exact mean."""
     length = sequences_BT.shape[1]
     run.network.eval()
