@@ -65,11 +65,13 @@ def _losses(setting: Setting, updates: int, compiled: bool) -> tuple[list[float]
 
 
 def compilations(setting: Setting) -> dict[str, Any]:
-    """Graphs that ten compiled trials of one process make, and seconds of each trial until its first update is done.
+    """Graphs that ten compiled trials of one process make, seconds of each until its first update is done, and memory.
 
-    The trials differ in everything that is searched without changing a shape.
+    The trials differ in everything that is searched without changing a shape. A trial's network may lie elsewhere than
+    the one before; then its CUDA graphs are recorded anew, and the old ones are kept. What a GPU has to confirm: the
+    memory reserved after a trial stays what it was after the second.
     """
-    graphs, seconds = [], []
+    graphs, seconds, reserved = [], [], []
     for trial in range(TRIALS):
         searched = dict(
             lambda_phi=0.01 * (trial + 1), dropout=0.04 * trial, learning_rate=1e-4 * (trial + 1), noise=0.002 * trial
@@ -80,11 +82,16 @@ def compilations(setting: Setting) -> dict[str, Any]:
         seconds.append(round(time.perf_counter() - started, 2))
         _make_updates(run, UPDATES_OF_A_TRIAL - 1)
         graphs.append(torch._dynamo.utils.counters["stats"]["unique_graphs"])
+        del run
+        if setting.device != "cpu":
+            torch.cuda.empty_cache()
+            reserved.append(torch.cuda.memory_reserved(torch.device(setting.device)) // 2**20)
     return {
         "graphs_of_first_trial": graphs[0],
         "graphs_of_the_others": graphs[-1] - graphs[0],
         "graph_breaks": sum(torch._dynamo.utils.counters["graph_break"].values()),
         "seconds_to_first_update": seconds,
+        "reserved_mib_after_each": reserved or None,
     }
 
 

@@ -116,6 +116,18 @@ def test_ten_trials_compile_once(small_corpus: TokenizedCorpus) -> None:
 
 
 @with_compiler
+def test_recordings_of_earlier_trials_take_no_more_memory_with_each(small_corpus: TokenizedCorpus) -> None:
+    """A network elsewhere in memory is recorded anew; old recordings are kept, but in a pool that all share."""
+    reserved, elsewhere = [], []
+    for seed in range(8):
+        assert finite(train(tiny(seed=seed), small_corpus, device="cuda", compiled=True))
+        torch.cuda.empty_cache()
+        reserved.append(torch.cuda.memory_reserved() - 2**21 * len(elsewhere))
+        elsewhere.append(torch.empty(2**21, dtype=torch.uint8, device=CUDA))  # so that the next one cannot lie there
+    assert reserved[-1] <= 1.1 * reserved[1]
+
+
+@with_compiler
 @pytest.mark.parametrize("iit", [True, False])
 def test_compiled_and_eager_runs_agree(iit: bool, small_corpus: TokenizedCorpus) -> None:
     config = tiny(iit=iit, dropout=0.0, noise=0.0)
