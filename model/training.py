@@ -25,6 +25,7 @@ from torch import Tensor
 
 from model import phi
 from model.batches import TrainingBatches
+from model.causality import check_causality
 from model.checkpoint import load_checkpoint, save_checkpoint
 from model.config import Architecture, RunConfig
 from model.errors import CheckpointError, OtherDeviceError
@@ -34,7 +35,7 @@ from model.memory import Candidates
 from model.network import Network, build_network, source_digest
 from model.schedules import adapt_lambda, learning_rate_at, set_lambda
 from model.step import Measured, compiled_observe, make_optimizer, observe, total_loss
-from model.transformer import Transformer, check_causality
+from model.transformer import Transformer
 
 if TYPE_CHECKING:  # who trains needs no tokenizer
     from model.tokens import TokenizedCorpus

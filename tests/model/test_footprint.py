@@ -15,11 +15,12 @@ import pytest
 import torch
 from torch.profiler import ProfilerActivity, profile
 
+from model.causality import check_causality
 from model.config import PRESETS, Architecture, RunConfig, Scalar, build_run
 from model.footprint import TOKEN, Account, parameter_count, peak_tensor_bytes
 from model.tokens import Span, TokenizedCorpus
 from model.training import Run, RunOptions, train
-from model.transformer import Transformer, check_causality
+from model.transformer import Transformer
 
 REPOSITORY = Path(__file__).parents[2]
 MIB = 2**20
