@@ -30,7 +30,7 @@ from torch import Tensor
 from model.config import RunConfig, Scalar, build_run
 from model.hardware import keep_freed_memory, peak_memory_bytes
 from model.step import ADAM_BETAS
-from model.training import _Run
+from model.training import Run, RunOptions
 
 VOCABULARY = 8192
 DROPOUT = 0.25
@@ -81,11 +81,11 @@ class RandomText:
         """Nothing: it is never evaluated."""
 
 
-def our_run(setting: Setting, corpus: Any = None, *, compiled: bool = False, **changes: Scalar) -> _Run:
+def our_run(setting: Setting, corpus: Any = None, *, compiled: bool = False, **changes: Scalar) -> Run:
     """A run of ours, ready to train."""
-    device = setting.prepare()
+    setting.prepare()
     config = setting.config(**changes)
-    run = _Run(config, corpus or RandomText(), device, None, None, config.training.batch_size, compiled)
+    run = Run(config, corpus or RandomText(), RunOptions(device=setting.device, compiled=compiled))
     run.network.train()
     return run
 

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from model import phi
 from model.step import total_loss
-from model.training import _Run
+from model.training import Run
 
 TRIALS = 10
 UPDATES_OF_A_TRIAL = 5  # after which CUDA graphs, where they are used, have been recorded
@@ -65,11 +65,13 @@ def _losses(setting: Setting, updates: int, compiled: bool) -> tuple[list[float]
 
 
 def compilations(setting: Setting) -> dict[str, Any]:
-    """Graphs that ten compiled trials of one process make, and seconds of each trial until its first update is done.
+    """Graphs that ten compiled trials of one process make, seconds of each until its first update is done, and memory.
 
-    The trials differ in everything that is searched without changing a shape.
+    The trials differ in everything that is searched without changing a shape. A trial's network may lie elsewhere than
+    the one before; then its CUDA graphs are recorded anew, and the old ones are kept. What a GPU has to confirm: the
+    memory reserved after a trial stays what it was after the second.
     """
-    graphs, seconds = [], []
+    graphs, seconds, reserved = [], [], []
     for trial in range(TRIALS):
         searched = dict(
             lambda_phi=0.01 * (trial + 1), dropout=0.04 * trial, learning_rate=1e-4 * (trial + 1), noise=0.002 * trial
@@ -80,11 +82,16 @@ def compilations(setting: Setting) -> dict[str, Any]:
         seconds.append(round(time.perf_counter() - started, 2))
         _make_updates(run, UPDATES_OF_A_TRIAL - 1)
         graphs.append(torch._dynamo.utils.counters["stats"]["unique_graphs"])
+        del run
+        if setting.device != "cpu":
+            torch.cuda.empty_cache()
+            reserved.append(torch.cuda.memory_reserved(torch.device(setting.device)) // 2**20)
     return {
         "graphs_of_first_trial": graphs[0],
         "graphs_of_the_others": graphs[-1] - graphs[0],
         "graph_breaks": sum(torch._dynamo.utils.counters["graph_break"].values()),
         "seconds_to_first_update": seconds,
+        "reserved_mib_after_each": reserved or None,
     }
 
 
@@ -111,7 +118,7 @@ def synchronisations(setting: Setting, *, compiled: bool) -> dict[str, Any]:
     }
 
 
-def _make_updates(run: _Run, updates: int) -> None:
+def _make_updates(run: Run, updates: int) -> None:
     """So many, and wait for them."""
     sums = torch.zeros(2, device=run.device)
     for _ in range(updates):
@@ -146,7 +153,7 @@ def diversity(setting: Setting, text: str, updates: int) -> list[dict[str, float
 
 
 @torch.no_grad()
-def _error_of_diversity(run: _Run, sequences_BT: Tensor) -> dict[str, float]:
+def _error_of_diversity(run: Run, sequences_BT: Tensor) -> dict[str, float]:
     """Mean and largest |approximate - exact| over the sequences, and the exact mean."""
     length = sequences_BT.shape[1]
     run.network.eval()

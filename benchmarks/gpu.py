@@ -4,7 +4,7 @@ python benchmarks/gpu.py [--results FOLDER]
 
     speed      tiny_iit and large_iit, eager and compiled: tokens/s, share of what products in bfloat16 reach, peak
                memory, beside the control arm and a plain transformer
-    graphs     compilations of ten trials, and whether an update waits for the GPU
+    graphs     compilations of ten trials and the memory that they leave, and whether an update waits for the GPU
     bitwise    two runs with one seed, eager and compiled
     tests      tests/model/test_cuda.py, where pytest and what the suite's fixtures import are installed
 

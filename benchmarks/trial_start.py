@@ -34,7 +34,7 @@ from hpo.launch import Launch, Request, prepare
 from hpo.placement import Wish
 from hpo.worker import Event, Link, WorkerOrder, work
 from model.config import PRESETS, build_run
-from model.training import TrainingResult, _Run, train
+from model.training import Run, TrainingResult, train
 
 UPDATES_OF_A_TRIAL = 4
 VOCABULARIES = {"nano": 2048}  # as the profile `cpu` of lambda_phi has it; the others 8,192, as `cuda` has
@@ -82,9 +82,9 @@ class Clocked:
 def clocked_work(order: WorkerOrder, link: Link, *, only_one: bool = False) -> None:
     """The real worker, which also tells when its trials' first updates begin and when their training has ended."""
     line = Clocked(link, only_one=only_one)
-    real_update = _Run.update
+    real_update = Run.update
 
-    def update(run: _Run, sums: Tensor) -> Tensor:
+    def update(run: Run, sums: Tensor) -> Tensor:
         if run.step == 0:
             line.tell(Event(kind="warned", worker=order.name, message=FIRST_UPDATE))
         return real_update(run, sums)
@@ -94,7 +94,7 @@ def clocked_work(order: WorkerOrder, link: Link, *, only_one: bool = False) -> N
         line.tell(Event(kind="warned", worker=order.name, message=TRAINED))
         return result
 
-    with mock.patch("model.training._Run.update", update), mock.patch("hpo.objective.train", trained):
+    with mock.patch("model.training.Run.update", update), mock.patch("hpo.objective.train", trained):
         work(order, line)
 
 

@@ -270,6 +270,7 @@ def report(
     from hpo.storage import storage_errors
     from hpo.sweep import load_study
     from reports.finalists import read_finalists
+    from reports.long_runs import read_long_runs
     from reports.records import read_study
     from reports.render import render
 
@@ -277,7 +278,10 @@ def report(
     with storage_errors(url):
         opened_study = load_study(opened, named_or_last(study, opened))
         record, finalists = read_study(opened_study), read_finalists(opened_study)
-    text = render(record, format, template=template, finalists=finalists, language=lang, plain=plain)
+        long_runs = read_long_runs(opened_study)
+    text = render(
+        record, format, template=template, finalists=finalists, long_runs=long_runs, language=lang, plain=plain
+    )
     if out is None:
         typer.echo(text, nl=False)
     else:

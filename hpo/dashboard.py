@@ -162,7 +162,7 @@ def guarded(app: WSGIApplication, password: str | None) -> WSGIApplication:
 
 
 def styled(app: WSGIApplication) -> WSGIApplication:
-    """Put a style of our own at the end of an application's pages."""
+    """Put a style of our own at the end of the dashboard's pages; the files that it serves stay as they are."""
 
     def answer(environ: WSGIEnvironment, start_response: StartResponse) -> Iterator[bytes]:
         ending = b""
@@ -170,7 +170,8 @@ def styled(app: WSGIApplication) -> WSGIApplication:
         def start(status: str, headers: list[tuple[str, str]], *error: Any) -> Callable[[bytes], object]:
             nonlocal ending
             kind = next((value for name, value in headers if name.lower() == "content-type"), "")
-            if status.startswith("200") and kind.startswith("text/html") and environ["REQUEST_METHOD"] == "GET":
+            is_page = kind.startswith("text/html") and environ.get("PATH_INFO", "").startswith("/dashboard")
+            if is_page and status.startswith("200") and environ["REQUEST_METHOD"] == "GET":
                 ending = STYLE
             longer = [
                 (name, str(int(value) + len(ending)) if name.lower() == "content-length" else value)

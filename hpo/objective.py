@@ -85,7 +85,11 @@ def run_trial(
         _report(trial, evaluation)
     if len(history) < reached:
         _tell_of_loss(trial, reached, len(history), setting)
-    attributes: dict[str, Any] = {"hpo:run": config.parameters(), **_machine(config, setting, resume_from)}
+    attributes: dict[str, Any] = {
+        "hpo:run": config.parameters(),
+        "hpo:machine": _machine(config, setting),
+        "hpo:continued": 0 if resume_from is None else setting.epoch - 1,
+    }
     if history and behind(history[-1]):  # a stop came between this evaluation and the question
         reason = f"behind its peers at {history[-1].tokens:,} tokens"
         return _outcome(TrainingResult(outcome="pruned", reason=reason, history=history), setting.spec, attributes)
@@ -211,20 +215,17 @@ def _outcome(result: TrainingResult, spec: StudySpec, attributes: dict[str, Any]
     return TrialOutcome(state="PRUNED", values=values, violations=violations, attributes=attributes)
 
 
-def _machine(config: RunConfig, setting: TrialSetting, resume_from: Path | None) -> dict[str, Any]:
+def _machine(config: RunConfig, setting: TrialSetting) -> dict[str, Any]:
     """Where a trial ran and, before it is known, the most that its tensors should hold with the whole batch at once."""
-    corpus, (device_type, _, _) = setting.corpus, setting.device.partition(":")
-    vocabulary, tokens = corpus.tokenizer.vocabulary, corpus.tokens("train")
+    vocabulary, train_tokens = setting.corpus.tokenizer.vocabulary, setting.corpus.tokens("train")
+    device_type = torch.device(setting.device).type
     own = config.architecture.network  # whose memory nobody knows beforehand
-    predicted = None if own else peak_tensor_bytes(config, vocabulary, tokens, device_type=device_type)
+    predicted = None if own else peak_tensor_bytes(config, vocabulary, train_tokens, device_type=device_type)
     return {
-        "hpo:machine": {
-            "host": platform.node(),
-            "device": setting.device,
-            "threads": torch.get_num_threads(),
-            "predicted_peak_bytes": predicted,
-        },
-        "hpo:continued": 0 if resume_from is None else setting.epoch - 1,
+        "host": platform.node(),
+        "device": setting.device,
+        "threads": torch.get_num_threads(),
+        "predicted_peak_bytes": predicted,
     }
 
 

@@ -158,6 +158,7 @@ def _notes(study: optuna.Study, finished: int, seconds: Callable[[], float]) -> 
     """All that is to be shown of a study."""
     from reports.figures import figures  # plotly, which takes a second
     from reports.finalists import read_finalists
+    from reports.long_runs import read_long_runs
     from reports.records import read_study
     from reports.render import render
     from reports.trial_note import shortened, trial_note
@@ -173,7 +174,9 @@ def _notes(study: optuna.Study, finished: int, seconds: Callable[[], float]) -> 
     ids = {trial.number: trial._trial_id for trial in study.get_trials(deepcopy=False)}
     trials = {ids[trial.number]: trial_note(record, comparison, trial) for trial in ended}
     shown = {name: figure.to_json() for name, figure in figures(record, comparison).items()}
-    report = render(record, "markdown", finalists=read_finalists(study), diagrams=False)
+    report = render(
+        record, "markdown", finalists=read_finalists(study), long_runs=read_long_runs(study), diagrams=False
+    )
     text = f"{shortened(report).rstrip()}\n\n{_LAST_WORDS}"
     stamp = Stamp(finished=finished, version=version("assay-hpo"), at=time.time(), seconds=round(seconds(), 3))
     return Notes(stamp=stamp, study=text, trials=trials, figures=shown)

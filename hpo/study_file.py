@@ -226,12 +226,20 @@ class StudySpec(_Section):
             raise ValueError(f"must be printable text without blanks at its ends, got {name!r}")
         return name
 
-    @field_validator("objectives")
+    @field_validator("objectives", mode="before")
     @classmethod
-    def _loss_first(cls, objectives: tuple[Objective, ...]) -> tuple[Objective, ...]:
-        if objectives not in (("val_loss",), ("val_loss", "phi")):
-            raise ValueError(f'must be ["val_loss"] or ["val_loss", "phi"], got {list(objectives)}')
+    def _loss_first(cls, objectives: Any) -> Any:
+        allowed = (["val_loss"], ["val_loss", "phi"])
+        if not isinstance(objectives, (list, tuple)) or list(objectives) not in allowed:
+            raise ValueError(f'must be ["val_loss"] or ["val_loss", "phi"], got {objectives!r}')
         return objectives
+
+    @model_validator(mode="before")
+    @classmethod
+    def _two_objectives_prune_nothing(cls, content: Any) -> Any:
+        """With several there is no order in which a trial could be behind; a [pruner] of the file is checked below."""
+        several = isinstance(content, dict) and content.get("objectives") not in (None, ["val_loss"], ("val_loss",))
+        return {"pruner": {"kind": "none"}, **content} if several else content
 
     @model_validator(mode="after")
     def _two_objectives_have_no_best(self) -> StudySpec:

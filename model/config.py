@@ -164,6 +164,7 @@ class RunConfig:
 RUNS_VERSION = 2
 
 # Width, layers and heads are those of the logs this project systematises; micro and small differ in training only.
+# Learning rates were measured for nano and tiny_iit; those of the larger ones are of before the present initialisation.
 PRESETS: Mapping[str, Mapping[str, Scalar]] = types.MappingProxyType(
     {
         "nano": dict(

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 from model.config import Architecture, PhiObjective, RunConfig
 from model.evaluation import rows_at_once
+from model.hardware import is_mixed
 from model.loss import LOGITS_AT_ONCE
 from model.phi import COMPONENTS, probe_positions
 from model.transformer import CONVOLUTION_TAPS
@@ -59,7 +60,7 @@ def peak_tensor_bytes(
     """
     architecture, batch_size = config.architecture, config.training.batch_size
     rows = batch_size if micro_batch is None else min(micro_batch, batch_size)
-    account = _Account(
+    account = Account(
         architecture=architecture,
         objective=config.phi.phi_objective,
         vocabulary=vocabulary,
@@ -77,7 +78,7 @@ def peak_tensor_bytes(
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Account:
+class Account:
     """Bytes that stand beside weights, moments and text, at each moment that can be the peak."""
 
     architecture: Architecture
@@ -87,21 +88,24 @@ class _Account:
     tokens: int  # N
 
     @property
-    def autocast(self) -> bool:
-        return self.device_type == "cuda"
+    def mixed(self) -> bool:
+        """Whether matrix products are in bfloat16."""
+        return is_mixed(self.device_type)
 
     @property
     def weights(self) -> int:
+        """Of all parameters."""
         return FLOAT * parameter_count(self.architecture, self.vocabulary)
 
     @property
     def output_matrix(self) -> int:
+        """Of the largest of them."""
         return FLOAT * self.vocabulary * self.architecture.width
 
     @property
     def factor(self) -> int:
         """Of one number that a matrix product reads or gives."""
-        return 2 if self.autocast else FLOAT
+        return 2 if self.mixed else FLOAT
 
     @property
     def factors(self) -> int:
@@ -119,7 +123,7 @@ class _Account:
         """By the network, and its final states."""
         embedding = 2 * self.states  # dropout's mask, the stream
         blocks = sum(self._saved_by_block(kind) for kind in self.architecture.block_kinds)
-        copies = (self.weights - self.output_matrix) // 2 if self.autocast else 0  # of the weights in bf16
+        copies = (self.weights - self.output_matrix) // 2 if self.mixed else 0  # of the weights in bf16
         return embedding + blocks + self._saved_by_memory() + self.states + copies
 
     def _saved_by_block(self, kind: str) -> int:
@@ -159,7 +163,7 @@ class _Account:
 
     def _in_loss(self) -> int:
         """Everything is saved; rows of logits come on top."""
-        copies = self.factors + 3 * self.output_matrix // 2 if self.autocast else 0  # of states, matrix, its gradient
+        copies = self.factors + 3 * self.output_matrix // 2 if self.mixed else 0  # of states, matrix, its gradient
         return self.saved() + self._saved_by_phi() + self._gradients_of_loss() + self._logits(self.tokens) + copies
 
     def _gradients_of_loss(self) -> int:
@@ -167,9 +171,7 @@ class _Account:
 
     def _logits(self, tokens: int) -> int:
         rows = min(tokens, max(1, LOGITS_AT_ONCE[self.device_type] // self.vocabulary))
-        each = (
-            FLOAT + 2 * self.factor if self.autocast else FLOAT
-        )  # logits, their logarithms, gradient: in place or not
+        each = FLOAT + 2 * self.factor if self.mixed else FLOAT  # logits, their logarithms, gradient: in place or not
         return each * rows * self.vocabulary
 
     def _in_phi(self) -> int:

@@ -76,9 +76,14 @@ def compiles(device: torch.device) -> bool:
     return device.type == "cuda" and has_triton()
 
 
+def is_mixed(device_type: str) -> bool:
+    """Whether matrix products are in bfloat16: on GPUs; a CPU's stay in float32."""
+    return device_type == "cuda"
+
+
 def mixed_precision(device: torch.device) -> torch.autocast:
-    """Within this, matrix products of a GPU are in bfloat16; a CPU's stay in float32."""
-    return torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda")
+    """Within this, matrix products are in bfloat16 where they are to be."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=is_mixed(device.type))
 
 
 def keep_freed_memory() -> None:

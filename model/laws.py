@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
+from model.causality import check_causality
 from model.checkpoint import load_checkpoint
 from model.config import RunConfig, Scalar, build_run
 from model.errors import ModelError
@@ -28,7 +29,6 @@ from model.network import Network, build_network, has_phi
 from model.step import observe, total_loss
 from model.tokens import TokenizedCorpus
 from model.training import Decision, TrainingResult, rehearse, train
-from model.transformer import check_causality
 
 LEAST_SPEED = 0.1  # of the control arm's: a slower network is likely a loop in Python
 MOST_MEMORY = 4.0  # times the control arm's

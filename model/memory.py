@@ -152,7 +152,7 @@ class PhiMemory(nn.Module):
 
     @torch.no_grad()
     def fill(self) -> None:
-        """Fill every slot with something and open the gate half: what a test of the memory needs."""
+        """Fill every slot with random keys and values, and open the gate half: whoever reads now, reads something."""
         generator = torch.Generator().manual_seed(0)
         for buffer in (self.key_MK, self.value_MD):
             buffer.copy_(torch.randn(buffer.shape, generator=generator))

@@ -134,7 +134,7 @@ def initial_weight_logits() -> Tensor:
 
 
 def delta_phi(
-    objective: PhiObjective, phi_B: Tensor, fixed_phi_B: Tensor, input_phi_B: Tensor, target: Tensor | float = 0.0
+    objective: PhiObjective, phi_B: Tensor, fixed_phi_B: Tensor, input_phi_B: Tensor, target: Tensor | float
 ) -> Tensor:
     """The ΔΦ objective, to be multiplied by λ_phi.
 
@@ -145,7 +145,7 @@ def delta_phi(
         phi_B: Φ under the learned weights.
         fixed_phi_B: Φ₀, under the initial weights.
         input_phi_B: Φ_in, of the embeddings.
-        target: Φ* in (0, 1), of the bounded objective.
+        target: Φ* in (0, 1); v5.2 has one of its own.
 
     Returns:
         A scalar. Source: V5.2 as reconstructed from the five rows of its experiment log.

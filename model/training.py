@@ -25,6 +25,7 @@ from torch import Tensor
 
 from model import phi
 from model.batches import TrainingBatches
+from model.causality import check_causality
 from model.checkpoint import load_checkpoint, save_checkpoint
 from model.config import Architecture, RunConfig
 from model.errors import CheckpointError, OtherDeviceError
@@ -34,7 +35,7 @@ from model.memory import Candidates
 from model.network import Network, build_network, source_digest
 from model.schedules import adapt_lambda, learning_rate_at, set_lambda
 from model.step import Measured, compiled_observe, make_optimizer, observe, total_loss
-from model.transformer import Transformer, check_causality
+from model.transformer import Transformer
 
 if TYPE_CHECKING:  # who trains needs no tokenizer
     from model.tokens import TokenizedCorpus
@@ -92,13 +93,15 @@ def train(
         CheckpointError: a checkpoint cannot be written, read, or belongs to another run.
     """
     corpus.check_length(config.architecture.sequence_length)
-    micro_batch: int | None = None
+    options, micro_batch = RunOptions(device=device, save_to=save_to, compiled=compiled), None
     history = load_history(resume_from, device) if resume_from else ()
     while True:
         run = None
         try:
             with _memory_errors():
-                run = _Run(config, corpus, torch.device(device), save_to, resume_from, micro_batch, compiled)
+                run = Run(
+                    config, corpus, dataclasses.replace(options, resume_from=resume_from, micro_batch=micro_batch)
+                )
             return run.train(on_evaluation, announced=len(history))
         except _OutOfMemory:
             if run is not None:
@@ -139,7 +142,7 @@ def rehearse(
         seconds: time for updates, of which there are at least two after the first.
         on_ready: called after the first update, before the clock starts: where several rehearse at once, they meet.
     """
-    run = _Run(config, corpus, torch.device(device), None, None)
+    run = Run(config, corpus, RunOptions(device=device))
     run.network.train()
     sums = torch.zeros(2, device=run.device)
     run.update(sums)
@@ -171,22 +174,34 @@ def _memory_errors() -> Iterator[None]:
         raise _OutOfMemory from error
 
 
-class _Run:
-    """The state of a run between two updates."""
+@dataclass(frozen=True, kw_only=True)
+class RunOptions:
+    """What a run needs to know besides its configuration and its text."""
 
-    def __init__(
-        self,
-        config: RunConfig,
-        corpus: TokenizedCorpus,
-        device: torch.device,
-        save_to: Path | None,
-        resume_from: Path | None,
-        micro_batch: int | None = None,
-        compiled: bool | None = None,
-    ) -> None:
+    device: str = "cpu"
+    save_to: Path | None = None  # checkpoint written at each evaluation
+    resume_from: Path | None = None  # checkpoint to continue
+    micro_batch: int | None = None  # sequences at once where memory is short; None: the whole batch
+    compiled: bool | None = None  # whether to compile the step; None: where it pays
+
+
+class Run:
+    """The state of a run between two updates.
+
+    Args:
+        config: the run.
+        corpus: text under a tokenizer.
+        options: device, checkpoints, memory.
+
+    Raises:
+        CausalityError, CheckpointError: as `train`.
+    """
+
+    def __init__(self, config: RunConfig, corpus: TokenizedCorpus, options: RunOptions) -> None:
+        device = torch.device(options.device)
         self.config, self.corpus, self.device = config, corpus, device
-        self.save_to, self.micro_batch = save_to, micro_batch
-        self.compiled = compiles(device) if compiled is None else compiled
+        self.save_to, self.micro_batch = options.save_to, options.micro_batch
+        self.compiled = compiles(device) if options.compiled is None else options.compiled
         keep_freed_memory()
         torch.manual_seed(config.training.seed)
         own, vocabulary = config.architecture.network, corpus.tokenizer.vocabulary
@@ -207,8 +222,8 @@ class _Run:
         self.seconds = 0.0
         self.history: list[Evaluation] = []
         self.saved = False
-        if resume_from is not None:
-            self.load(resume_from)
+        if options.resume_from is not None:
+            self.load(options.resume_from)
         replayed = device.type == "cuda" and self.rows == config.training.batch_size
         self.observe = compiled_observe(replayed=replayed) if self.compiled else observe
         check_causality(self.network)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from reports.finalists import CandidateJudgement, FinalistsRecord, Judgement, SeedNoise, judge
 from reports.insights import Insights, insights
-from reports.outlook import Outlook, Refused, refused
+from reports.long_runs import LongRunRecord
+from reports.outlook import Outlook, Refused, outlook_of, refused
 from reports.records import StudyRecord, TrialRecord
 from reports.totals import Totals, sum_up
 from reports.verdicts import INDISTINGUISHABLE_PERCENT, SEED_NOISE_PERCENT, Comparison, compare
@@ -67,20 +69,20 @@ class Findings:
 
 
 def find(
-    record: StudyRecord, finalists: FinalistsRecord | None = None, outlook: Outlook | Refused | None = None
+    record: StudyRecord, finalists: FinalistsRecord | None = None, long_runs: Sequence[LongRunRecord] = ()
 ) -> Findings:
     """Compute what a report is written from.
 
     Args:
         record: the study.
         finalists: its companion study, if it has one. Its own seed noise, once known, replaces the assumed one.
-        outlook: of the trial to go on with, if it was projected.
+        long_runs: of the study; a projection of the one with the configuration to go on with is shown.
     """
     judgement = None if finalists is None else judge(finalists)
     noise = None if judgement is None else judgement.noise
     limit = noise.indistinguishable_percent if noise is not None and noise.is_enough else INDISTINGUISHABLE_PERCENT
     findings = Findings(record=record, comparison=compare(record, limit_percent=limit), judgement=judgement)
     chosen = findings.chosen
-    if outlook is None and chosen is not None and chosen.is_ours:
-        outlook = refused(chosen)
-    return dataclasses.replace(findings, outlook=outlook)
+    if chosen is None or not chosen.is_ours:
+        return findings
+    return dataclasses.replace(findings, outlook=outlook_of(chosen, long_runs) or refused(chosen))

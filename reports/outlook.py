@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 from reports.attributes import whole
 from reports.commands import LONG_RUN_EPOCHS
+from reports.long_runs import LongRunRecord
+from reports.projection import project as projected
 from reports.records import TrialRecord
 
 Reason = Literal[
@@ -52,6 +56,49 @@ class Refused:
 
     trial: int
     reason: Reason
+
+
+def outlook_of(trial: TrialRecord, runs: Sequence[LongRunRecord]) -> Outlook | None:
+    """The latest projection of a trial's long run, with how earlier ones came out; None where none was made.
+
+    Args:
+        trial: whose configuration the run has.
+        runs: all long runs of the study.
+    """
+    made = [(run, run.projections[-1]) for run in runs if run.trial == trial.number and run.projections]
+    if not made:
+        return None
+    _, projection = max(made, key=lambda each: (each[0].epochs, each[1].observed_epochs))
+    scores = [each for run in runs for each in run.scores]
+    return Outlook(
+        trial=trial.number,
+        epochs=tuple(map(_epoch, projection.outlooks)),
+        best=_expected(projection.horizon_epochs, projection.best),
+        references=projection.library + projection.siblings,
+        siblings=projection.siblings,
+        target_ppl=projection.target_ppl,
+        below_target=projection.outlooks[-1].beats_target,
+        scored=len(scores),
+        covered=sum(each.best_inside[90] for each in scores),
+    )
+
+
+def _epoch(outlook: projected.Outlook) -> ProjectedEpoch:
+    """An epoch of the projection: what was seen there, or what the last checkpoint is expected to have."""
+    if outlook.at_epoch is None:
+        return ProjectedEpoch(epoch=outlook.epoch, observed_ppl=outlook.observed_ppl)
+    return dataclasses.replace(_expected(outlook.epoch, outlook.at_epoch), past_best=outlook.past_best)
+
+
+def _expected(epoch: float, expected: projected.Range) -> ProjectedEpoch:
+    return ProjectedEpoch(
+        epoch=epoch,
+        median_ppl=expected.median,
+        low_80_ppl=expected.low_80,
+        high_80_ppl=expected.high_80,
+        low_90_ppl=expected.low_90,
+        high_90_ppl=expected.high_90,
+    )
 
 
 def refused(trial: TrialRecord) -> Refused:

@@ -6,7 +6,7 @@ import csv
 import dataclasses
 import io
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Literal, get_args
 
 from reports.catalogue import Catalogue, Language, catalogue
@@ -16,7 +16,7 @@ from reports.experiments import experiments
 from reports.finalists import FinalistsRecord
 from reports.findings import Findings, find
 from reports.layout import Document, markdown_of
-from reports.outlook import Outlook, Refused
+from reports.long_runs import LongRunRecord
 from reports.records import StudyRecord, TrialRecord
 from reports.session import session
 from reports.tables import trial_table
@@ -38,7 +38,7 @@ def render(
     *,
     template: Template = "experiments",
     finalists: FinalistsRecord | None = None,
-    outlook: Outlook | Refused | None = None,
+    long_runs: Sequence[LongRunRecord] = (),
     language: Language = "en",
     plain: bool = False,
     diagrams: bool = True,
@@ -50,7 +50,7 @@ def render(
         format: markdown or html; or json or csv, which hold every trial with raw numbers, in no language.
         template: which document; JSON and CSV are the same for both.
         finalists: the study's best configurations under fresh seeds, if they were run.
-        outlook: a projection of the trial to go on with, if one was made; or why not.
+        long_runs: of the study, with what was projected of them.
         language: of the document.
         plain: without emoji.
         diagrams: with Mermaid diagrams in Markdown, which not every reader draws.
@@ -67,7 +67,7 @@ def render(
     if not record.trials:
         command = run_command(record.name)
         raise EmptyStudyError(f"a report needs trials, study {record.name!r} has none; next: {command}")
-    findings = find(record, finalists, outlook)
+    findings = find(record, finalists, long_runs)
     say = catalogue(language, emoji=not plain)
     if format == "json":
         return _json(findings)

@@ -20,6 +20,7 @@ from pathlib import Path
 
 import optuna
 import pytest
+from optuna.artifacts import FileSystemArtifactStore, upload_artifact
 from optuna.storages import RDBStorage
 
 from hpo.dashboard import Door, open_server, read_password
@@ -347,3 +348,55 @@ def test_a_study_of_two_objectives_is_shown_with_its_curves(storage: RDBStorage)
         shown = json.loads(client.get(f"/api/studies/{study._study_id}").body)
     assert [each["values"] for each in shown["best_trials"]] == [[4.0, 0.8]]
     assert shown["trials"][0]["intermediate_values"] == [{"step": 1, "value": 5.0}]
+
+
+@pytest.fixture
+def filed(storage: RDBStorage, tmp_path: Path) -> tuple[str, Home]:
+    """Where a page among the files of a trial is served, and the home that it lies in."""
+    home, study = Home(tmp_path / "runs"), optuna.create_study(study_name="filed", storage=storage)
+    home.artifacts.mkdir(parents=True)
+    (tmp_path / "page.html").write_text("<script>1</script>", encoding="utf-8")
+    trial = study.ask()
+    name = upload_artifact(
+        artifact_store=FileSystemArtifactStore(home.artifacts),
+        file_path=str(tmp_path / "page.html"),
+        study_or_trial=trial,
+    )
+    study.tell(trial, 1.0)
+    return f"/artifacts/{study._study_id}/{trial._trial_id}/{name}", home
+
+
+def test_a_file_is_no_page_of_the_dashboard(storage: RDBStorage, filed: tuple[str, Home]) -> None:
+    path, home = filed
+    with served(storage, home=home) as client:
+        answer = client.get(path)
+        assert answer.body == "<script>1</script>", "as it is, without a style of ours or a script that runs"
+        assert answer.headers["Content-Security-Policy"] == "sandbox"
+        assert answer.headers["X-Content-Type-Options"] == "nosniff"
+        assert answer.headers["Access-Control-Allow-Origin"] is None
+
+
+def test_a_file_of_another_machine_is_not_found_and_holds_up_nothing(
+    storage: RDBStorage, filed: tuple[str, Home]
+) -> None:
+    path, home = filed
+    with served(storage, home=Home(home.root / "elsewhere")) as client:
+        answer = client.get(path)
+        assert answer.status == 404
+        assert "not on this machine" in answer.body
+        assert client.studies() == ["small", "filed"]
+        assert client.send("DELETE", "/api/studies/2").status == 204
+        assert client.studies() == ["small"]
+
+
+def test_files_are_behind_the_password_too(storage: RDBStorage, filed: tuple[str, Home]) -> None:
+    path, home = filed
+    with served(storage, home=home, password=PASSWORD) as client:
+        assert client.get(path, Authorization="").status == 401
+        assert client.get(path).status == 200
+
+
+def test_pages_end_with_our_style_and_say_how_long_they_are(client: Client) -> None:
+    page = client.get("/dashboard")
+    assert page.body.endswith("</style>")
+    assert int(page.headers["Content-Length"]) == len(page.body.encode())

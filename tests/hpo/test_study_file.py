@@ -66,6 +66,13 @@ def test_two_objectives_are_the_loss_first_and_phi() -> None:
     assert two.objectives == ("val_loss", "phi")
 
 
+def test_two_objectives_prune_nothing_where_the_file_does_not_say_how() -> None:
+    two = parse_study(f"objectives = ['val_loss', 'phi']\n{SMALLEST}", "toy.toml", "cpu")
+    assert two.pruner.kind == "none"
+    one = parse_study(f"objectives = ['val_loss']\n{SMALLEST}", "toy.toml", "cpu")
+    assert one.pruner.kind == "successive_halving"
+
+
 def test_a_study_of_a_version_without_objectives_is_the_same_study() -> None:
     stored = make_spec().model_dump(mode="json")
     del stored["objectives"]
@@ -172,13 +179,18 @@ BAD_ADDITIONS = {  # appended to a good file: key, and a word of the rule
     "[baseline]\nwidth = 64": ("baseline.width", "not a searched value"),
     "[[known]]\ndropout = 0.1\n[[known]]\ndropout = -0.1": ("known[1].dropout", "-0.1 is outside"),
     "known = 3": ("known", "got 3"),
-    "objectives = 'phi'": ("objectives", "got 'phi'"),
-    "objectives = ['val_loss', 'speed']": ("objectives.1", "got 'speed'"),
+    "objectives = 'val_loss'": ("objectives", """must be ["val_loss"] or ["val_loss", "phi"], got 'val_loss'"""),
+    "objectives = ['loss']": ("objectives", """must be ["val_loss"] or ["val_loss", "phi"], got ['loss']"""),
+    "objectives = ['val_loss', 'speed']": ("objectives", "got ['val_loss', 'speed']"),
+    "objectives = 3": ("objectives", "got 3"),
     "objectives = []": ("objectives", 'must be ["val_loss"] or ["val_loss", "phi"], got []'),
     "objectives = ['phi']": ("objectives", "got ['phi']"),
     "objectives = ['phi', 'val_loss']": ("objectives", "got ['phi', 'val_loss']"),
     "objectives = ['val_loss', 'val_loss']": ("objectives", "got ['val_loss', 'val_loss']"),
-    "objectives = ['val_loss', 'phi']": ("pruner.kind", """must be "none" with two objectives, got 'successive_"""),
+    "objectives = ['val_loss', 'phi']\npruner.kind = 'median'": (
+        "pruner.kind",
+        """must be "none" with two objectives, got 'median'""",
+    ),
     "objectives = ['val_loss', 'phi']\npruner.kind = 'none'\nstopping.trials_without_improvement = 5": (
         "stopping.trials_without_improvement",
         "with two objectives no trial is the best",
@@ -429,6 +441,8 @@ SCIENTIFIC: dict[str, dict[str, Any]] = {  # another value for everything that d
     "pruner.reduction": {"pruner": {"reduction": 2}},
     "pruner.percentile": {"pruner": {"percentile": 10.0}},
     "pruner.peers": {"pruner": {"peers": 4}},
+    "run.iit": {"run": {"preset": "nano", "iit": False}},
+    "model": {"model": {"network": "somewhere:Network"}, "run": {"preset": "nano", "iit": False}},
 }
 OPERATIONAL: dict[str, dict[str, Any]] = {
     "description": {"description": "another sentence"},

@@ -21,7 +21,7 @@ from model.config import RunConfig, Scalar, build_run
 from model.hardware import compiles
 from model.loss import nats_per_token
 from model.memory import PhiMemory
-from model.training import TrainingResult, _Run, train
+from model.training import Run, RunOptions, TrainingResult, train
 from model.transformer import Dropout
 
 if TYPE_CHECKING:
@@ -70,7 +70,7 @@ def test_no_update_waits_for_the_device(
     values: dict[str, Scalar], compiled: bool, small_corpus: TokenizedCorpus
 ) -> None:
     """The first few compile, warm up and record; those after them run over the end of an epoch."""
-    run = _Run(tiny(**values), small_corpus, CUDA, None, None, 32, compiled)
+    run = Run(tiny(**values), small_corpus, RunOptions(device="cuda", compiled=compiled))
     run.network.train()
     sums = torch.zeros(2, device=CUDA)
     for _ in range(5):
@@ -116,6 +116,18 @@ def test_ten_trials_compile_once(small_corpus: TokenizedCorpus) -> None:
 
 
 @with_compiler
+def test_recordings_of_earlier_trials_take_no_more_memory_with_each(small_corpus: TokenizedCorpus) -> None:
+    """A network elsewhere in memory is recorded anew; old recordings are kept, but in a pool that all share."""
+    reserved, elsewhere = [], []
+    for seed in range(8):
+        assert finite(train(tiny(seed=seed), small_corpus, device="cuda", compiled=True))
+        torch.cuda.empty_cache()
+        reserved.append(torch.cuda.memory_reserved() - 2**21 * len(elsewhere))
+        elsewhere.append(torch.empty(2**21, dtype=torch.uint8, device=CUDA))  # so that the next one cannot lie there
+    assert reserved[-1] <= 1.1 * reserved[1]
+
+
+@with_compiler
 @pytest.mark.parametrize("iit", [True, False])
 def test_compiled_and_eager_runs_agree(iit: bool, small_corpus: TokenizedCorpus) -> None:
     config = tiny(iit=iit, dropout=0.0, noise=0.0)
@@ -139,8 +151,8 @@ def test_pieces_of_a_batch_add_up_in_a_compiled_run(small_corpus: TokenizedCorpu
     """A replayed graph would write over the gradients of the piece before."""
     config = tiny(dropout=0.0, noise=0.0)
     norms = []
-    for micro_batch in (32, 16):
-        run = _Run(config, small_corpus, CUDA, None, None, micro_batch, compiled=True)
+    for micro_batch in (None, 16):
+        run = Run(config, small_corpus, RunOptions(device="cuda", micro_batch=micro_batch, compiled=True))
         run.network.train()
         norms.append([run.update(torch.zeros(2, device=CUDA)).item() for _ in range(6)])
     assert norms[1] == pytest.approx(norms[0], rel=0.05)

@@ -15,11 +15,12 @@ import pytest
 import torch
 from torch.profiler import ProfilerActivity, profile
 
+from model.causality import check_causality
 from model.config import PRESETS, Architecture, RunConfig, Scalar, build_run
-from model.footprint import TOKEN, _Account, parameter_count, peak_tensor_bytes
+from model.footprint import TOKEN, Account, parameter_count, peak_tensor_bytes
 from model.tokens import Span, TokenizedCorpus
-from model.training import _Run, train
-from model.transformer import Transformer, check_causality
+from model.training import Run, RunOptions, train
+from model.transformer import Transformer
 
 REPOSITORY = Path(__file__).parents[2]
 MIB = 2**20
@@ -42,7 +43,7 @@ class Noise:
 def counted_peak(config: RunConfig, text: Noise, micro_batch: int | None) -> int:
     """The most bytes that PyTorch's allocator had given out, from the making of a run to an evaluation."""
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as seen:
-        run = _Run(config, text, torch.device("cpu"), None, None, micro_batch)
+        run = Run(config, text, RunOptions(micro_batch=micro_batch))
         run.network.train()
         for _ in range(2):  # AdamW has moments after the first
             run.update(torch.zeros(2))
@@ -117,9 +118,9 @@ def test_the_causality_check_is_predicted(values: dict[str, Scalar], vocabulary:
     assert predicted / most_bytes(seen) == pytest.approx(1, abs=0.05)
 
 
-def account_of(architecture: Architecture, vocabulary: int, device_type: str = "cpu") -> _Account:
+def account_of(architecture: Architecture, vocabulary: int, device_type: str = "cpu") -> Account:
     """Of one sequence."""
-    return _Account(
+    return Account(
         architecture=architecture,
         objective="v5.2",
         vocabulary=vocabulary,

@@ -37,7 +37,7 @@ LOG_ROWS = [
 @pytest.mark.parametrize(("mean_phi", "lambda_phi", "formula", "logged"), LOG_ROWS)
 def test_v5_2_reproduces_the_logs(mean_phi: float, lambda_phi: float, formula: float, logged: float) -> None:
     phi_B = torch.full((16,), mean_phi, dtype=torch.float64)
-    loss = lambda_phi * float(phi.delta_phi("v5.2", phi_B, phi_B, phi_B))
+    loss = lambda_phi * float(phi.delta_phi("v5.2", phi_B, phi_B, phi_B, 0.8))
     assert loss == pytest.approx(formula, abs=6e-6)  # the column's last digit
     assert loss == pytest.approx(logged, abs=1e-3)
 
@@ -46,7 +46,9 @@ def test_v5_2_residue_of_the_logs_is_the_variance_of_phi_within_batches() -> Non
     """The logs lie above the formula by λ·Var(Φ): the mean of squares against the square of the mean."""
     phi_B = torch.tensor([0.9, 1.0], dtype=torch.float64)
     at_the_mean = phi_B.mean().expand(2)
-    above = phi.delta_phi("v5.2", phi_B, phi_B, phi_B) - phi.delta_phi("v5.2", at_the_mean, at_the_mean, at_the_mean)
+    above = phi.delta_phi("v5.2", phi_B, phi_B, phi_B, 0.8) - phi.delta_phi(
+        "v5.2", at_the_mean, at_the_mean, at_the_mean, 0.8
+    )
     assert float(above) == pytest.approx(float(phi_B.var(correction=0)))
 
 
@@ -54,7 +56,7 @@ def test_v5_2_hinge_follows_the_initial_weights_until_phi_is_three_times_as_larg
     fixed_B = torch.tensor([0.5, 0.2])
     phi_B = torch.tensor([0.6, 0.9])  # 3 · 0.5 − 0.6 = 0.9 counts, 3 · 0.2 − 0.9 < 0 does not
     expected = ((0.6 - 3.5) ** 2 + 0.9 + (0.9 - 3.5) ** 2) / 2
-    assert float(phi.delta_phi("v5.2", phi_B, fixed_B, phi_B)) == pytest.approx(expected)
+    assert float(phi.delta_phi("v5.2", phi_B, fixed_B, phi_B, 0.8)) == pytest.approx(expected)
 
 
 def test_bounded_is_zero_at_the_target_and_above_the_input() -> None:
@@ -202,7 +204,7 @@ def test_gradient_of_delta_phi_reaches_hidden_states_attention_and_weights() -> 
     components_BC = phi.components(hidden_BTD, phi.attention_received(Attention(query_BHTE, key_BHTE), 4))
     phi_B = phi.weighted(components_BC, logits_C)
     fixed_B = phi.weighted(components_BC, phi.initial_weight_logits())
-    phi.delta_phi("v5.2", phi_B, fixed_B, phi_B).backward()
+    phi.delta_phi("v5.2", phi_B, fixed_B, phi_B, 0.8).backward()
     for leaf in (hidden_BTD, query_BHTE, key_BHTE, logits_C):
         assert leaf.grad is not None
         assert leaf.grad.isfinite().all()

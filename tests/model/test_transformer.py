@@ -16,9 +16,10 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from model.causality import check_causality
 from model.config import PRESETS, Architecture, BlockPattern, build_run
 from model.errors import CausalityError
-from model.transformer import Dropout, GatedConvolution, SelfAttention, States, Transformer, check_causality
+from model.transformer import Dropout, GatedConvolution, SelfAttention, States, Transformer
 
 if TYPE_CHECKING:
     from conftest import Trained

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from toy_curves import toy_curve, toy_library
 
 from reports.projection.calibration import Calibration, bounds, calibrate, misses_of, quantile
 from reports.projection.curves import Curve, read_curves, reference_curves
@@ -26,7 +27,6 @@ from reports.projection.project import (
     score,
     shipped_calibration,
 )
-from tests.reports.toy_curves import toy_curve, toy_library
 
 PUBLIC = Path(__file__).parents[3] / "shared" / "data" / "curves"
 
