@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from hpo.commands import import_log
 from hpo.errors import HpoError
 from model.errors import ModelError
 from reports.errors import ReportError
@@ -357,6 +358,9 @@ def dashboard(
     url, opened = _open(storage)
     with publishing_all(url, typer.echo):
         serve(opened.storage, Home.from_environment(), door, typer.echo)
+
+
+app.command()(import_log.import_log)
 
 
 def _session(request: Request, storage: str | None, timeout: float | None, **options: bool) -> Session:
