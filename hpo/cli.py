@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from hpo.commands import import_log
+from hpo.commands import compare, import_log
 from hpo.errors import HpoError
 from model.errors import ModelError
 from reports.errors import ReportError
@@ -361,6 +361,7 @@ def dashboard(
 
 
 app.command()(import_log.import_log)
+app.command()(compare.compare)
 
 
 def _session(request: Request, storage: str | None, timeout: float | None, **options: bool) -> Session:
