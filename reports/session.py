@@ -18,6 +18,7 @@ from reports.sections.success import success
 
 SECTIONS = (
     session_head,
+    past_log,
     objectives,
     results,
     charts,
