@@ -358,10 +358,6 @@ def dashboard(
         serve(opened.storage, Home.from_environment(), door, typer.echo)
 
 
-app.command()(import_log.import_log)
-app.command()(compare.compare)
-
-
 def _session(request: Request, storage: str | None, timeout: float | None, **options: bool) -> Session:
     from hpo.home import Home
     from hpo.session import Session
@@ -375,6 +371,8 @@ app.command()(watch.watch)
 app.command()(generate.generate)
 app.command()(evaluate.evaluate)
 app.command()(export.export)
+app.command()(compare.compare)
+app.command()(import_log.import_log)
 app.command()(architecture.validate_architecture)
 
 

@@ -5,6 +5,7 @@ What the table does not say stays unknown. The study holds no more than the tabl
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import hashlib
 import io
@@ -22,16 +23,20 @@ from optuna.trial import FrozenTrial
 
 from hpo.errors import StudyError, UsageError
 from hpo.storage import Database
-from hpo.study_file import FINALISTS
+from hpo.study_file import FINALISTS, LARGEST
 from hpo.sweep import LOG_ATTRIBUTE, study_names
 from model.config import Scalar, parameter_type
 from model.errors import ConfigError
 
-MEASURES = ("val_ppl", "train_ppl", "phi", "train_phi", "delta_phi_loss", "seconds", "epoch", "tokens", "step")
+MEASURES = (
+    *("val_ppl", "val_word_ppl", "val_bits_per_byte", "train_ppl", "phi", "train_phi", "delta_phi_loss"),
+    *("seconds", "epoch", "tokens", "step", "tokens_per_s", "peak_memory_bytes"),
+)
 LABELS = ("experiment", "note", "device")  # texts
 CAUSAL = "causal"  # whether the network could see no token that it had to predict
 BASELINE = "baseline"  # whether the others are to be compared with this one; without the column the first row is
 TRUTHS: Mapping[str, bool] = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
+UNKNOWN = "unknown"  # the same as an empty cell
 MOST_ROWS = 100_000
 LONGEST_NAME = 200  # of a study, as in its file
 
@@ -62,7 +67,7 @@ def read_experiments(path: Path) -> PastExperiments:
     Args:
         path: a CSV file with a header, or a JSON file with a list of objects. Columns are the names of a run's
             parameters, of measurements (`val_ppl` is needed), `experiment`, `note`, `device`, `causal`, `baseline`. An
-            empty cell is an unknown value.
+            empty cell, or the word unknown, is an unknown value.
 
     Raises:
         UsageError: the file, its row and column that cannot be read, and what was expected there.
@@ -74,7 +79,7 @@ def read_experiments(path: Path) -> PastExperiments:
         raise UsageError(f"{path}: cannot be read ({error.strerror})") from error
     except UnicodeDecodeError as error:
         raise UsageError(f"{path}: not UTF-8 at byte {error.start}") from error
-    rows = _json_rows(path, text) if path.suffix == ".json" else _csv_rows(path, text)
+    rows = [_told(row) for row in (_json_rows(path, text) if path.suffix == ".json" else _csv_rows(path, text))]
     if not 0 < len(rows) <= MOST_ROWS:
         raise UsageError(f"{path}: needs between one and {MOST_ROWS:,} experiments, got {len(rows):,}")
     baselines = [
@@ -92,6 +97,8 @@ def read_experiments(path: Path) -> PastExperiments:
 def import_experiments(database: Database, name: str, past: PastExperiments) -> None:
     """Make a study of a table's rows, a complete trial each; its objective is the log of the validation perplexity.
 
+    It is made whole or not at all.
+
     Raises:
         UsageError: no study may have this name.
         StudyError: there is a study of this name already.
@@ -105,7 +112,13 @@ def import_experiments(database: Database, name: str, past: PastExperiments) -> 
     study = optuna.create_study(study_name=name, storage=database.storage)
     facts = {"file": past.file, "digest": past.digest, "imported_at": time.time(), "rows": len(past.rows)}
     study.set_user_attr(LOG_ATTRIBUTE, facts)
-    study.add_trials([_trial(row, past.rows) for row in past.rows])
+    differing = _differing(past.rows)
+    try:
+        study.add_trials([_trial(row, differing) for row in past.rows])
+    except BaseException:
+        with contextlib.suppress(Exception):  # what stopped it is what there is to tell
+            optuna.delete_study(study_name=name, storage=database.storage)
+        raise
 
 
 def _csv_rows(path: Path, text: str) -> list[dict[str, Any]]:
@@ -134,7 +147,12 @@ def _json_rows(path: Path, text: str) -> list[dict[str, Any]]:
         raise UsageError(f"{path}: not valid JSON: {error}") from error
     if not isinstance(content, list) or not all(isinstance(row, dict) for row in content):
         raise UsageError(f"{path}: must be a list of objects, one for each experiment")
-    return [{name: value for name, value in row.items() if value is not None} for row in content]
+    return content
+
+
+def _told(row: Mapping[str, Any]) -> dict[str, Any]:
+    """What a row knows: neither `null` nor the word for it."""
+    return {name: value for name, value in row.items() if value is not None and value != UNKNOWN}
 
 
 def _experiment(place: str, row: Mapping[str, Any], is_baseline: bool) -> Experiment:
@@ -143,9 +161,9 @@ def _experiment(place: str, row: Mapping[str, Any], is_baseline: bool) -> Experi
     labels: dict[str, str] = {}
     for name, value in row.items():
         if name in MEASURES:
-            measured[name] = _measure(place, name, value)
+            measured[name] = _measured(place, name, value)
         elif name in LABELS:
-            labels[name] = str(value).encode("utf-8", "replace").decode()  # JSON knows lone surrogates, UTF-8 none
+            labels[name] = _text(place, name, value)
         elif name not in (CAUSAL, BASELINE):
             parameters[name] = _parameter(place, name, value)
     if "val_ppl" not in measured:
@@ -156,7 +174,14 @@ def _experiment(place: str, row: Mapping[str, Any], is_baseline: bool) -> Experi
     return Experiment(parameters=parameters, measured=measured, labels=labels, causal=causal, is_baseline=is_baseline)
 
 
-def _measure(place: str, name: str, value: object) -> float:
+def _measured(place: str, name: str, value: object) -> float:
+    measured = _number(place, name, value)
+    if measured < 0:
+        raise UsageError(f"{place}: {name} must be at least 0, got {measured:g}")
+    return measured
+
+
+def _number(place: str, name: str, value: object) -> float:
     try:
         number = float(str(value))
     except ValueError:
@@ -175,11 +200,17 @@ def _parameter(place: str, name: str, value: object) -> Scalar:
     if expected is bool:
         return _truth(place, name, value)
     if expected is str:
-        return str(value)
-    number = _measure(place, name, value)
-    if expected is int and not number.is_integer():
-        raise UsageError(f"{place}: {name} must be a whole number, got {value!r}")
+        return _text(place, name, value)
+    number = _number(place, name, value)
+    if expected is int and not (number.is_integer() and abs(number) <= LARGEST):
+        raise UsageError(f"{place}: {name} must be a whole number below 2^53, got {value!r}")
     return int(number) if expected is int else number
+
+
+def _text(place: str, name: str, value: object) -> str:
+    if isinstance(value, list | dict):
+        raise UsageError(f"{place}: {name} must be a text, got a {type(value).__name__}")
+    return str(value).encode("utf-8", "replace").decode()  # JSON knows lone surrogates, UTF-8 none
 
 
 def _truth(place: str, name: str, value: object) -> bool:
@@ -189,9 +220,9 @@ def _truth(place: str, name: str, value: object) -> bool:
     return TRUTHS[word]
 
 
-def _trial(row: Experiment, rows: Sequence[Experiment]) -> FrozenTrial:
+def _trial(row: Experiment, differing: Mapping[str, BaseDistribution]) -> FrozenTrial:
     """A complete trial; what differs between rows are its parameters, the rest is told in its attributes."""
-    searched = {name: value for name, value in row.parameters.items() if _differs(name, rows)}
+    searched = {name: row.parameters[name] for name in differing if name in row.parameters}
     evaluation = dict(row.measured)
     attributes: dict[str, Any] = {
         "hpo:imported": True,
@@ -206,13 +237,15 @@ def _trial(row: Experiment, rows: Sequence[Experiment]) -> FrozenTrial:
     return optuna.trial.create_trial(
         value=math.log(row.measured["val_ppl"]),
         params=searched,
-        distributions={name: _space(name, rows) for name in searched},
+        distributions={name: differing[name] for name in searched},
         user_attrs=attributes,
     )
 
 
-def _differs(name: str, rows: Sequence[Experiment]) -> bool:
-    return len({repr(row.parameters.get(name)) for row in rows}) > 1
+def _differing(rows: Sequence[Experiment]) -> dict[str, BaseDistribution]:
+    """The parameters in which rows differ, each with the values that it has."""
+    names = dict.fromkeys(name for row in rows for name in row.parameters)
+    return {name: _space(name, rows) for name in names if len({repr(row.parameters.get(name)) for row in rows}) > 1}
 
 
 def _space(name: str, rows: Sequence[Experiment]) -> BaseDistribution:

@@ -97,7 +97,8 @@ def compare_studies(studies: Sequence[tuple[StudyRecord, FinalistsRecord | None]
     contenders = [_contender(record, finalists) for record, finalists in studies]
     _check_same(contenders, "budgets", lambda each: _budget(each.findings))
     _check_same(contenders, "texts", lambda each: each.findings.record.corpus.digest)
-    scale: Scale = "token" if len({each.findings.record.tokenizer.digest for each in contenders}) == 1 else "word"
+    digests = {each.findings.record.tokenizer.digest for each in contenders}
+    scale: Scale = "token" if len(digests) == 1 and None not in digests else "word"
     for each in contenders:
         _check_measured(each, scale)
     first, *others = contenders

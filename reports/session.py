@@ -18,7 +18,6 @@ from reports.sections.success import success
 
 SECTIONS = (
     session_head,
-    past_log,
     objectives,
     results,
     charts,

@@ -87,7 +87,7 @@ def test_a_json_table_is_read(tmp_path: Path) -> None:
         ("val_ppl\nlow\n", "val_ppl must be a finite number, got 'low'"),
         ("val_ppl\n0.5\n", "val_ppl must be at least 1, got 0.5"),
         ("val_ppl,seconds\n100,1e999\n", "seconds must be a finite number"),
-        ("val_ppl,batch_size\n100,16.5\n", "batch_size must be a whole number, got '16.5'"),
+        ("val_ppl,batch_size\n100,16.5\n", "batch_size must be a whole number below 2^53, got '16.5'"),
         ("val_ppl,learning_rate\n100,small\n", "learning_rate must be a finite number, got 'small'"),
         ("val_ppl,epoch,val_ppl\n100,1,100\n", "a column occurs twice in the header: val_ppl, epoch, val_ppl"),
         ("val_ppl,epoch\n100,1\n100\n", "row 2: the header has 2 columns, the row 1"),
@@ -219,3 +219,37 @@ def test_the_document_knows_every_column_and_shows_what_the_command_says(tmp_pat
     assert named == {*MEASURES, *LABELS, CAUSAL, BASELINE}
     told = CliRunner().invoke(app, ["import-log", str(FIVE)], env={"HPO_HOME": str(tmp_path)})
     assert f"$ hpo import-log {FIVE.name}\n{told.stdout}" in document
+
+
+def test_an_import_that_is_cut_short_leaves_nothing(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    def stop(study: optuna.Study, trials: list[optuna.trial.FrozenTrial]) -> None:
+        study.add_trial(trials[0])
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(optuna.Study, "add_trials", stop)
+    with pytest.raises(KeyboardInterrupt):
+        import_experiments(database, "cut", read_experiments(FIVE))
+    assert "cut" not in [study.study_name for study in database.storage.get_all_studies()]
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        ("val_ppl,seconds\n100,-1\n", "seconds must be at least 0, got -1"),
+        ("val_ppl,seed\n100,1e300\n", "seed must be a whole number below 2^53"),
+    ],
+)
+def test_figures_that_cannot_be_are_refused(tmp_path: Path, content: str, told: str) -> None:
+    with pytest.raises(UsageError) as refused:
+        read(tmp_path, content)
+    assert told in str(refused.value)
+
+
+def test_the_word_unknown_is_an_empty_cell(tmp_path: Path) -> None:
+    (row,) = read(tmp_path, "val_ppl,causal,seed,baseline\n100,unknown,unknown,unknown\n").rows
+    assert (row.causal, row.parameters, row.is_baseline) == (None, {}, True)
+
+
+def test_lists_are_no_texts(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="note must be a text, got a list"):
+        read(tmp_path, '[{"val_ppl": 100, "note": [1]}]', "log.json")

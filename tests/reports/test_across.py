@@ -121,3 +121,8 @@ def test_the_comparison_as_json_and_in_spanish():
     assert [each["study"] for each in content["sides"]] == ["a", "b"]
     assert content["scale"] == "token"
     assert "Uno de los dos tiene una sola ejecución: sin veredicto." in across_markdown(found, "es")
+
+
+def test_tokenizers_that_nobody_knows_are_not_taken_for_equal():
+    unknown = facts(tokenizer={"digest": None})
+    assert compare_studies([side("a", facts=unknown), side("b", facts=unknown)]).scale == "word"
