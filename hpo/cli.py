@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from hpo.commands import architecture, evaluate, export, generate, watch
+from hpo.commands import architecture, compare, evaluate, export, generate, import_log, watch
 from hpo.commands.shared import (
     DataOption,
     StorageOption,
@@ -359,6 +359,10 @@ def dashboard(
     url, opened = open_studies(storage)
     with publishing_all(url, typer.echo):
         serve(opened.storage, Home.from_environment(), door, typer.echo)
+
+
+app.command()(import_log.import_log)
+app.command()(compare.compare)
 
 
 def _session(request: Request, storage: str | None, timeout: float | None, **options: bool) -> Session:

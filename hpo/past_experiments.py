@@ -22,16 +22,18 @@ from optuna.trial import FrozenTrial
 
 from hpo.errors import StudyError, UsageError
 from hpo.storage import Database
-from hpo.sweep import study_names
+from hpo.study_file import FINALISTS
+from hpo.sweep import LOG_ATTRIBUTE, study_names
 from model.config import Scalar, parameter_type
 from model.errors import ConfigError
 
-LOG_ATTRIBUTE = "hpo:log"
 MEASURES = ("val_ppl", "train_ppl", "phi", "train_phi", "delta_phi_loss", "seconds", "epoch", "tokens", "step")
 LABELS = ("experiment", "note", "device")  # texts
 CAUSAL = "causal"  # whether the network could see no token that it had to predict
 BASELINE = "baseline"  # whether the others are to be compared with this one; without the column the first row is
+TRUTHS: Mapping[str, bool] = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
 MOST_ROWS = 100_000
+LONGEST_NAME = 200  # of a study, as in its file
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,7 +77,11 @@ def read_experiments(path: Path) -> PastExperiments:
     rows = _json_rows(path, text) if path.suffix == ".json" else _csv_rows(path, text)
     if not 0 < len(rows) <= MOST_ROWS:
         raise UsageError(f"{path}: needs between one and {MOST_ROWS:,} experiments, got {len(rows):,}")
-    baselines = [place for place, row in enumerate(rows) if _is_true(row.get(BASELINE))]
+    baselines = [
+        n - 1
+        for n, row in enumerate(rows, 1)
+        if BASELINE in row and _truth(f"{path}, row {n}", BASELINE, row[BASELINE])
+    ]
     if len(baselines) > 1:
         raise UsageError(f"{path}: one baseline at most, got {len(baselines)}")
     anchor = baselines[0] if baselines else 0
@@ -87,8 +93,13 @@ def import_experiments(database: Database, name: str, past: PastExperiments) -> 
     """Make a study of a table's rows, a complete trial each; its objective is the log of the validation perplexity.
 
     Raises:
+        UsageError: no study may have this name.
         StudyError: there is a study of this name already.
     """
+    if not name.isprintable() or name != name.strip() or not 0 < len(name) <= LONGEST_NAME:
+        raise UsageError(f"--name: must be printable text without blanks at its ends, got {name!r}")
+    if name.endswith(FINALISTS):
+        raise UsageError(f"--name: {FINALISTS} at its end is for studies that the program makes, got {name!r}")
     if name in study_names(database):
         raise StudyError(f"there is a study {name!r} already; --name gives the experiments another name")
     study = optuna.create_study(study_name=name, storage=database.storage)
@@ -98,7 +109,10 @@ def import_experiments(database: Database, name: str, past: PastExperiments) -> 
 
 
 def _csv_rows(path: Path, text: str) -> list[dict[str, Any]]:
-    lines = list(csv.reader(io.StringIO(text), strict=False))
+    try:
+        lines = list(csv.reader(io.StringIO(text, newline="")))
+    except csv.Error as error:
+        raise UsageError(f"{path}: not valid CSV: {error}") from error
     lines = [line for line in lines if any(cell.strip() for cell in line)]
     if not lines:
         return []
@@ -116,7 +130,7 @@ def _csv_rows(path: Path, text: str) -> list[dict[str, Any]]:
 def _json_rows(path: Path, text: str) -> list[dict[str, Any]]:
     try:
         content = json.loads(text)
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:  # also a number of too many digits, lists too deep
         raise UsageError(f"{path}: not valid JSON: {error}") from error
     if not isinstance(content, list) or not all(isinstance(row, dict) for row in content):
         raise UsageError(f"{path}: must be a list of objects, one for each experiment")
@@ -131,14 +145,14 @@ def _experiment(place: str, row: Mapping[str, Any], is_baseline: bool) -> Experi
         if name in MEASURES:
             measured[name] = _measure(place, name, value)
         elif name in LABELS:
-            labels[name] = str(value)
+            labels[name] = str(value).encode("utf-8", "replace").decode()  # JSON knows lone surrogates, UTF-8 none
         elif name not in (CAUSAL, BASELINE):
             parameters[name] = _parameter(place, name, value)
     if "val_ppl" not in measured:
         raise UsageError(f"{place}: val_ppl is missing; without it there is nothing to compare")
     if measured["val_ppl"] < 1:
         raise UsageError(f"{place}: val_ppl must be at least 1, got {measured['val_ppl']:g}")
-    causal = None if CAUSAL not in row else _is_true(row[CAUSAL])
+    causal = None if CAUSAL not in row else _truth(place, CAUSAL, row[CAUSAL])
     return Experiment(parameters=parameters, measured=measured, labels=labels, causal=causal, is_baseline=is_baseline)
 
 
@@ -159,7 +173,7 @@ def _parameter(place: str, name: str, value: object) -> Scalar:
         known = ", ".join((*MEASURES, *LABELS, CAUSAL, BASELINE))
         raise UsageError(f"{place}: unknown column {name!r}; known are a run's parameters and {known}") from error
     if expected is bool:
-        return _is_true(value)
+        return _truth(place, name, value)
     if expected is str:
         return str(value)
     number = _measure(place, name, value)
@@ -168,8 +182,11 @@ def _parameter(place: str, name: str, value: object) -> Scalar:
     return int(number) if expected is int else number
 
 
-def _is_true(value: object) -> bool:
-    return str(value).strip().lower() in ("true", "yes", "1")
+def _truth(place: str, name: str, value: object) -> bool:
+    word = str(value).strip().lower()
+    if word not in TRUTHS:
+        raise UsageError(f"{place}: {name} must be one of {', '.join(TRUTHS)}, got {value!r}")
+    return TRUTHS[word]
 
 
 def _trial(row: Experiment, rows: Sequence[Experiment]) -> FrozenTrial:

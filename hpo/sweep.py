@@ -23,6 +23,7 @@ from model.config import Scalar
 
 STUDY_ATTRIBUTE = "hpo:study"
 LAST_RUN_ATTRIBUTE = "hpo:last_run"
+LOG_ATTRIBUTE = "hpo:log"  # of a study that is a table of past experiments
 METRICS: Mapping[Objective, str] = {"val_loss": "validation loss (nats per token)", "phi": "Φ of the validation text"}
 DIRECTIONS: Mapping[Objective, StudyDirection] = {"val_loss": StudyDirection.MINIMIZE, "phi": StudyDirection.MAXIMIZE}
 
@@ -195,7 +196,7 @@ def find_sweep(database: Database, name: str, lease_s: float = LEASE_S) -> Sweep
     """The sweep of this name, or None where the database has no study of this name.
 
     Raises:
-        StudyError: the study was made by another program.
+        StudyError: the study was made by another program, or imported from a table.
     """
     if name not in study_names(database):
         return None
@@ -205,6 +206,8 @@ def find_sweep(database: Database, name: str, lease_s: float = LEASE_S) -> Sweep
     empty = not study.get_trials(deepcopy=False) and STUDY_ATTRIBUTE not in study.user_attrs
     if empty and (record is None or slots.forget_deleted(name)):
         return None  # its making was interrupted, or somebody made room for it
+    if LOG_ATTRIBUTE in study.user_attrs:
+        raise StudyError(f"study {name!r} is a table of past experiments, which nothing can run; `hpo report` reads it")
     if record is None:
         raise StudyError(f"study {name!r} was made by another program, which alone can run it; name another")
     return Sweep(database, study, slots, record)
@@ -284,7 +287,12 @@ def describe_studies(database: Database) -> list[str]:
     lines = []
     for summary in optuna.get_all_study_summaries(database.storage, include_best_trial=False):
         record = summary.user_attrs.get(STUDY_ATTRIBUTE)
-        origin = f"{record['corpus']['name']}, profile {record['profile']}" if record else "made by another program"
+        if record:
+            origin = f"{record['corpus']['name']}, profile {record['profile']}"
+        elif LOG_ATTRIBUTE in summary.user_attrs:
+            origin = "a table of past experiments"
+        else:
+            origin = "made by another program"
         lines.append(f"{summary.study_name:<18} {summary.n_trials} trials · {origin}")
     return lines or ["none yet; `hpo run` makes the first"]
 

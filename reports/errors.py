@@ -2,6 +2,7 @@
 
     ReportError
     ├── EmptyStudyError      the study has no trials yet
+    ├── IncomparableError    studies that cannot be held against each other
     └── UnknownFormatError   a format that no renderer writes
 
 Every message is one line: the rule, the value received, the next step.
@@ -14,6 +15,10 @@ class ReportError(ValueError):
 
 class EmptyStudyError(ReportError):
     """The study has no trials yet."""
+
+
+class IncomparableError(ReportError):
+    """Studies that cannot be held against each other."""
 
 
 class UnknownFormatError(ReportError):

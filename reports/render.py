@@ -94,7 +94,7 @@ def _json(findings: Findings) -> str:
     content = {
         "header": header,
         "rows": trial_table(record, comparison).dicts(),
-        "winner": _winner(record, comparison, comparison.winner) if comparison.winner else None,
+        "winner": _winner(record, comparison, comparison.winner) if comparison.winner and record.log is None else None,
         "finalists": findings.judgement,
         "insights": findings.insights,
         "projection": findings.outlook,

@@ -10,11 +10,13 @@ from reports.sections.insights import insights
 from reports.sections.lessons import discoveries
 from reports.sections.next_steps import next_steps
 from reports.sections.objectives import objectives, session_head
+from reports.sections.past_log import past_log
 from reports.sections.results import configuration, generation, results
 from reports.sections.success import success
 
 SECTIONS = (
     session_head,
+    past_log,
     objectives,
     results,
     charts,

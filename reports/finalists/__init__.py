@@ -9,6 +9,7 @@ configurations and the baseline under the same fresh seeds: the only runs from w
 
 from reports.finalists.judging import CandidateJudgement, Judgement, SeedNoise, Standing, judge, percent_of, seed_noise
 from reports.finalists.records import (
+    SUFFIX,
     Candidate,
     FinalistsRecord,
     HeldOutEvaluation,
@@ -19,6 +20,7 @@ from reports.finalists.records import (
 )
 
 __all__ = [
+    "SUFFIX",
     "Candidate",
     "CandidateJudgement",
     "FinalistsRecord",

@@ -70,7 +70,7 @@ def _is_ratio(value: Scalar) -> bool:
 
 def _heading(findings: Findings, trial: TrialRecord, say: Catalogue) -> Markdown:
     verdict = verdict_text(findings.comparison.verdicts[trial.number], say)
-    crown = say.sign("winner") if trial is findings.comparison.winner else ""
+    crown = say.sign("winner") if trial is findings.comparison.winner and findings.record.log is None else ""
     return Markdown(f"### {say('analysis.trial', sign=Markdown(crown), number=trial.number, verdict=verdict)}")
 
 

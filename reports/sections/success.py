@@ -29,8 +29,8 @@ METRICS: Mapping[str, tuple[Callable[[TrialRecord], float | None], Shown]] = {
 
 
 def success(findings: Findings, say: Catalogue) -> Section | None:
-    """Baseline against winner; none of several objectives or without runs of ours."""
-    if not findings.single or not findings.record.is_ours:
+    """Baseline against winner; none of several objectives, without runs of ours, or without a winner of them."""
+    if not findings.single or not findings.record.is_ours or findings.record.log is not None:
         return None
     return Section(title=say("success.title"), blocks=_blocks(findings, say))
 

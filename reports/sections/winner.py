@@ -19,6 +19,8 @@ def winner(findings: Findings, say: Catalogue) -> Section | None:
     """The winner of the search; none of several objectives."""
     if not findings.single:
         return None
+    if findings.record.log is not None:
+        return Section(title=say("winner.title_none"), blocks=(say("winner.log"),))
     best = findings.comparison.winner
     if findings.final_winner is not None:
         return _final(findings, findings.final_winner, say)

@@ -1,0 +1,31 @@
+"""`hpo compare`: studies against each other."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+import typer
+
+from hpo.commands.shared import StorageOption, open_studies
+
+
+def compare(
+    studies: Annotated[list[str], typer.Argument(metavar="STUDY...", help="Two or more; the first is the reference.")],
+    format: Annotated[Literal["markdown", "json"], typer.Option(help="Form of the comparison.")] = "markdown",
+    lang: Annotated[Literal["en", "es"], typer.Option(help="Language: English or Spanish.")] = "en",
+    storage: StorageOption = None,
+) -> None:
+    """Hold the winners of studies of equal budget and text against each other."""
+    from hpo.storage import storage_errors
+    from hpo.sweep import load_study
+    from reports.across import compare_studies
+    from reports.across_text import across_json, across_markdown
+    from reports.finalists import read_finalists
+    from reports.records import read_study
+
+    url, opened = open_studies(storage)
+    with storage_errors(url):
+        loaded = [load_study(opened, name) for name in studies]
+        read = [(read_study(study), read_finalists(study)) for study in loaded]
+    found = compare_studies(read)
+    typer.echo(across_json(found) if format == "json" else across_markdown(found, lang), nl=False)
