@@ -301,13 +301,16 @@ def train(
     """Train a trial's configuration for longer; run it again to go on after an interruption."""
     from hpo.home import Home
     from hpo.long_run import LongRequest, prepare_long_run, run_long
+    from hpo.publishing import publish_quietly
     from hpo.storage import storage_url
 
     home = Home.from_environment()
-    run = prepare_long_run(storage_url(storage, home), home, LongRequest(study, trial, epochs, data), typer.echo)
+    url = storage_url(storage, home)
+    run = prepare_long_run(url, home, LongRequest(study, trial, epochs, data), typer.echo)
     typer.echo(f"trial {run.trial} of {study} for {epochs} epochs, {run.config.training.budget_tokens:,} tokens")
     result = run_long(run, typer.echo)
     typer.echo(f"{result.outcome}: {result.reason} · {run.checkpoint}")
+    publish_quietly(url, study, typer.echo)
 
 
 @storage_commands.command("copy")

@@ -17,7 +17,6 @@ import sqlalchemy as sa
 from optuna.storages._rdb.models import StudyModel, StudySystemAttributeModel
 from sqlalchemy.dialects import postgresql, sqlite
 
-from hpo import schema
 from hpo.storage import Database
 
 STAMP = "hpo:published"
@@ -33,10 +32,10 @@ _attributes: Any = StudySystemAttributeModel.__table__
 class Stamp:
     """When notes and figures were written, and of what."""
 
-    finished: int = -1  # trials that had ended
-    version: str = ""  # of the program
+    finished: int = -1  # trials that had ended; of a later state there are no fewer
+    state: str = ""  # digest of what they were written of
     at: float = 0.0  # seconds since 1970
-    seconds: float = 0.0  # that it took
+    seconds: float = 0.0  # of processor time that it took
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,26 +48,11 @@ class Notes:
     figures: Mapping[str, str] = field(default_factory=dict)  # Plotly's JSON by name
 
 
-def read_stamp(database: Database, study_id: int) -> Stamp:
-    """When a study's notes were written last; one of long ago where they never were."""
-    query = sa.select(_attributes.c.value_json).where(_of(study_id) & (_attributes.c.key == STAMP))
+def read_stamps(database: Database) -> dict[int, Stamp]:
+    """When the notes of each study were written last, by Optuna's id; of those that have notes."""
+    query = sa.select(_attributes.c.study_id, _attributes.c.value_json).where(_attributes.c.key == STAMP)
     with database.engine.connect() as connection:
-        return _stamp(connection.scalar(query))
-
-
-def studies_behind(database: Database) -> list[str]:
-    """The studies of ours in which more or fewer trials have ended than their notes were written of."""
-    if not schema.check(database.engine):
-        return []
-    slots, studies = schema.slots.c, schema.studies.c
-    done = sa.select(sa.func.count()).where((slots.study_id == studies.study_id) & (slots.state == "done"))
-    stamp = sa.select(_attributes.c.value_json).where(_of(studies.study_id) & (_attributes.c.key == STAMP))
-    query = sa.select(StudyModel.study_name, done.scalar_subquery(), stamp.scalar_subquery()).join(
-        schema.studies, studies.study_id == StudyModel.study_id
-    )
-    with database.engine.connect() as connection:
-        rows = list(connection.execute(query))
-    return [str(name) for name, finished, text in rows if finished and _stamp(text).finished != finished]
+        return {int(study_id): _stamp(text) for study_id, text in connection.execute(query)}
 
 
 def write_notes(database: Database, study_id: int, notes: Notes) -> bool:

@@ -11,15 +11,16 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Iterator
-from importlib.metadata import version
 from typing import TYPE_CHECKING
 
 import optuna
 
-from hpo.notes import Notes, Stamp, read_stamp, studies_behind, write_notes
+from hpo.freshness import State, states
+from hpo.notes import Notes, Stamp, write_notes
 from hpo.patience import is_away
 from hpo.storage import Database, open_database
-from hpo.sweep import find_sweep
+from hpo.study_file import FINALISTS
+from hpo.sweep import load_study
 
 if TYPE_CHECKING:
     from hpo.worker import Event
@@ -33,7 +34,7 @@ logger = logging.getLogger(__name__)
 
 
 def publish(database: Database, name: str, *, final: bool = False) -> float:
-    """Bring a study's notes and figures up to date, if trials have ended since and enough time has passed.
+    """Bring a study's notes and figures up to date, if it has moved on since and enough time has passed.
 
     Args:
         database: that holds the study.
@@ -43,17 +44,13 @@ def publish(database: Database, name: str, *, final: bool = False) -> float:
     Returns:
         Seconds after which to come again; 0 where nothing is left to do.
     """
-    sweep = find_sweep(database, name)
-    if sweep is None:
+    state = states(database).get(name)
+    if state is None or not state.behind:
         return 0.0
-    began, study_id = time.monotonic(), sweep.study._study_id
-    stamp, finished = read_stamp(database, study_id), sweep.slots.counts(None).done
-    if finished == 0 or (stamp.finished, stamp.version) == (finished, version("assay-hpo")):
-        return 0.0
-    early_s = stamp.at + max(EVERY_S, stamp.seconds / LARGEST_SHARE) - time.time()
+    early_s = state.stamp.at + max(EVERY_S, state.stamp.seconds / LARGEST_SHARE) - time.time()
     if early_s > 0 and not final:
         return early_s
-    write_notes(database, study_id, _notes(sweep.study, finished, lambda: time.monotonic() - began))
+    write_notes(database, state.study_id, _notes(load_study(database, name), state))
     return 0.0
 
 
@@ -99,15 +96,16 @@ def publishing(url: str, name: str, announce: Callable[[str], None]) -> Iterator
 
 
 def publish_quietly(url: str, name: str, announce: Callable[[str], None]) -> None:
-    """Publish a study at the end of a worker that nobody watches; a failure is told, and no more."""
+    """Publish a study once something has ended that nobody watched; a failure is told, and no more."""
     with _Failures(announce).told():
         publish_at(url, name, final=True)
 
 
 def publish_at(url: str, name: str, *, final: bool = False) -> float:
-    """The same as `publish`, on a database that is opened for it."""
+    """The same as `publish`, on a database that is opened for it; of finalists their search as well."""
     with contextlib.closing(open_database(url, create=False)) as database:
-        return publish(database, name, final=final)
+        names = dict.fromkeys((name, name.removesuffix(FINALISTS)))
+        return max(publish(database, each, final=final) for each in names)
 
 
 @contextlib.contextmanager
@@ -119,7 +117,7 @@ def publishing_all(url: str, announce: Callable[[str], None]) -> Iterator[None]:
     def keep() -> None:
         while True:
             with failures.told(), contextlib.closing(open_database(url, create=False)) as database:
-                for name in studies_behind(database):
+                for name in [name for name, state in states(database).items() if state.behind]:
                     if over.is_set():
                         return
                     with failures.told():
@@ -154,8 +152,8 @@ class _Failures:
                 self.announce(f"notes and figures for the dashboard were not written ({words}); nothing else is lost")
 
 
-def _notes(study: optuna.Study, finished: int, seconds: Callable[[], float]) -> Notes:
-    """All that is to be shown of a study."""
+def _notes(study: optuna.Study, state: State) -> Notes:
+    """All that is to be shown of a study in this state, or a later one."""
     from reports.figures import figures  # plotly, which takes a second
     from reports.finalists import read_finalists
     from reports.long_runs import read_long_runs
@@ -164,6 +162,7 @@ def _notes(study: optuna.Study, finished: int, seconds: Callable[[], float]) -> 
     from reports.trial_note import shortened, trial_note
     from reports.verdicts import compare
 
+    began = time.thread_time()  # processor time, and not that of the imports, which happen once
     record = read_study(study)
     comparison = compare(record)
     ended = [trial for trial in record.trials if trial.outcome not in ("running", "waiting")]
@@ -178,7 +177,8 @@ def _notes(study: optuna.Study, finished: int, seconds: Callable[[], float]) -> 
         record, "markdown", finalists=read_finalists(study), long_runs=read_long_runs(study), diagrams=False
     )
     text = f"{shortened(report).rstrip()}\n\n{_LAST_WORDS}"
-    stamp = Stamp(finished=finished, version=version("assay-hpo"), at=time.time(), seconds=round(seconds(), 3))
+    seconds = round(time.thread_time() - began, 3)
+    stamp = Stamp(finished=state.finished, state=state.digest, at=time.time(), seconds=seconds)
     return Notes(stamp=stamp, study=text, trials=trials, figures=shown)
 
 

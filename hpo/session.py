@@ -16,7 +16,7 @@ from hpo.finalists import overtaken, plan_finalists
 from hpo.held_out import look_at_test_split, looks
 from hpo.home import Home
 from hpo.launch import Launch, Request, connected_to, join_search, launch_finalists, run_workers, submit
-from hpo.publishing import publishing
+from hpo.publishing import publish_quietly, publishing
 from hpo.storage import storage_errors
 from hpo.study_file import FinalistsSection
 from hpo.sweep import Sweep
@@ -145,6 +145,7 @@ def _finish(session: Session, launch: Launch, wanted: FinalistsSection, deadline
     _tell_of_overtaken(launch.sweep, companion)
     if _worked_to_its_end(launch_finalists(launch, companion, typer.echo), deadline) and session.concludes:
         _conclude(session, launch, companion)
+        publish_quietly(session.url, companion.spec.name, typer.echo)  # what the winner's look at the test split adds
 
 
 def _announcement(companion: Sweep) -> str:

@@ -178,3 +178,15 @@ def test_generation_is_timed_with_and_without_the_past(run: Run) -> None:
     for figures in kept["presets"]["nano"].values():
         ratio = figures["with_past_tokens_per_s"] / figures["without_tokens_per_s"]
         assert figures["times_as_fast"] == pytest.approx(ratio, rel=0.02)
+
+
+@pytest.mark.slow
+def test_reports_are_timed_beside_optunas_own_loading(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    report = importlib.import_module("report")
+    report.main(["--trials", "40", "--rounds", "1", "--results", str(tmp_path / "results")])
+    (path,) = (tmp_path / "results").iterdir()
+    ways = json.loads(path.read_text(encoding="utf-8"))["ways"]
+    assert list(ways) == ["optuna", *report.FORMS]
+    assert ways["optuna"]["ratio"] == 1
+    assert all(each["seconds"] > 0 and each["peak_mib"] > 10 for each in ways.values())

@@ -17,14 +17,16 @@ from dashboard_study import attributes, home_in, make_study, run_slot
 from optuna_dashboard import get_note, save_note
 from optuna_dashboard._custom_plot_data import get_plotly_graph_objects
 from optuna_dashboard.artifact._backend import list_trial_artifacts
-from toy_sweeps import PRUNED, make_event, make_sweep
+from toy_sweeps import PRUNED, complete, make_event, make_sweep
 from toy_sweeps import run_slot as run_empty_slot
 
 from hpo import notes, publishing
 from hpo.artifacts import moved as moved_files
 from hpo.artifacts import offer
+from hpo.finalists import plan_finalists
+from hpo.freshness import states
 from hpo.home import Home
-from hpo.notes import STAMP, Notes, Stamp, is_ours, moved, read_stamp, signed, studies_behind, write_notes
+from hpo.notes import STAMP, Notes, Stamp, is_ours, moved, read_stamps, signed, write_notes
 from hpo.publishing import publish
 from hpo.storage import Database
 from hpo.sweep import LAST_RUN_ATTRIBUTE, Sweep
@@ -45,6 +47,21 @@ def lone(open_url: Open, sqlite_url: str) -> Database:
 @pytest.fixture
 def study(lone: Database, home: Home) -> Sweep:
     return make_study(lone, home)
+
+
+def stamp_of(sweep: Sweep) -> Stamp:
+    """When the study's notes were written."""
+    return read_stamps(sweep.database).get(sweep.study._study_id, Stamp())
+
+
+def section_of_finalists(sweep: Sweep) -> str:
+    """What the study's note says of its finalists."""
+    return get_note(sweep.study).partition("## Finalists")[2].partition("\n## ")[0]
+
+
+def studies_behind(database: Database) -> list[str]:
+    """The studies whose notes do not show all that there is."""
+    return [name for name, state in states(database).items() if state.behind]
 
 
 def test_the_dashboard_reads_what_was_written(study: Sweep) -> None:
@@ -83,21 +100,20 @@ def test_in_a_hurry_nothing_is_written_before_its_time(study: Sweep, home: Home)
     run_slot(study, home, 4.0)
     assert studies_behind(study.database) == [study.spec.name]
     left_s = publish(study.database, study.spec.name)
-    assert 0 < left_s <= max(publishing.EVERY_S, 100 * read_stamp(study.database, study.study._study_id).seconds)
+    assert 0 < left_s <= max(publishing.EVERY_S, 100 * stamp_of(study).seconds)
     assert publish(study.database, study.spec.name, final=True) == 0
-    assert read_stamp(study.database, study.study._study_id).finished == 5
+    assert stamp_of(study).finished == 5
 
 
 def test_what_takes_long_is_done_seldom(study: Sweep, monkeypatch: pytest.MonkeyPatch) -> None:
-    study_id = study.study._study_id
-    slow = Stamp(finished=4, version="another", at=time.time() - 300, seconds=30.0)
+    slow = Stamp(finished=4, state="another", at=time.time() - 300, seconds=30.0)
     with study.database.engine.begin() as connection:
         connection.execute(
             sa.text("UPDATE study_system_attributes SET value_json = :text WHERE key = :key"),
             {"text": json.dumps(vars(slow)), "key": STAMP},
         )
     assert publish(study.database, study.spec.name) == pytest.approx(2700, abs=60), "a hundredth of the time"
-    assert read_stamp(study.database, study_id) == slow
+    assert stamp_of(study) == slow
 
 
 def test_a_later_state_is_not_overwritten(study: Sweep) -> None:
@@ -150,8 +166,7 @@ def test_figures_of_others_stay(study: Sweep) -> None:
 def test_a_study_of_another_program_is_left_alone(lone: Database) -> None:
     theirs = optuna.create_study(study_name="theirs", storage=lone.storage)
     theirs.optimize(lambda trial: trial.suggest_float("x", 0, 1), n_trials=2)
-    with pytest.raises(Exception, match="another program"):
-        publish(lone, "theirs", final=True)
+    assert publish(lone, "theirs", final=True) == 0
     assert studies_behind(lone) == []
     assert attributes(lone, theirs._study_id) == {}
 
@@ -183,7 +198,7 @@ def test_two_that_write_at_once_leave_the_later_state(database: Database) -> Non
     for thread in threads:
         thread.join()
     assert get_note(sweep.study).startswith("state 8")
-    assert read_stamp(database, study_id).finished == 8
+    assert stamp_of(sweep).finished == 8
 
 
 def test_of_very_many_trials_the_best_get_a_note(lone: Database, home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -192,6 +207,28 @@ def test_of_very_many_trials_the_best_get_a_note(lone: Database, home: Home, mon
     shown = attributes(lone, sweep.study._study_id)
     numbers = {int(key.split(":")[1]) - 1 for key in shown if key.endswith("note_str:0") and key.count(":") == 3}
     assert numbers == {0, 3}, "the baseline and the best"
+
+
+def test_running_it_again_changes_no_note_but_what_is_noted_of_it_does(study: Sweep) -> None:
+    study.study.set_user_attr(LAST_RUN_ATTRIBUTE, time.time())
+    assert studies_behind(study.database) == []
+    study.study.set_user_attr("hpo:long_run:7", {"history": []})  # as a long run does while it goes on
+    assert studies_behind(study.database) == [study.spec.name]
+    assert publish(study.database, study.spec.name, final=True) == 0
+    assert studies_behind(study.database) == []
+
+
+def test_finalists_are_in_the_note_of_their_search(study: Sweep, sqlite_url: str) -> None:
+    before = section_of_finalists(study)
+    companion = plan_finalists(study, 1, 2)
+    assert companion is not None
+    for _ in range(companion.slots.counts(None).total):
+        run_empty_slot(companion, complete(4.0))
+    assert set(studies_behind(study.database)) == {study.spec.name, companion.spec.name}
+    publishing.publish_quietly(sqlite_url, companion.spec.name, pytest.fail)
+    assert studies_behind(study.database) == []
+    assert "hpo replicate" in before
+    assert "2 configurations, the baseline among them" in section_of_finalists(study)
 
 
 # ------------------------------------------------------------------------------------------------------- who and when
@@ -206,12 +243,12 @@ def test_workers_news_are_published_beside_them_and_at_the_end(
         run_empty_slot(sweep, PRUNED)
         hear(make_event("finished"))
         until = time.monotonic() + 60
-        while read_stamp(lone, sweep.study._study_id).finished < 1:
+        while stamp_of(sweep).finished < 1:
             assert time.monotonic() < until, told
             time.sleep(0.05)
         run_empty_slot(sweep, PRUNED)
         hear(make_event("finished"))
-    assert read_stamp(lone, sweep.study._study_id).finished == 2
+    assert stamp_of(sweep).finished == 2
     assert told == []
 
 
@@ -231,7 +268,7 @@ def test_a_failure_is_told_once_and_the_search_goes_on(
             hear(make_event("finished"))
             time.sleep(0.1)
     assert told == ["notes and figures for the dashboard were not written (no ink); nothing else is lost"]
-    assert read_stamp(lone, sweep.study._study_id) == Stamp()
+    assert stamp_of(sweep) == Stamp()
 
 
 def test_a_dashboard_brings_all_studies_up_to_date(lone: Database, sqlite_url: str) -> None:
