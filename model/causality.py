@@ -37,10 +37,19 @@ def check_causality(network: Network) -> None:
         drawn = torch.randint(1, length, (2,), generator=generator).tolist()
         # two sequences of a batch are changed at once, each from a place of its own on; the last one throughout
         for places in ((length // 4, length // 2), (drawn[0], drawn[1]), (length - 1, 0)):
-            after_BTD = _states_under_fixed_noise(network, _changed(network, tokens_BT, places))
-            for row, place in enumerate(places):
-                if not torch.equal(before_BTD[row, :place], after_BTD[row, :place]):
-                    raise CausalityError(_leak(network, tokens_BT, before_BTD, row, place))
+            changed_BT = _changed(network, tokens_BT, places)
+            after_BTD = _states_under_fixed_noise(network, changed_BT)
+            if _moved(before_BTD, after_BTD, places) is not None:  # where memory runs out kernels may change in between
+                before_BTD, after_BTD = (_states_under_fixed_noise(network, each) for each in (tokens_BT, changed_BT))
+            row = _moved(before_BTD, after_BTD, places)
+            if row is not None:
+                raise CausalityError(_leak(network, tokens_BT, before_BTD, row, places[row]))
+
+
+def _moved(before_BTD: Tensor, after_BTD: Tensor, places: tuple[int, int]) -> int | None:
+    """The first sequence whose states before its place are not the same, bit by bit."""
+    equal = (torch.equal(before_BTD[row, :place], after_BTD[row, :place]) for row, place in enumerate(places))
+    return next((row for row, same in enumerate(equal) if not same), None)
 
 
 def _stir(network: Network, generator: torch.Generator) -> None:

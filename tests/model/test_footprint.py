@@ -33,6 +33,9 @@ class Noise:
         self.tokenizer = SimpleNamespace(vocabulary=vocabulary)
         self.ids = np.random.default_rng(0).integers(0, vocabulary, tokens + 1).astype(np.uint16)
 
+    def tokens(self, _: str) -> int:
+        return len(self.ids) - 1
+
     def span(self, _: str) -> Span:
         return Span(self.ids, words=1, bytes=1)
 
