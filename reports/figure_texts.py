@@ -23,7 +23,7 @@ class FigureTexts:
     slice: str = "Complete trials by {parameter}"
     categories_of: str = "the {drawn} most frequent of {all} values"
     importance: str = "Importance of the parameters ({evaluator})"
-    share: str = "share of the variation"
+    share: str = "share of what tells the best tenth apart"
     trial: str = "trial"
     evaluation: str = "evaluation"
     perplexity: str = "validation perplexity per token"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -46,7 +47,8 @@ def importance(record: StudyRecord, comparison: Comparison) -> Importance | None
     say what told good trials of this search apart, not what matters in general.
 
     Returns:
-        None where fewer than thirty trials can be compared, or nothing was searched.
+        None where fewer than thirty trials can be compared, no parameter differs between them, or their objectives
+        tell no best tenth from the others.
     """
     trials = [trial for trial in comparison.ranked if trial.values and trial.values[0] is not None]
     names = _common(trials)
@@ -55,13 +57,15 @@ def importance(record: StudyRecord, comparison: Comparison) -> Importance | None
     random = np.random.default_rng(0)
     if len(trials) > MOST_TRIALS:
         trials = [trials[place] for place in sorted(random.permutation(len(trials))[:MOST_TRIALS])]
-    spaces = {name: _space([trial.parameters[name] for trial in trials], _range(record, name)) for name in names}
+    if trials[-(-len(trials) // 10) - 1].values[0] == trials[-1].values[0]:  # they come best first
+        return None
+    axes = {name: _Axis.of([trial.parameters[name] for trial in trials], _range(record, name)) for name in names}
     with _silent():
-        whole = _evaluate(trials, spaces, record.directions[0])
+        whole = _evaluate(trials, axes, record.directions[0])
         resamples = [
             _evaluate(
                 [trials[place] for place in random.integers(len(trials), size=len(trials))],
-                spaces,
+                axes,
                 record.directions[0],
             )
             for _ in range(RESAMPLES)
@@ -83,37 +87,52 @@ def _range(record: StudyRecord, name: str) -> SearchRecord | None:
     return next((each for each in record.search if each.name == name), None)
 
 
-def _space(values: Sequence[Scalar], searched: SearchRecord | None) -> BaseDistribution:
-    """The values' own range, on the scale on which they were searched; all but numbers are categories."""
-    numbers = [value for value in values if isinstance(value, int | float) and not isinstance(value, bool)]
-    if len(numbers) < len(values):
-        return CategoricalDistribution(sorted({str(value) for value in values}))
-    log = searched is not None and searched.log and min(numbers) > 0
-    return FloatDistribution(float(min(numbers)), float(max(numbers)), log=log)
+@dataclass(frozen=True, kw_only=True)
+class _Axis:
+    """A parameter as the evaluator sees it."""
+
+    space: BaseDistribution  # of the values' own range, on the scale on which they were searched
+    largest: float | None = None  # by which numbers on a linear scale are divided, so that no difference overflows
+
+    @staticmethod
+    def of(values: Sequence[Scalar], searched: SearchRecord | None) -> _Axis:
+        """All but numbers are categories."""
+        numbers = [value for value in values if isinstance(value, int | float) and not isinstance(value, bool)]
+        if len(numbers) < len(values):
+            return _Axis(space=CategoricalDistribution(sorted({str(value) for value in values})))
+        low, high = float(min(numbers)), float(max(numbers))
+        if searched is not None and searched.log and low > 0:
+            return _Axis(space=FloatDistribution(low, high, log=True))
+        largest = max(abs(low), abs(high))
+        return _Axis(space=FloatDistribution(low / largest, high / largest), largest=largest)
+
+    def place(self, value: Scalar) -> Scalar:
+        """A value on it."""
+        if isinstance(self.space, CategoricalDistribution):
+            return str(value)
+        return value if self.largest is None else float(value) / self.largest  # type: ignore[arg-type]
 
 
-def _evaluate(
-    trials: Sequence[TrialRecord], spaces: Mapping[str, BaseDistribution], direction: Direction
-) -> dict[str, float]:
+def _evaluate(trials: Sequence[TrialRecord], axes: Mapping[str, _Axis], direction: Direction) -> dict[str, float]:
     study = optuna.create_study(direction=direction)
-    study.add_trials([_frozen(trial, spaces) for trial in trials])
+    study.add_trials([_frozen(trial, axes) for trial in trials])
     return get_param_importances(study, evaluator=PedAnovaImportanceEvaluator())
 
 
-def _frozen(trial: TrialRecord, spaces: Mapping[str, BaseDistribution]) -> optuna.trial.FrozenTrial:
-    values = {
-        name: str(trial.parameters[name]) if isinstance(space, CategoricalDistribution) else trial.parameters[name]
-        for name, space in spaces.items()
-    }
-    return optuna.trial.create_trial(params=values, distributions=dict(spaces), value=trial.values[0])
+def _frozen(trial: TrialRecord, axes: Mapping[str, _Axis]) -> optuna.trial.FrozenTrial:
+    values = {name: axis.place(trial.parameters[name]) for name, axis in axes.items()}
+    spaces = {name: axis.space for name, axis in axes.items()}
+    return optuna.trial.create_trial(params=values, distributions=spaces, value=trial.values[0])
 
 
 @contextlib.contextmanager
 def _silent() -> Iterator[None]:
-    """Studies in memory come and go without a word."""
+    """Studies in memory come and go without a word; where a resample has too many ties, Optuna would warn."""
     verbosity = optuna.logging.get_verbosity()
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="Target and region quantiles", category=UserWarning)
+            yield
     finally:
         optuna.logging.set_verbosity(verbosity)

@@ -175,8 +175,13 @@ def _groups(name: str, trials: Sequence[TrialRecord], direction: str) -> tuple[G
         by_value.setdefault(trial.parameters[name], []).append(trial.values[0] or 0.0)
     if not 2 <= len(by_value) <= MOST_VALUES or len(by_value) > len(trials) / 2:
         return ()
-    groups = [Group(value=value, trials=len(each), mean=float(np.mean(each))) for value, each in by_value.items()]
+    groups = [Group(value=value, trials=len(each), mean=_mean(each)) for value, each in by_value.items()]
     return tuple(sorted(groups, key=lambda group: group.mean, reverse=direction == "maximize"))
+
+
+def _mean(values: Sequence[float]) -> float:
+    """The mean of numbers whose sum may be beyond the largest float."""
+    return math.fsum(value / len(values) for value in values)
 
 
 def _contrasts(trials: Sequence[TrialRecord], baseline: TrialRecord | None) -> Sequence[Contrast]:
@@ -193,7 +198,7 @@ def _contrasts(trials: Sequence[TrialRecord], baseline: TrialRecord | None) -> S
         for pair in itertools.islice(itertools.combinations(alike, 2), 50):
             first, second = sorted(pair, key=lambda trial: (trial is not baseline, trial.number))
             if first.parameters[name] != second.parameters[name] and (first is baseline or name in few):
-                found.append(_contrast(name, first, second))
+                found += _contrast(name, first, second)
     anchor = None if baseline is None else baseline.number
     return sorted(found, key=lambda each: (each.trials[0] != anchor, each.trials))
 
@@ -202,17 +207,19 @@ def _settings(trial: TrialRecord) -> Mapping[str, Scalar]:
     return {name: value for name, value in trial.parameters.items() if value is not None}
 
 
-def _contrast(name: str, first: TrialRecord, second: TrialRecord) -> Contrast:
+def _contrast(name: str, first: TrialRecord, second: TrialRecord) -> list[Contrast]:
+    """One, unless the difference is beyond the largest float."""
     (one,), (other,) = first.values[:1], second.values[:1]
     assert one is not None
     assert other is not None
-    return Contrast(
+    contrast = Contrast(
         parameter=name,
         trials=(first.number, second.number),
         values=(first.parameters[name], second.parameters[name]),
         difference=other - one,
         percent=percent_above(second, first),
     )
+    return [contrast] if math.isfinite(contrast.difference) else []
 
 
 def _interactions(trials: Sequence[TrialRecord], names: Sequence[str]) -> tuple[list[Interaction], int]:
@@ -223,6 +230,7 @@ def _interactions(trials: Sequence[TrialRecord], names: Sequence[str]) -> tuple[
     if len(trials) < LEAST_FOR_INTERACTIONS or not pairs:
         return [], 0
     objectives = _objectives(trials)
+    objectives = objectives / (np.abs(objectives).max() or 1.0)  # no square of them overflows then
     tested = [_product(_ranked(numbers[a]), _ranked(numbers[b]), objectives) for a, b in pairs]
     adjusted = holm([p for _, p in tested])
     found = [

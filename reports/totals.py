@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from reports.attributes import finite
 from reports.records import OUTCOMES, Outcome, StudyRecord, TrialRecord
 
 
@@ -54,4 +55,4 @@ def _saved(trial: TrialRecord) -> float | None:
 def _sum(values: list[float | None]) -> float | None:
     """The sum of the values that are there; None where there are none."""
     present = [value for value in values if value is not None]
-    return sum(present) if present else None
+    return finite(sum(present)) if present else None

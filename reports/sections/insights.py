@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from reports.catalogue import Catalogue
 from reports.findings import Findings
-from reports.formats import number
+from reports.formats import fixed, number
 from reports.importance import LEAST_TRIALS, Importance
 from reports.insights import Contrast, Insight, Insights
 from reports.layout import Block, Chart, Section, bullets
@@ -22,8 +22,10 @@ def insights(findings: Findings, say: Catalogue) -> Section | None:
     blocks: list[Block] = []
     if found.importance is not None:
         blocks += [_importance(found.importance, say), Chart(figure="importance")]
-    else:
+    elif len(findings.comparison.ranked) < LEAST_TRIALS:
         blocks.append(say("insights.too_few", n=len(findings.comparison.ranked), least=LEAST_TRIALS))
+    else:
+        blocks.append(say("insights.no_importance"))
     blocks += [bullets(_parameter(each, say) for each in found.parameters)]
     blocks += [Chart(figure=f"slice-{place}") for place, _ in enumerate(found.parameters, 1)]
     if found.contrasts:
@@ -67,7 +69,7 @@ def _sentences(insight: Insight, say: Catalogue) -> Iterator[Markdown]:
     elif insight.best_trials:
         yield say("insights.choices", n=insight.best_trials, values=say.listed(insight.best_values))
     if insight.groups:
-        means = ((each, Markdown(f"{each.mean:.4f}")) for each in insight.groups)
+        means = ((each, Markdown(fixed(each.mean, 4))) for each in insight.groups)
         shown = [say("insights.group", value=each.value, mean=mean, n=each.trials) for each, mean in means]
         yield say("insights.groups", groups=say.listed(shown))
 

@@ -135,3 +135,13 @@ def test_several_objectives_and_single_trials_tell_nothing():
     for each in (study, study_of(trial(5.0, slot=0))):
         record = read_study(each)
         assert insights(record, compare(record)) is None
+
+
+@pytest.mark.parametrize(("direction", "first"), [("minimize", "y"), ("maximize", "x")])
+def test_an_importance_is_of_what_makes_trials_good_not_bad(direction, first):
+    study = plain_study(lambda x, y, k: (x > 0.8) - (y > 0.8), n=120, direction=direction)
+    record = read_study(study)
+    answer = importance(record, compare(record))
+    assert answer is not None
+    assert next(iter(answer.shares)) == first
+    assert answer.shares[first].value > 0.6

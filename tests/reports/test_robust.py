@@ -8,6 +8,7 @@ import io
 import json
 import math
 import warnings
+from collections.abc import Callable
 from typing import Any
 
 import optuna
@@ -85,7 +86,33 @@ def attributes_of_other_types(junk: Any) -> optuna.Study:
     return study
 
 
+def many(value: Callable[[int], float], x: Callable[[int], float]) -> optuna.Study:
+    """Enough trials for trends, importance and interactions."""
+    spaces = {"x": FloatDistribution(-1.7e308, 1.7e308), "y": FloatDistribution(-1.7e308, 1.7e308)}
+    spaces |= {"c": CategoricalDistribution(["a", "b", None])}
+    trials = [
+        create_trial(
+            value=value(place), params={"x": x(place), "y": x(7 * place % 40), "c": ["a", "b", None][place % 3]},
+            distributions=spaces,
+        )
+        for place in range(40)
+    ]  # fmt: skip
+    return study_of(*trials, facts=None)
+
+
+def sums_beyond_the_largest_float() -> optuna.Study:
+    measured = {"seconds": 1.5e308, "tokens": 1e308, "val_ppl": 1e308, "train_ppl": 0.0, "phi": -1.0, "step": 0}
+    return study_of(trial(5.0, slot=0), *(trial(5.0 + n / 10, slot=n, measured=measured) for n in (1, 2, 3)))
+
+
 STUDIES = {
+    "many huge objectives": lambda: many(lambda n: (1.7e308, -1.7e308, 1e308)[n % 3], float),
+    "many huge parameters": lambda: many(float, lambda n: (-1) ** n * 1.6e308 * ((n + 1) / 41)),
+    "many tiny numbers": lambda: many(lambda n: 5e-324 * n, lambda n: 1e-320 * n),
+    "many equal objectives": lambda: many(lambda _: 1.0, float),
+    "many equal parameters": lambda: many(float, lambda _: 0.0),
+    "many ties but one": lambda: many(lambda n: float(n == 3), lambda n: float(n == 3)),
+    "sums": sums_beyond_the_largest_float,
     "no complete trial": without_complete_trials,
     "not finite": numbers_that_are_not_finite,
     "huge": huge_numbers,
