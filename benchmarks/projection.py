@@ -1,0 +1,204 @@
+"""How well learning curves are projected: on public curves, leaving one source out, and on runs of our own.
+
+python benchmarks/projection.py --data PATH                          # four minutes: PATH holds public curves as *.jsonl
+python benchmarks/projection.py --data PATH --fresh FOLDER/runs.jsonl    # also runs that no reference run is like
+python benchmarks/projection.py --calibrate                          # rewrites reports/calibration.json
+
+Each source weighs alike. The stretches that a source is projected with are measured on the others alone, and so is the
+library; with siblings, three other curves of its own source are given. The replay asks what was to be expected of a
+run whose validation perplexity after one of twenty epochs is 650.62. Own reference runs are projected in the same way,
+leaving one stretch of text out; the fresh runs with all that is shipped, as a user's run would be.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from results import keep
+
+from reports.projection.calibration import (
+    LEVELS,
+    Calibration,
+    Target,
+    bounds,
+    calibrate,
+    misses_of,
+    observed,
+    outcomes,
+    quantile,
+    siblings_of,
+)
+from reports.projection.curves import Curve, read_curves, reference_curves
+from reports.projection.pool import future_of, pooled
+from reports.projection.project import CALIBRATION, Projection, calibration_json, project, shipped_calibration
+
+SHARES = (0.05, 0.2, 0.4, 0.6)
+MOST_OF_A_SOURCE = 60
+LEAST_POINTS = 8
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trial:
+    """One projection and its truth."""
+
+    source: str
+    target: Target
+    share: float
+    log_error: float
+    inside: dict[int, bool]
+    log_width: float  # of the 90 % interval
+
+
+def public_curves(folder: Path) -> list[Curve]:
+    """The usable curves of a folder, of each file at most sixty, drawn by a fixed seed."""
+    curves: list[Curve] = []
+    for path in sorted(folder.glob("*.jsonl")):
+        rows = [json.loads(line) for line in path.read_text("utf-8").splitlines()]
+        rows = [row for row in rows if len(row["x"]) >= LEAST_POINTS and all(map(math.isfinite, row["val_ppl"]))]
+        chosen = np.random.default_rng(0).permutation(len(rows))[:MOST_OF_A_SOURCE]
+        for row in (rows[place] for place in sorted(chosen)):
+            losses = tuple(map(math.log, row["val_ppl"]))
+            epochs = tuple(map(float, row["x"]))
+            curves.append(Curve(name=row["name"], group=path.stem, epochs=epochs, val_loss=losses, horizon=epochs[-1]))
+    return curves
+
+
+def leave_one_out(curves: Sequence[Curve], kin: int) -> list[Trial]:
+    """Project every curve of every source with what the other sources teach."""
+    trials: list[Trial] = []
+    for source in sorted({curve.group for curve in curves}):
+        calibration = calibrate(misses_of(curves, kin=kin, without=source, shares=SHARES))
+        library = [curve for curve in curves if curve.group != source]
+        for curve in curves:
+            if curve.group == source:
+                siblings = siblings_of(curve, curves, kin)
+                trials += tried(curve, library, siblings if len(siblings) == kin else [], calibration)
+    return trials
+
+
+def tried(
+    curve: Curve, library: Sequence[Curve], siblings: Sequence[Curve], calibration: Calibration
+) -> Iterable[Trial]:
+    """A curve's projections from each share of it."""
+    for share in SHARES:
+        prefix = observed(curve, share)
+        if prefix is None:
+            continue
+        now = prefix.epochs[-1] / prefix.horizon
+        paths = pooled(prefix, library, siblings, future_of(now))
+        truths: dict[Target, float] = {"final": curve.val_loss[-1], "best": min(curve.val_loss)}
+        for target, values in outcomes(paths, prefix).items():
+            truth = truths[target]
+            intervals = {
+                level: bounds(values, paths.weights_N, level, calibration.stretch(target, level, share))
+                for level in LEVELS
+            }
+            yield Trial(
+                source=curve.group,
+                target=target,
+                share=share,
+                log_error=abs(truth - quantile(values, paths.weights_N, 0.5)),
+                inside={level: low <= truth <= high for level, (low, high) in intervals.items()},
+                log_width=intervals[90][1] - intervals[90][0],
+            )
+
+
+def summary(trials: Sequence[Trial]) -> list[dict[str, Any]]:
+    """A row for each target and share."""
+    rows = []
+    for target in ("final", "best"):
+        for share in SHARES:
+            chosen = [each for each in trials if (each.target, each.share) == (target, share)]
+            if chosen:
+                rows.append({"target": target, "share": share, **weighed(chosen)})
+    return rows
+
+
+def weighed(trials: Sequence[Trial]) -> dict[str, Any]:
+    """Coverage, median error and width, every source counting alike."""
+    sizes = {source: sum(each.source == source for each in trials) for source in {each.source for each in trials}}
+    weights = np.array([1 / sizes[each.source] for each in trials])
+
+    def mean(of: Callable[[Trial], float]) -> float:
+        return float(np.average([of(each) for each in trials], weights=weights))
+
+    def median(of: Callable[[Trial], float]) -> float:
+        return quantile(np.array([of(each) for each in trials]), weights, 0.5)
+
+    by_source = {source: [each.inside[90] for each in trials if each.source == source] for source in sorted(sizes)}
+    return {
+        "curves": len(trials),
+        "coverage_80": round(mean(lambda each: each.inside[80]), 3),
+        "coverage_90": round(mean(lambda each: each.inside[90]), 3),
+        "median_abs_log_error": round(median(lambda each: each.log_error), 4),
+        "width_90": round(math.exp(median(lambda each: each.log_width)), 2),
+        "coverage_90_by_source": {source: round(float(np.mean(held)), 2) for source, held in by_source.items()},
+    }
+
+
+def show(title: str, rows: Sequence[dict[str, Any]]) -> None:
+    print(f"\n{title}")
+    for row in rows:
+        print(
+            f"  {row['target']:<5} from {row['share']:4.0%}: 90 % holds {row['coverage_90']:.0%}, 80 % holds "
+            f"{row['coverage_80']:.0%} · error {row['median_abs_log_error']:.3f} · width ×{row['width_90']:.2f}"
+            f" · {row['coverage_90_by_source']}",
+            flush=True,
+        )
+
+
+def replayed(library: Sequence[Curve], calibration: Calibration) -> dict[str, Any]:
+    """What was to be expected of the experiment log's run after one epoch."""
+    run = Curve(name="log", group="log", epochs=(1.0,), val_loss=(math.log(650.62),), horizon=20.0)
+    projection = project(run, horizon=20.0, library=library, calibration=calibration, target_ppl=50.0)
+    assert isinstance(projection, Projection)
+    final, best = projection.final, projection.best
+    figures = {
+        "final": [round(each, 1) for each in (final.low_90, final.median, final.high_90)],
+        "best": [round(each, 1) for each in (best.low_90, best.median, best.high_90)],
+        "holds_212": final.low_90 <= 212 <= final.high_90,
+        "below_50": projection.outlooks[-1].beats_target,
+    }
+    print(f"  from 650.62 at epoch 1, at epoch 20: {figures}")
+    return figures
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, help="folder with public curves")
+    parser.add_argument("--fresh", type=Path, help="runs.jsonl of benchmarks/reference_runs.py --fresh")
+    parser.add_argument("--calibrate", action="store_true", help="measure the shipped stretches anew, and do no more")
+    arguments = parser.parse_args()
+    own = list(reference_curves())
+    if arguments.calibrate:
+        target = Path(__file__).parents[1] / "reports" / CALIBRATION
+        target.write_text(calibration_json(own), encoding="utf-8")
+        return
+    figures: dict[str, Any] = {}
+    if arguments.data:
+        public = public_curves(arguments.data)
+        for kin in (0, 3):
+            figures[f"public_{kin}_siblings"] = rows = summary(leave_one_out(public, kin))
+            show(f"{len(public)} public curves, {kin} siblings, one source left out:", rows)
+        figures["replay_public"] = replayed(public, calibrate(misses_of(public)))
+    for kin in (0, 3):
+        figures[f"own_{kin}_siblings"] = rows = summary(leave_one_out(own, kin))
+        show(f"{len(own)} reference runs, {kin} siblings, one stretch of text left out:", rows)
+    figures["replay_own"] = replayed(own, shipped_calibration(False))
+    if arguments.fresh:
+        fresh = list(read_curves(map(json.loads, arguments.fresh.read_text("utf-8").splitlines())))
+        trials = [trial for curve in fresh for trial in tried(curve, own, [], shipped_calibration(False))]
+        figures["fresh"] = rows = summary(trials)
+        show(f"{len(fresh)} fresh runs, as shipped:", rows)
+    keep("projection", figures)
+
+
+if __name__ == "__main__":
+    main()
