@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import importlib.resources
 import itertools
@@ -28,6 +29,7 @@ class Curve:
     val_loss: tuple[float, ...]
     train_loss: tuple[float, ...] | None = None  # at the same moments
     horizon: float  # epoch at which the run's learning-rate schedule ends, and with it the run
+    configuration: str = ""  # what runs share that differ in their seed alone; empty: it is like no other run
 
     def __post_init__(self) -> None:
         if len(self.epochs) != len(self.val_loss) or not self.epochs:
@@ -43,18 +45,16 @@ class Curve:
         """Whether every loss is a finite number."""
         return all(map(math.isfinite, self.val_loss))
 
+    @property
+    def now(self) -> float:
+        """The share of the horizon that has passed at the last point."""
+        return self.epochs[-1] / self.horizon
+
     def until(self, epoch: float) -> Curve:
         """What was known at an epoch: the points up to there, at least the first."""
         n = max(sum(each <= epoch * (1 + 1e-9) for each in self.epochs), 1)
         train = None if self.train_loss is None else self.train_loss[:n]
-        return Curve(
-            name=self.name,
-            group=self.group,
-            epochs=self.epochs[:n],
-            val_loss=self.val_loss[:n],
-            train_loss=train,
-            horizon=self.horizon,
-        )
+        return dataclasses.replace(self, epochs=self.epochs[:n], val_loss=self.val_loss[:n], train_loss=train)
 
     def at(self, share: Floats) -> Floats:
         """The validation loss at shares of the horizon, between points by a line over log-time; the ends are held."""
@@ -93,4 +93,5 @@ def read_curves(rows: Iterable[Mapping[str, Any]]) -> Iterable[Curve]:
             val_loss=tuple(row["val_loss"]),
             train_loss=tuple(row["train_loss"]) if row.get("train_loss") else None,
             horizon=float(row["epochs"][-1]),
+            configuration=json.dumps({**row.get("config", {}), "seed": None}, sort_keys=True),
         )

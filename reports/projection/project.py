@@ -9,28 +9,28 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from statistics import NormalDist
 from typing import Any, Literal
 
 import numpy as np
 
 from reports.projection.calibration import (
     KIN,
-    LEVELS,
     Calibration,
-    Target,
-    bounds,
+    Expected,
     calibrate,
+    expected,
     misses_of,
     outcomes,
-    quantile,
 )
-from reports.projection.curves import Curve, Floats, reference_curves
-from reports.projection.pool import Paths, future_of, pooled
+from reports.projection.curves import Curve, reference_curves
+from reports.projection.pool import Paths, pooled
 
 CALIBRATION = "calibration.json"
 EPOCHS = (1.0, 5.0, 10.0, 15.0, 20.0)  # of the experiment log
 LEAST_LIBRARY = 12  # curves, fewer of which calibrate nothing
 SLACK = 0.02  # of the horizon, by which a schedule's end may miss the one that is asked for
+HIGHEST = 700.0  # nats, whose exponential is still a number
 WIDEST_TO_RANK = 2.0  # ratio of the bounds of the 90 % interval, beyond which a projection ranks nothing
 
 Obstacle = Literal["no_points", "diverged", "schedule_mismatch", "ended", "no_library"]
@@ -152,10 +152,8 @@ def project(
     if obstacle is not None:
         return obstacle
     kin = [each for each in siblings if each.is_finite and abs(each.horizon - horizon) <= SLACK * horizon]
-    calibration = calibration or shipped_calibration(len(kin) >= KIN)
-    now = run.epochs[-1] / run.horizon
-    future_G = future_of(now)
-    paths = pooled(run, library, kin, future_G)
+    calibration = calibration or shipped_calibration(len(kin))
+    paths = pooled(run, library, kin)
     epochs = [*(e for e in EPOCHS if e < horizon * (1 - SLACK)), horizon]
     log_target = None if target_ppl is None else math.log(target_ppl)
     return Projection(
@@ -164,7 +162,7 @@ def project(
         points=len(run.epochs),
         horizon_epochs=horizon,
         target_ppl=target_ppl,
-        outlooks=tuple(_outlook(run, e, e / horizon, paths, future_G, calibration, log_target) for e in epochs),
+        outlooks=tuple(_outlook(run, e, e / horizon, paths, calibration, log_target) for e in epochs),
         siblings=len(kin),
         library=len(library),
         groups=len({each.group for each in library}),
@@ -206,20 +204,17 @@ def projection_from(content: Mapping[str, Any]) -> Projection:
 
 
 @functools.cache
-def shipped_calibration(with_siblings: bool) -> Calibration:
-    """The stretches of the reference runs that come with the program, measured with three siblings or without any."""
+def shipped_calibration(siblings: int) -> Calibration:
+    """The stretches of the reference runs that come with the program, measured with at most so many siblings."""
     text = importlib.resources.files("reports").joinpath(CALIBRATION).read_text(encoding="utf-8")
-    content = json.loads(text)["with_siblings" if with_siblings else "alone"]
+    content = json.loads(text)[str(max(kin for kin in KIN if kin <= siblings))]
     stretches = {name: tuple(values) for name, values in content.pop("stretches").items()}
     return Calibration(**{**content, "shares": tuple(content["shares"])}, stretches=stretches)
 
 
 def calibration_json(curves: Sequence[Curve]) -> str:
     """What `shipped_calibration` reads, measured anew on these curves."""
-    content = {
-        name: dataclasses.asdict(calibrate(misses_of(curves, kin=kin)))
-        for name, kin in (("alone", 0), ("with_siblings", KIN))
-    }
+    content = {kin: dataclasses.asdict(calibrate(misses_of(curves, kin=kin))) for kin in KIN}
     return json.dumps(content, indent=1, default=dict) + "\n"
 
 
@@ -236,64 +231,52 @@ def _obstacle(run: Curve, horizon: float, library: Sequence[Curve]) -> Refusal |
 
 
 def _outlook(
-    run: Curve,
-    epoch: float,
-    share: float,
-    paths: Paths,
-    future_G: Floats,
-    calibration: Calibration,
-    log_target: float | None,
+    run: Curve, epoch: float, share: float, paths: Paths, calibration: Calibration, log_target: float | None
 ) -> Outlook:
-    now = run.epochs[-1] / run.horizon
-    if share <= now:
-        seen = run.until(epoch)
-        best = math.exp(min(seen.val_loss))
-        return Outlook(
-            epoch=epoch,
-            observed_ppl=math.exp(float(run.at(np.array(share)))),
-            at_epoch=None,
-            best_until=Range(median=best, low_80=best, high_80=best, low_90=best, high_90=best),
-            beats_target=None if log_target is None else float(min(seen.val_loss) < log_target),
-            past_best=None,
-        )
-    until = Paths(_cut(run, paths.losses_NG, future_G, share), paths.weights_N)
+    if share <= run.now:
+        return _observed(run, epoch, log_target)
+    until = paths.until(run.now, run.val_loss[-1], share)
+    found = expected(until, run, calibration, run.now)
     values = outcomes(until, run)
-    ranges = {target: _range(values[target], paths.weights_N, calibration, target, now) for target in ("final", "best")}
     risen_N = values["final"] > values["best"] + 1e-9
     return Outlook(
         epoch=epoch,
         observed_ppl=None,
-        at_epoch=ranges["final"],
-        best_until=ranges["best"],
-        beats_target=None
-        if log_target is None
-        else _below(values["best"], paths.weights_N, calibration, now, log_target),
+        at_epoch=_range(found["final"]),
+        best_until=_range(found["best"]),
+        beats_target=None if log_target is None else _below(found["best"], log_target, min(run.val_loss)),
         past_best=float(paths.weights_N[risen_N].sum()),
     )
 
 
-def _cut(run: Curve, losses_NG: Floats, future_G: Floats, share: float) -> Floats:
-    """The paths up to a share of the horizon, their value there last."""
-    now = run.epochs[-1] / run.horizon
-    times = np.log(np.concatenate([[now], future_G]))
-    whole_NG = np.concatenate([np.full((len(losses_NG), 1), run.val_loss[-1]), losses_NG], axis=1)
-    there_N = np.array([np.interp(math.log(share), times, path) for path in whole_NG])
-    return np.concatenate([losses_NG[:, future_G < share], there_N[:, None]], axis=1)
+def _observed(run: Curve, epoch: float, log_target: float | None) -> Outlook:
+    """What was seen at an epoch that has passed."""
+    lowest = min(run.until(epoch).val_loss)
+    best = math.exp(lowest)
+    return Outlook(
+        epoch=epoch,
+        observed_ppl=math.exp(float(run.at(np.array(epoch / run.horizon)))),
+        at_epoch=None,
+        best_until=Range(median=best, low_80=best, high_80=best, low_90=best, high_90=best),
+        beats_target=None if log_target is None else float(lowest < log_target),
+        past_best=None,
+    )
 
 
-def _range(values: Floats, weights: Floats, calibration: Calibration, target: Target, now: float) -> Range:
-    intervals = {level: bounds(values, weights, level, calibration.stretch(target, level, now)) for level in LEVELS}
-    (low_80, high_80), (low_90, high_90) = intervals[80], intervals[90]
-    edges = (quantile(values, weights, 0.5), low_80, high_80, min(low_80, low_90), max(high_80, high_90))
-    median, low_80, high_80, low_90, high_90 = (math.exp(min(edge, 700.0)) for edge in edges)
+def _range(loss: Expected) -> Range:
+    edges = (loss.median, *loss.intervals[80], *loss.intervals[90])
+    median, low_80, high_80, low_90, high_90 = (math.exp(min(edge, HIGHEST)) for edge in edges)
     return Range(median=median, low_80=low_80, high_80=high_80, low_90=low_90, high_90=high_90)
 
 
-def _below(values: Floats, weights: Floats, calibration: Calibration, now: float, log_target: float) -> float:
-    """Weight of the paths under a target, once they are stretched about their median as the 90 % interval is."""
-    median = quantile(values, weights, 0.5)
-    stretched = median + calibration.stretch("best", 90, now) * (values - median)
-    return float(weights[stretched < log_target].sum())
+def _below(loss: Expected, log_target: float, seen: float) -> float:
+    """Probability of a loss under a target: normal on each side of the median, through the bounds of 90 per cent."""
+    if seen < log_target:
+        return 1.0
+    bound = loss.intervals[90][0 if log_target < loss.median else 1]
+    distance = abs(log_target - loss.median) / max(abs(bound - loss.median), 1e-9)
+    above = NormalDist().cdf(distance * NormalDist().inv_cdf(0.95))
+    return 1 - above if log_target < loss.median else above
 
 
 def _inside(range_: Range, truth: float) -> dict[int, bool]:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import importlib
 import json
 import math
+import os
 from pathlib import Path
 
 import numpy as np
@@ -14,9 +16,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from toy_curves import toy_curve, toy_library
 
-from reports.projection.calibration import Calibration, bounds, calibrate, misses_of, quantile
+from reports.projection.calibration import Calibration, bounds, calibrate, misses_of, quantile, siblings_of
 from reports.projection.curves import Curve, read_curves, reference_curves
-from reports.projection.pool import future_of, pooled
+from reports.projection.pool import pooled
 from reports.projection.project import (
     Projection,
     Refusal,
@@ -27,8 +29,9 @@ from reports.projection.project import (
     shipped_calibration,
 )
 
-BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
-PUBLIC = Path(__file__).parents[3] / "shared" / "data" / "curves"
+REPOSITORY = Path(__file__).parents[2]
+PUBLIC = Path(os.environ.get("HPO_TEST_CURVES") or REPOSITORY.parent / "shared" / "data" / "curves")
+BENCHMARKS = REPOSITORY / "benchmarks"
 
 
 @pytest.fixture(scope="module")
@@ -83,7 +86,10 @@ def test_ranges_are_nested_and_the_best_checkpoint_is_never_worse_than_the_last(
         assert 0 <= outlook.beats_target <= 1
         assert (outlook.observed_ppl is None) == (outlook.epoch > epoch)
     assert answer.best.median <= answer.final.median * (1 + 1e-9)
-    assert answer.best.median <= seen * (1 + 1e-9)
+    for outlook in answer.outlooks:
+        if outlook.at_epoch is not None:
+            assert outlook.best_until.low_90 <= outlook.at_epoch.low_90
+            assert outlook.best_until.high_90 <= min(outlook.at_epoch.high_90, seen * (1 + 1e-9))
     medians = [outlook.best_until.median for outlook in answer.outlooks]
     assert medians == sorted(medians, reverse=True)
 
@@ -127,7 +133,7 @@ def test_siblings_that_went_the_same_way_bring_the_median_nearer(
     together = score(projected(truth.until(1), library, calibration, siblings=siblings), truth)
     assert alone is not None
     assert together is not None
-    assert abs(together.best_log_error) < 0.6 * abs(alone.best_log_error)
+    assert abs(together.best_log_error) < 0.7 * abs(alone.best_log_error)
     assert together.projection.siblings == 3
 
 
@@ -139,7 +145,7 @@ def test_the_gap_to_the_training_loss_warns_of_a_rise(library: list[Curve]) -> N
     bent = dataclasses.replace(run, train_loss=tuple(losses - 0.1 - 0.7 * np.array(run.epochs) / 20))
     rises = []
     for each in (calm, bent):
-        paths = pooled(each, library, [], future_of(0.4))
+        paths = pooled(each, library, [])
         rises.append(float(paths.weights_N @ (paths.losses_NG[:, -1] > paths.losses_NG.min(axis=1) + 0.02)))
     assert rises[1] > rises[0] + 0.05
 
@@ -169,6 +175,23 @@ def test_a_thin_library_is_refused(library: list[Curve], calibration: Calibratio
 def test_siblings_of_another_schedule_are_not_asked(library: list[Curve], calibration: Calibration) -> None:
     other = toy_curve("s", "own", epochs=5)
     assert projected(toy_curve("run", "own").until(3), library, calibration, siblings=[other]).siblings == 0
+
+
+def test_a_chance_agrees_with_the_ranges(library: list[Curve], calibration: Calibration) -> None:
+    run = toy_curve("run", "own").until(4)
+    best = projected(run, library, calibration).best
+    targets = {best.low_90: 0.05, best.median: 0.5, math.exp(min(run.val_loss)) + 1: 1.0, 1.0: 0.0}
+    for target, chance in targets.items():
+        told = projected(run, library, calibration, target_ppl=target).outlooks[-1].beats_target
+        assert told == pytest.approx(chance, abs=0.002)
+
+
+def test_the_same_configuration_under_another_seed_is_no_sibling() -> None:
+    """A study's long runs differ in what they are; a run's double would make siblings look better than they are."""
+    runs = [dataclasses.replace(toy_curve(f"r{n}", "own", seed=n), configuration=f"c{n // 2}") for n in range(6)]
+    chosen = siblings_of(runs[0], runs, 6)
+    assert {each.name for each in chosen} == {"r2", "r3", "r4", "r5"}
+    assert siblings_of(runs[0], runs, 2) == siblings_of(runs[0], runs[::1], 2)
 
 
 def test_a_projection_survives_json_and_is_scored_when_the_run_has_ended(
@@ -202,9 +225,10 @@ def test_a_stretch_is_what_the_truths_needed() -> None:
 def test_bounds_are_quantiles_about_the_median_stretched_on_each_side() -> None:
     values, weights = np.arange(101.0), np.full(101, 1 / 101)
     assert quantile(values, weights, 0.5) == pytest.approx(50)
-    assert bounds(values, weights, 90, 1.0) == pytest.approx((5, 95), abs=0.6)
-    low, high = bounds(values, weights, 90, 2.0)
-    assert (50 - low, high - 50) == pytest.approx((90, 90), abs=1.2)
+    assert bounds(values, weights, 90, 1.0, 0.0) == pytest.approx((5, 95), abs=0.6)
+    low, high = bounds(values, weights, 90, 1.1, 0.0)
+    assert (50 - low, high - 50) == pytest.approx((49.5, 49.5), abs=0.6)
+    assert bounds(values, weights, 80, 2.0, 4.0) == pytest.approx((0, 138), abs=1.2)  # no loss is below 0
 
 
 def test_curves_are_read_between_their_points_over_log_time() -> None:
@@ -236,9 +260,9 @@ def test_the_shipped_runs_are_many_of_several_stretches_and_seeds_and_some_overf
 @pytest.mark.slow
 def test_the_shipped_stretches_are_those_of_the_shipped_runs() -> None:
     measured = json.loads(calibration_json(reference_curves()))
-    for name, with_siblings in (("alone", False), ("with_siblings", True)):
-        shipped = shipped_calibration(with_siblings)
-        for key, values in measured[name]["stretches"].items():
+    for siblings in (0, 1, 3):
+        shipped = shipped_calibration(siblings)
+        for key, values in measured[str(siblings)]["stretches"].items():
             assert shipped.stretches[key] == pytest.approx(values, rel=1e-6), key
 
 
@@ -249,18 +273,22 @@ def test_the_run_of_the_log_would_have_been_foretold_with_its_doubts() -> None:
     assert isinstance(answer, Projection)
     assert answer.final.low_90 <= 212.22 <= answer.final.high_90
     assert answer.outlooks[-1].beats_target is not None
-    assert answer.outlooks[-1].beats_target < 0.01
+    assert answer.outlooks[-1].beats_target < 0.05
     assert not answer.ranks
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not PUBLIC.is_dir(), reason="the public learning curves are not beside the project")
+@pytest.mark.skipif(not PUBLIC.is_dir(), reason=f"no public learning curves in {PUBLIC}; set HPO_TEST_CURVES")
 def test_public_curves_of_sources_that_nothing_was_measured_on_are_held(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(BENCHMARKS)
-    from projection import leave_one_out, public_curves, weighed
-
-    trials = leave_one_out(public_curves(PUBLIC), 0)
-    for share, error in ((0.2, 0.16), (0.4, 0.07), (0.6, 0.05)):
-        figures = weighed([each for each in trials if (each.target, each.share) == ("final", share)])
-        assert 0.85 <= figures["coverage_90"] <= 0.96, (share, figures)
+    benchmark = importlib.import_module("projection")
+    trials = benchmark.leave_one_out(benchmark.public_curves(PUBLIC), 0)
+    for share, error, width in ((0.2, 0.16, 2.8), (0.4, 0.07, 2.0), (0.6, 0.05, 1.7)):
+        figures = benchmark.weighed([each for each in trials if (each.target, each.share) == ("final", share)])
+        assert 0.87 <= figures["coverage_90"] <= 0.95, (share, figures)
         assert figures["median_abs_log_error"] <= error, (share, figures)
+        assert figures["width_90"] <= width, (share, figures)
+    curves = benchmark.public_curves(PUBLIC, in_epochs=True)
+    replay = benchmark.replayed(curves, calibrate(misses_of(curves)))
+    assert replay["holds_212"]
+    assert replay["below_50"] < 0.01
