@@ -42,6 +42,13 @@ def toml_lines(parameters: Mapping[str, Scalar]) -> list[str]:
     return [f"{_key(name)} = {_toml(value)}" for name, value in parameters.items() if value is not None]
 
 
+def configuration_toml(parameters: Mapping[str, Scalar]) -> str:
+    """A run as a study file takes it: values for `[run]`, and `[model]` where the network is code of the user's own."""
+    own = {name: value for name, value in parameters.items() if name == "network" and value}
+    lines = toml_lines({name: value for name, value in parameters.items() if name != "network"})
+    return "\n".join([*lines, "", "[model]", *toml_lines(own)] if own else lines)
+
+
 def _shell_escaped(character: str) -> str:
     if character in "\\'":
         return "\\" + character

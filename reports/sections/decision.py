@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from reports.catalogue import Catalogue
-from reports.commands import LONG_RUN_EPOCHS, toml_lines, train_command
+from reports.commands import LONG_RUN_EPOCHS, configuration_toml, train_command
 from reports.findings import Findings
 from reports.formats import count
 from reports.layout import Block, Section, fenced
@@ -19,7 +19,7 @@ def decision(findings: Findings, say: Catalogue) -> Section | None:
     blocks: list[Block] = [
         say("decision.long_run", number=best.number),
         fenced("bash", train_command(findings.record.name, best.number)),
-        fenced("toml", "\n".join(toml_lines(best.parameters))),  # one line each: no fence ends early
+        fenced("toml", configuration_toml(best.parameters)),  # one line each: no fence ends early
     ]
     blocks += _caution(findings, best, say)
     blocks.append(say("decision.no_promise", tokens=count(best.measured.tokens), epochs=LONG_RUN_EPOCHS))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from reports.catalogue import Catalogue
-from reports.commands import toml_lines, train_command
+from reports.commands import configuration_toml, train_command
 from reports.findings import Findings
 from reports.formats import count, duration, fixed, percent, perplexity, phi
 from reports.layout import Block, Section, bullets, fenced
@@ -45,9 +45,8 @@ def configuration(findings: Findings, say: Catalogue) -> Section | None:
     if best is None or not best.is_ours:
         return None
     text = say("configuration.of", number=best.number)
-    return Section(
-        title=say("configuration.title"), blocks=(text, fenced("toml", "\n".join(toml_lines(best.parameters))))
-    )
+    block = fenced("toml", configuration_toml(best.parameters))
+    return Section(title=say("configuration.title"), blocks=(text, block))
 
 
 def _search(findings: Findings, best: TrialRecord, say: Catalogue) -> Iterator[Markdown]:

@@ -12,7 +12,7 @@ from toy_sweeps import make_record
 
 from hpo.home import Home
 from hpo.storage import open_database
-from hpo.study_file import StudySpec, load_study_file, shipped_studies
+from hpo.study_file import StudySpec, load_study_file, parse_study, shipped_studies
 from hpo.sweep import create_sweep, load_study, open_sweep
 from hpo.worker import Event, WorkerOrder, work
 from model.tokens import TokenizedCorpus
@@ -85,4 +85,7 @@ def test_a_shipped_study_runs(name: str, sqlite_url: str, small_corpus: Tokenize
         == (len(spec.objectives) == 2)
         == (re.search(r"^## .*Winner", report, re.MULTILINE) is None)
     )
+    for block in re.findall(r"```toml\n(.*?)```", report, re.DOTALL):  # what it offers to copy is a study's [run]
+        pasted = f'name = "pasted"\n[search]\ndropout = {{ low = 0.0, high = 0.4 }}\n[run]\n{block}'
+        parse_study(pasted, "pasted", "cpu")
     database.engine.dispose()

@@ -14,7 +14,7 @@ from optuna.distributions import CategoricalDistribution
 from optuna.trial import FrozenTrial, TrialState, create_trial
 from toy_studies import FACTS, HOSTILE, pruned, running, study_of, trial
 
-from reports.commands import shell_quoted, toml_lines
+from reports.commands import configuration_toml, shell_quoted, toml_lines
 from reports.errors import EmptyStudyError, ReportError
 from reports.records import read_study
 from reports.render import render
@@ -455,3 +455,9 @@ def test_toml_reads_parameters_as_they_were():
     parameters = {"a": 1e-05, "b": True, "c": 'x"\\\n\x7f\u202eΦ😀', "d e": "", "none": None, "n": 10**12, "": 0.1}
     expected = {name: value for name, value in parameters.items() if value is not None}
     assert tomllib.loads("\n".join(toml_lines(parameters))) == expected
+
+
+def test_a_network_of_ones_own_is_pasted_where_study_files_have_it():
+    text = configuration_toml({"dropout": 0.1, "network": "mine:Net"})
+    assert tomllib.loads(text) == {"dropout": 0.1, "model": {"network": "mine:Net"}}
+    assert tomllib.loads(configuration_toml({"dropout": 0.1, "network": ""})) == {"dropout": 0.1}
