@@ -93,6 +93,8 @@ def run_long(run: LongRun, announce: Callable[[str], None]) -> TrainingResult:
     torch.set_num_threads(cpu_cores())
     resume_from = run.checkpoint if run.checkpoint.is_file() else None
     history = list(load_history(resume_from)) if resume_from else []
+    if not history:
+        run.record.restart()
     for evaluation in history:
         announce(f"{_line(run, evaluation)} (before)")
 

@@ -6,6 +6,7 @@ is not known, and stay as they were made: the next report scores them.
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import logging
 import math
@@ -18,8 +19,7 @@ from optuna.exceptions import OptunaError
 from sqlalchemy.exc import SQLAlchemyError
 
 from model.evaluation import Evaluation
-from reports.long_runs import LONG_RUN, read_long_runs
-from reports.projection.curves import Curve
+from reports.long_runs import LONG_RUN, long_run, read_long_runs
 from reports.projection.project import Projection, project
 
 KEPT = (
@@ -35,6 +35,7 @@ KEPT = (
     "learning_rate",
     "seconds",
 )
+PROJECTED = (1, 2, 4, 8, 16, 32, 64)  # epochs after which a run is projected
 LEAST_EPOCHS = 5  # of a run that is projected; the reference runs have twenty
 
 logger = logging.getLogger(__name__)
@@ -46,11 +47,18 @@ class RunRecord:
     def __init__(self, study: optuna.Study, *, trial: int, epochs: int, parameters: Mapping[str, Any]) -> None:
         self.study = study
         self.key = f"{LONG_RUN}trial-{trial:05d}-epochs-{epochs}"
-        fresh = {"trial": trial, "epochs": epochs, "parameters": dict(parameters), "started_at": time.time()}
-        self.content: dict[str, Any] = study.user_attrs.get(self.key, {"projections": [], **fresh})
+        self.fresh = {"trial": trial, "epochs": epochs, "parameters": dict(parameters), "projections": []}
+        self.content: dict[str, Any] = study.user_attrs.get(self.key) or self._begun()
+
+    def restart(self) -> None:
+        """Forget what a run of these values did that nothing is left of: it begins anew."""
+        self.content = self._begun()
+
+    def _begun(self) -> dict[str, Any]:
+        return {**copy.deepcopy(self.fresh), "started_at": time.time()}
 
     def add(self, history: Sequence[Evaluation]) -> Projection | None:
-        """Keep the curve so far; project the run where it has reached epoch 1, 2, 4, 8, 16 and was not projected there.
+        """Keep the curve so far; project the run where it has reached one of those epochs and was not projected there.
 
         Returns:
             The new projection, if one was made.
@@ -68,23 +76,19 @@ class RunRecord:
         self._write()
 
     def _projected(self, history: Sequence[Evaluation]) -> Projection | None:
-        epochs, reached = float(self.content["epochs"]), history[-1].epoch
-        due = math.isclose(reached, round(reached), rel_tol=0.01) and math.log2(max(round(reached), 1)).is_integer()
-        made = {round(each["observed_epochs"]) for each in self.content["projections"]}
-        comparable = len({evaluation.whole_split for evaluation in history}) == 1
-        if not due or not comparable or epochs < LEAST_EPOCHS or round(reached) in made or round(reached) < 1:
+        run = long_run(self.key, self.content, self.study.study_name)
+        comparable = len({evaluation.whole_split for evaluation in history}) == 1  # else the last is of more text
+        if run is None or run.curve is None or run.epochs < LEAST_EPOCHS or not comparable:
             return None
-        run = Curve(
-            name=self.key,
-            group=self.study.study_name,
-            epochs=tuple(evaluation.epoch for evaluation in history),
-            val_loss=tuple(evaluation.val_loss for evaluation in history),
-            train_loss=tuple(evaluation.train_loss for evaluation in history),
-            horizon=epochs,
-        )
+        reached = run.curve.epochs[-1]
+        made = {round(each.observed_epochs) for each in run.projections}
+        if round(reached) not in PROJECTED or not math.isclose(reached, round(reached), rel_tol=0.01):
+            return None
+        if round(reached) in made:
+            return None
         others = [each for each in read_long_runs(self.study) if each.key != self.key and each.is_complete]
         siblings = [each.curve for each in others if each.curve is not None]
-        answer = project(run, horizon=epochs, siblings=siblings)
+        answer = project(run.curve, horizon=run.epochs, siblings=siblings)
         return answer if isinstance(answer, Projection) else None
 
     def _write(self) -> None:

@@ -45,12 +45,13 @@ def read_long_runs(study: optuna.Study) -> tuple[LongRunRecord, ...]:
     found = []
     for key, content in sorted(study.user_attrs.items()):
         if key.startswith(LONG_RUN) and isinstance(content, Mapping):
-            record = _record(key, content, study.study_name)
+            record = long_run(key, content, study.study_name)
             found += [] if record is None else [record]
     return tuple(found)
 
 
-def _record(key: str, content: Mapping[str, object], group: str) -> LongRunRecord | None:
+def long_run(key: str, content: Mapping[str, object], group: str) -> LongRunRecord | None:
+    """The long run under an attribute of a study; None where it is no record of one."""
     trial, epochs = whole(content, "trial"), number(content, "epochs")
     if trial is None or epochs is None or epochs <= 0:
         return None
