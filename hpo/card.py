@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from model.config import RunConfig
 from model.corpus import WIKITEXT
 from model.evaluation import Evaluation
-from model.exporting import Exportable, Program
+from model.exporting import Program
+from model.trained import Trained
 
 MISSING = "–"
 LICENCES: Mapping[str, str] = {
@@ -27,7 +28,7 @@ class Subject:
     named: str  # what the user called it
     checkpoint: str  # the name of its file, and of the folder
     checkpoint_digest: str  # SHA-256
-    exportable: Exportable
+    trained: Trained
     program: Program
     files: Mapping[str, tuple[int, str]]  # bytes and SHA-256 of each, the card itself excepted
     versions: Mapping[str, str]
@@ -38,9 +39,9 @@ def model_card(subject: Subject) -> str:
     parts = (
         _head(subject),
         _loading(subject),
-        _data(subject.exportable),
-        _training(subject.exportable.config, subject.exportable.history),
-        _results(subject.exportable.history),
+        _data(subject.trained),
+        _training(subject.trained.config, subject.trained.history),
+        _results(subject.trained.history),
         _limits(subject),
         _files(subject),
     )
@@ -48,15 +49,15 @@ def model_card(subject: Subject) -> str:
 
 
 def _head(subject: Subject) -> list[str]:
-    shape, exportable = subject.exportable.config.architecture, subject.exportable
-    parameters = sum(each.numel() for each in exportable.network.parameters())
+    shape, trained = subject.trained.config.architecture, subject.trained
+    parameters = sum(each.numel() for each in trained.network.parameters())
     kind = "code of the user's own" if shape.network else "a causal transformer"
     arm = "with the Φ term" if shape.iit else "without the Φ term (control arm)"
     return [
         f"# {_plain(subject.named)}",
         "",
         f"A language model of {parameters:,} parameters, {kind}, trained {arm}: it predicts the next of "
-        f"{exportable.tokenizer.vocabulary:,} tokens ({exportable.tokenizer.kind}) from up to "
+        f"{trained.tokenizer.vocabulary:,} tokens ({trained.tokenizer.kind}) from up to "
         f"{shape.sequence_length} tokens. Made for experiments, not for use.",
     ]
 
@@ -90,7 +91,7 @@ def _loading(subject: Subject) -> list[str]:
 
 
 def _example(subject: Subject) -> list[str]:
-    tokenizer, length = subject.exportable.tokenizer, subject.exportable.config.architecture.sequence_length
+    tokenizer, length = subject.trained.tokenizer, subject.trained.config.architecture.sequence_length
     prompt = '"The history of"'
     window = "seen = ids[-LENGTH:]"
     padded = "seen" if subject.program.freedom == "any batch, any length" else "seen + [0] * (LENGTH - len(seen))"
@@ -113,15 +114,15 @@ def _example(subject: Subject) -> list[str]:
     ]
 
 
-def _data(exportable: Exportable) -> list[str]:
-    licence = LICENCES.get(exportable.corpus_source, "not known to this program: it is text of the user's own")
+def _data(trained: Trained) -> list[str]:
+    licence = LICENCES.get(trained.corpus_source, "not known to this program: it is text of the user's own")
     return [
         "## Data",
         "",
-        f"- Text: {_plain(exportable.corpus_name)}, digest `{exportable.corpus_digest}`",
+        f"- Text: {_plain(trained.corpus_name)}, digest `{trained.corpus_digest}`",
         f"- Licence of the text: {licence}",
-        f"- Tokenizer: {exportable.tokenizer.kind}, {exportable.tokenizer.vocabulary:,} tokens, trained on the "
-        f"training split, digest `{exportable.tokenizer.digest}`",
+        f"- Tokenizer: {trained.tokenizer.kind}, {trained.tokenizer.vocabulary:,} tokens, trained on the "
+        f"training split, digest `{trained.tokenizer.digest}`",
     ]
 
 
@@ -168,18 +169,18 @@ def _results(history: tuple[Evaluation, ...]) -> list[str]:
 
 
 def _limits(subject: Subject) -> list[str]:
-    exportable = subject.exportable
+    trained = subject.trained
     limits = [
-        f"- It sees {exportable.config.architecture.sequence_length} tokens; what came before is forgotten.",
-        f"- It knows the text named above and nothing else: {exportable.history[-1].tokens:,} tokens of it."
-        if exportable.history
+        f"- It sees {trained.config.architecture.sequence_length} tokens; what came before is forgotten.",
+        f"- It knows the text named above and nothing else: {trained.history[-1].tokens:,} tokens of it."
+        if trained.history
         else "- It has learned nothing.",
         "- Nothing was done against false, harmful or private content of that text, which it may repeat.",
         "- Its figures are those of one seed: they say nothing about what another seed would give.",
     ]
-    if exportable.tokenizer.kind == "word":
+    if trained.tokenizer.kind == "word":
         limits.append("- Words that it does not know are `<unk>`, and it writes `<unk>` itself.")
-    if exportable.config.architecture.iit:
+    if trained.config.architecture.iit:
         limits.append("- Φ is a regulariser over hidden states and attention, not a measure of consciousness.")
     return ["## Limits", "", *limits]
 
@@ -187,7 +188,7 @@ def _limits(subject: Subject) -> list[str]:
 def _files(subject: Subject) -> list[str]:
     rows = [f"| `{name}` | {size:,} | `{digest}` |" for name, (size, digest) in subject.files.items()]
     versions = ", ".join(f"{name} {number}" for name, number in subject.versions.items())
-    code = subject.exportable.source
+    code = subject.trained.source
     return [
         "## Files",
         "",
@@ -196,9 +197,7 @@ def _files(subject: Subject) -> list[str]:
         *rows,
         "",
         f"From the checkpoint {_plain(subject.checkpoint)} of SHA-256 `{subject.checkpoint_digest}`, by {versions}."
-        + (
-            f" Code of the network `{subject.exportable.config.architecture.network}`: digest `{code}`." if code else ""
-        ),
+        + (f" Code of the network `{subject.trained.config.architecture.network}`: digest `{code}`." if code else ""),
     ]
 
 

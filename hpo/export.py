@@ -19,7 +19,8 @@ import torch
 
 from hpo.card import Subject, model_card
 from hpo.errors import UsageError
-from model.exporting import Exportable, Program, export_program, load_exportable, save_weights
+from model.exporting import Program, export_program, save_weights
+from model.trained import Trained, load_trained
 
 FORMAT = 1  # of config.json
 
@@ -40,13 +41,13 @@ def export(named: str, checkpoint: Path, target: Path, own: str | None, announce
     """
     if os.path.lexists(target):
         raise UsageError(f"--to {target}: is there already; name a new folder")
-    exportable = load_exportable(checkpoint, own)
+    trained = load_trained(checkpoint, own=own)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}-") as unfinished:
             draft = Path(unfinished) / "export"  # with the user's usual permissions, unlike a temporary folder
             draft.mkdir()
-            program = _write(named, checkpoint, exportable, draft)
+            program = _write(named, checkpoint, trained, draft)
             if os.path.lexists(target):
                 raise UsageError(f"--to {target}: somebody else made it meanwhile; name a new folder")
             os.replace(draft, target)
@@ -55,17 +56,17 @@ def export(named: str, checkpoint: Path, target: Path, own: str | None, announce
     announce(f"{target}: weights, tokenizer, model card, and a program for {program.freedom}")
 
 
-def _write(named: str, checkpoint: Path, exportable: Exportable, folder: Path) -> Program:
-    save_weights(exportable.network, folder / "model.safetensors")
-    (folder / "tokenizer.json").write_text(exportable.tokenizer.definition, encoding="utf-8")
+def _write(named: str, checkpoint: Path, trained: Trained, folder: Path) -> Program:
+    save_weights(trained.network, folder / "model.safetensors")
+    (folder / "tokenizer.json").write_text(trained.tokenizer.definition, encoding="utf-8")
     shutil.copymode(folder / "tokenizer.json", folder / "model.safetensors")  # which its library keeps to the owner
-    program = export_program(exportable.network, folder / "model.pt2")
-    (folder / "config.json").write_text(json.dumps(_config(exportable, program), indent=1) + "\n", encoding="utf-8")
+    program = export_program(trained.network, folder / "model.pt2")
+    (folder / "config.json").write_text(json.dumps(_config(trained, program), indent=1) + "\n", encoding="utf-8")
     subject = Subject(
         named=named,
         checkpoint=f"{checkpoint.parent.name}/{checkpoint.name}",
         checkpoint_digest=_digest(checkpoint),
-        exportable=exportable,
+        trained=trained,
         program=program,
         files={path.name: (path.stat().st_size, _digest(path)) for path in sorted(folder.iterdir())},
         versions={"hpo": version("assay-hpo"), "torch": torch.__version__, "python": platform.python_version()},
@@ -74,16 +75,16 @@ def _write(named: str, checkpoint: Path, exportable: Exportable, folder: Path) -
     return program
 
 
-def _config(exportable: Exportable, program: Program) -> dict[str, object]:
-    tokenizer = exportable.tokenizer
+def _config(trained: Trained, program: Program) -> dict[str, object]:
+    tokenizer = trained.tokenizer
     return {
         "format": FORMAT,
-        "run": exportable.config.parameters(),
+        "run": trained.config.parameters(),
         "vocabulary": tokenizer.vocabulary,
         "tokenizer": {"kind": tokenizer.kind, "digest": tokenizer.digest, "start_id": tokenizer.start_id},
-        "corpus": {"name": exportable.corpus_name, "digest": exportable.corpus_digest},
-        "program": {"tokens": program.freedom, "sequence_length": exportable.config.architecture.sequence_length},
-        "network_source_digest": exportable.source,
+        "corpus": {"name": trained.corpus_name, "digest": trained.corpus_digest},
+        "program": {"tokens": program.freedom, "sequence_length": trained.config.architecture.sequence_length},
+        "network_source_digest": trained.source,
     }
 
 

@@ -148,14 +148,14 @@ def generate_texts(trained: Trained, prompts: Sequence[str], request: GenerateRe
     jobs = [(place, sample) for place in range(len(prompts)) for sample in range(request.samples)]
     if request.beams:
         for prompt, ids in zip(prompts, encoded, strict=True):
-            found = beam_search(trained.network, ids, request.beams, request.sampling, rules)
+            found = beam_search(trained.transformer, ids, request.beams, request.sampling, rules)
             for rank, continuation in enumerate(found[: request.samples]):
                 yield _told(trained, request, prompt, ids, rank, continuation)
         return
     for first in range(0, len(jobs), ROWS_AT_ONCE):
         rows = jobs[first : first + ROWS_AT_ONCE]
         texts = generate(
-            trained.network,
+            trained.transformer,
             [encoded[place] for place, _ in rows],
             request.sampling,
             rules,
@@ -171,7 +171,7 @@ def stream_text(trained: Trained, prompt: str, request: GenerateRequest, show: C
     ids = encode_prompt(trained, prompt)
     pieces = Pieces(trained.tokenizer, first=prompt.endswith("\n"))
     tokens: list[int] = []
-    for [token] in draw(trained.network, [ids], request.sampling, banned=rules.banned):
+    for [token] in draw(trained.transformer, [ids], request.sampling, banned=rules.banned):
         if not tokens:
             show(prompt)
         tokens.append(token)
@@ -191,7 +191,7 @@ def _told(
     shown = [pieces.add(token) for token in made.tokens]
     steps = None
     if request.phi:
-        values = phi_per_step(trained.network, ids, made.tokens)
+        values = phi_per_step(trained.transformer, ids, made.tokens)
         steps = tuple(Step(text=text, phi=value) for text, value in zip(shown, values, strict=True))
     starts = {window_start(read, length) for read in range(len(ids), len(ids) + len(made.tokens))}
     return GeneratedText(

@@ -16,9 +16,11 @@ from hpo.home import Home
 from hpo.objective import newest_checkpoint
 from hpo.study_file import FINALISTS
 from hpo.sweep import Sweep, is_feasible
+from model.errors import CheckpointError
+from model.evaluation import Scores, score
 from model.hardware import cpu_cores, default_device
-from model.scoring import score_checkpoint
 from model.tokens import TokenizedCorpus
+from model.trained import load_trained
 
 TEST_ATTRIBUTE = "hpo:test_split"  # of a companion study: its looks at the test split, in order
 
@@ -61,7 +63,7 @@ def look_at_test_split(
     scores = []
     for trial, checkpoint in checkpoints:
         seed = int(trial.params["seed"])
-        measured = score_checkpoint(checkpoint, corpus, "test", default_device())
+        measured = _measured(checkpoint, corpus, companion.spec.model.network or None)
         announce(f"test split, seed {seed}: ppl {measured.perplexity:.2f}, word ppl {measured.word_perplexity:.2f}")
         scores.append(
             {
@@ -78,6 +80,18 @@ def look_at_test_split(
     look = {"candidate": candidate, "evaluated_at": time.time(), "scores": scores}
     before: list[Any] = companion.study.user_attrs.get(TEST_ATTRIBUTE, [])
     companion.study.set_user_attr(TEST_ATTRIBUTE, [*before, look])
+
+
+def _measured(checkpoint: Path, corpus: TokenizedCorpus, own: str | None) -> Scores:
+    """A replicate's network on the test split; its checkpoint must be of this text."""
+    trained = load_trained(checkpoint, default_device(), own)
+    for what, digest, its in (
+        ("corpus", corpus.corpus_digest, trained.corpus_digest),
+        ("tokenizer", corpus.tokenizer.digest, trained.tokenizer.digest),
+    ):
+        if its != digest:
+            raise CheckpointError(f"{checkpoint}: written by a run with another {what}; it is not measured on this one")
+    return score(trained.network, corpus.span("test"), torch.device(default_device()))
 
 
 def _checkpoints(companion: Sweep, candidate: int, home: Home) -> list[tuple[FrozenTrial, Path]]:

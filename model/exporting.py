@@ -14,31 +14,12 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from model.checkpoint import load_checkpoint
-from model.config import RunConfig, build_run
-from model.errors import CheckpointError, NetworkError
-from model.evaluation import Evaluation
-from model.network import Network, build_network, source_digest
-from model.tokenizer import Tokenizer
-from model.trained import NEXT_STEP, load_trained, tokenizer_of
+from model.errors import NetworkError
+from model.network import Network
 
 MOST_ROWS = 4096  # sequences side by side that a program takes
 
 Freedom = Literal["any batch, any length", "any batch, whole sequences", "one whole sequence"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Exportable:
-    """A network in evaluation mode, and what is to be said of it."""
-
-    config: RunConfig
-    network: Network
-    tokenizer: Tokenizer
-    corpus_name: str
-    corpus_source: str  # a name that `load_corpus` knows, or a folder
-    corpus_digest: str
-    history: tuple[Evaluation, ...]
-    source: str | None  # digest of the user's code where the network is theirs
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,58 +28,6 @@ class Program:
 
     freedom: Freedom  # the shapes (B, T) of tokens that it takes
     difference: float  # largest, between its logits and the network's, after it was read back
-
-
-def load_exportable(path: Path, own: str | None) -> Exportable:
-    """Read a checkpoint, onto the CPU.
-
-    Args:
-        path: the checkpoint.
-        own: `module:Class`, named by the user, if the network is theirs; its code is run.
-
-    Raises:
-        CheckpointError: as `load_trained`; or the network is the user's own and was not named, or is other code.
-        NetworkError: it cannot be imported or built.
-    """
-    if own is None:
-        trained = load_trained(path)
-        return Exportable(
-            config=trained.config,
-            network=trained.network,
-            tokenizer=trained.tokenizer,
-            corpus_name=trained.corpus_name,
-            corpus_source=trained.corpus_source,
-            corpus_digest=trained.corpus_digest,
-            history=trained.history,
-            source=None,
-        )
-    content = load_checkpoint(path, next_step=NEXT_STEP)
-    try:
-        return _own(path, content, own)
-    except (KeyError, TypeError, RuntimeError) as error:
-        raise CheckpointError(f"{path}: holds no trained network ({type(error).__name__}); {NEXT_STEP}") from error
-
-
-def _own(path: Path, content: dict[str, Any], own: str) -> Exportable:
-    config = build_run(content["config"])
-    recorded, digest = config.architecture.network, content["identity"].get("network")
-    if recorded != own:
-        raise CheckpointError(f"{path}: its network is {recorded or 'the transformer of this program'}, not {own}")
-    if source_digest(own) != digest:
-        raise CheckpointError(f"{path}: was trained by other code of {own} (digest {digest}, now {source_digest(own)})")
-    tokenizer = tokenizer_of(path, content)
-    network = build_network(config.architecture, tokenizer.vocabulary)
-    network.load_state_dict(content["network"])
-    return Exportable(
-        config=config,
-        network=network.eval(),
-        tokenizer=tokenizer,
-        corpus_name=content["corpus"]["name"],
-        corpus_source=content["corpus"]["source"],
-        corpus_digest=content["identity"]["corpus"],
-        history=tuple(Evaluation(**evaluation) for evaluation in content["history"]),
-        source=digest,
-    )
 
 
 def save_weights(network: Network, path: Path) -> None:

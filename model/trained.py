@@ -11,8 +11,9 @@ import torch
 
 from model.checkpoint import load_checkpoint
 from model.config import RunConfig, build_run
-from model.errors import CheckpointError
+from model.errors import CheckpointError, NetworkError
 from model.evaluation import Evaluation
+from model.network import Network, build_network, source_digest
 from model.tokenizer import Tokenizer, load_tokenizer
 from model.transformer import Transformer
 
@@ -25,12 +26,19 @@ class Trained:
 
     path: Path
     config: RunConfig
-    network: Transformer  # in evaluation mode
+    network: Network  # in evaluation mode
     tokenizer: Tokenizer
     corpus_name: str
     corpus_source: str  # what to pass to `load_corpus`
     corpus_digest: str  # of the text that it was trained on
     history: tuple[Evaluation, ...]
+    source: str | None = None  # digest of the code where the network is the user's own
+
+    @property
+    def transformer(self) -> Transformer:
+        """The network where it is this program's own, which alone generates; others are loaded where they are named."""
+        assert isinstance(self.network, Transformer)
+        return self.network
 
     @property
     def tokens(self) -> int:
@@ -38,30 +46,36 @@ class Trained:
         return self.history[-1].tokens if self.history else 0
 
 
-def load_trained(path: Path, device: torch.device | str = "cpu") -> Trained:
+def load_trained(path: Path, device: torch.device | str = "cpu", own: str | None = None) -> Trained:
     """Read a checkpoint that `train` wrote; nothing in it is executed.
 
+    Args:
+        path: the checkpoint.
+        device: where the network goes.
+        own: `module:Class`, named by the user, if the network is theirs; its code is run.
+
     Raises:
-        CheckpointError: missing, truncated, of another version, holding code, or put together from two runs.
+        CheckpointError: missing, truncated, of another version, holding code, or put together from two runs; or the
+            network is the user's own and was not named, or is other code.
+        NetworkError: the named network cannot be imported or built.
     """
     if not path.is_file():
         raise CheckpointError(f"{path}: no such checkpoint")
     content = load_checkpoint(path, device, next_step=NEXT_STEP)
     try:
-        return _trained(path, content, device)
-    except CheckpointError:
+        return _trained(path, content, device, own)
+    except (CheckpointError, NetworkError):
         raise
     except Exception as error:  # tokenizers raises plain Exception; the others name what is missing or misshapen
         reason = f"{type(error).__name__}: {' '.join(str(error).split())[:120]}"
         raise CheckpointError(f"{path}: holds no trained network ({reason}); {NEXT_STEP}") from error
 
 
-def _trained(path: Path, content: dict[str, Any], device: torch.device | str) -> Trained:
+def _trained(path: Path, content: dict[str, Any], device: torch.device | str, own: str | None) -> Trained:
     config = build_run(content["config"])
-    if own := config.architecture.network:
-        raise CheckpointError(f"{path}: its network is code of a user's own; `hpo export --network {own}` runs it")
+    source = None if own is None and not config.architecture.network else _same_code(path, content, config, own)
     tokenizer = tokenizer_of(path, content)
-    network = Transformer(config.architecture, tokenizer.vocabulary).to(device)
+    network = build_network(config.architecture, tokenizer.vocabulary).to(device)
     network.load_state_dict(content["network"])
     return Trained(
         path=path,
@@ -72,7 +86,21 @@ def _trained(path: Path, content: dict[str, Any], device: torch.device | str) ->
         corpus_source=content["corpus"]["source"],
         corpus_digest=content["identity"]["corpus"],
         history=tuple(Evaluation(**evaluation) for evaluation in content["history"]),
+        source=source,
     )
+
+
+def _same_code(path: Path, content: dict[str, Any], config: RunConfig, own: str | None) -> str:
+    """The digest of a user's code, which must be the named one and what the network was trained by."""
+    recorded = config.architecture.network
+    if own is None:
+        raise CheckpointError(f"{path}: its network is code of a user's own; `hpo export --network {recorded}` runs it")
+    if recorded != own:
+        raise CheckpointError(f"{path}: its network is {recorded or 'the transformer of this program'}, not {own}")
+    trained_by, digest = content["identity"].get("network"), source_digest(own)
+    if digest != trained_by:
+        raise CheckpointError(f"{path}: was trained by other code of {own} (digest {trained_by}, now {digest})")
+    return digest
 
 
 def tokenizer_of(path: Path, content: dict[str, Any]) -> Tokenizer:

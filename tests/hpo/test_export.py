@@ -111,6 +111,7 @@ def test_the_program_alone_gives_equal_logits(folder: Path, checkpoint: Path, tm
         folder,
         f"""
 import torch
+torch.set_num_threads({torch.get_num_threads()})  # bits depend on it
 network = torch.export.load("model.pt2").module()
 with torch.no_grad():
     torch.save([network(each) for each in torch.load({str(tmp_path / "tokens.pt")!r})], {str(tmp_path / "out.pt")!r})
