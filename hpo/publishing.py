@@ -154,17 +154,20 @@ class _Failures:
 
 def _notes(study: optuna.Study, state: State) -> Notes:
     """All that is to be shown of a study in this state, or a later one."""
+    from reports.catalogue import catalogue
+    from reports.experiments import experiments
     from reports.figures import figures  # plotly, which takes a second
     from reports.finalists import read_finalists
+    from reports.findings import find
+    from reports.layout import markdown_of
     from reports.long_runs import read_long_runs
     from reports.records import read_study
-    from reports.render import render
     from reports.trial_note import shortened, trial_note
-    from reports.verdicts import compare
 
     began = time.thread_time()  # processor time, and not that of the imports, which happen once
     record = read_study(study)
-    comparison = compare(record)
+    findings = find(record, read_finalists(study), read_long_runs(study))
+    comparison = findings.comparison
     ended = [trial for trial in record.trials if trial.outcome not in ("running", "waiting")]
     if len(ended) > MOST_TRIAL_NOTES:
         rank = {trial.number: place for place, trial in enumerate((*comparison.ranked, *comparison.front))}
@@ -172,10 +175,9 @@ def _notes(study: optuna.Study, state: State) -> Notes:
         ended = first[:MOST_TRIAL_NOTES]
     ids = {trial.number: trial._trial_id for trial in study.get_trials(deepcopy=False)}
     trials = {ids[trial.number]: trial_note(record, comparison, trial) for trial in ended}
-    shown = {name: figure.to_json() for name, figure in figures(record, comparison).items()}
-    report = render(
-        record, "markdown", finalists=read_finalists(study), long_runs=read_long_runs(study), diagrams=False
-    )
+    drawn = figures(record, comparison, importance=findings.importance)
+    shown = {name: figure.to_json() for name, figure in drawn.items()}
+    report = markdown_of(experiments(findings, catalogue("en")), diagrams=False)  # which a note does not draw
     text = f"{shortened(report).rstrip()}\n\n{_LAST_WORDS}"
     seconds = round(time.thread_time() - began, 3)
     stamp = Stamp(finished=state.finished, state=state.digest, at=time.time(), seconds=seconds)

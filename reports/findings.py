@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from reports.finalists import CandidateJudgement, FinalistsRecord, Judgement, SeedNoise, judge
+from reports.importance import Importance
 from reports.insights import Insights, insights
 from reports.long_runs import LongRunRecord
 from reports.outlook import Outlook, Refused, outlook_of, refused
@@ -39,6 +40,11 @@ class Findings:
     def insights(self) -> Insights | None:
         """What the study tells of its hyperparameters."""
         return insights(self.record, self.comparison)
+
+    @property
+    def importance(self) -> Importance | None:
+        """How much each searched parameter matters, where enough trials tell."""
+        return None if self.insights is None else self.insights.importance
 
     @property
     def measured_noise(self) -> SeedNoise | None:

@@ -41,7 +41,6 @@ def render(
     long_runs: Sequence[LongRunRecord] = (),
     language: Language = "en",
     plain: bool = False,
-    diagrams: bool = True,
 ) -> str:
     """Write the experiment report of a study.
 
@@ -53,7 +52,6 @@ def render(
         long_runs: of the study, with what was projected of them.
         language: of the document.
         plain: without emoji.
-        diagrams: with Mermaid diagrams in Markdown, which not every reader draws.
 
     Returns:
         The document, which ends in a line end.
@@ -74,7 +72,7 @@ def render(
     if format == "csv":
         return _csv(findings)
     document = _TEMPLATES[template](findings, say)
-    return markdown_of(document, diagrams=diagrams) if format == "markdown" else _html(document, findings, say)
+    return markdown_of(document) if format == "markdown" else _html(document, findings, say)
 
 
 def _html(document: Document, findings: Findings, say: Catalogue) -> str:
@@ -82,9 +80,8 @@ def _html(document: Document, findings: Findings, say: Catalogue) -> str:
     from reports.figures import figures  # plotly: no other form needs it
     from reports.page import page_of
 
-    found = findings.insights
-    share = None if found is None else found.importance
-    drawn = figures(findings.record, findings.comparison, importance=share, texts=figure_texts(say))
+    texts = figure_texts(say)
+    drawn = figures(findings.record, findings.comparison, importance=findings.importance, texts=texts)
     return page_of(document, drawn, say)
 
 

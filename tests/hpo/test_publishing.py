@@ -28,6 +28,7 @@ from hpo.freshness import states
 from hpo.home import Home
 from hpo.notes import STAMP, Notes, Stamp, is_ours, moved, read_stamps, signed, write_notes
 from hpo.publishing import publish
+from hpo.search_space import suggest
 from hpo.storage import Database
 from hpo.sweep import LAST_RUN_ATTRIBUTE, Sweep
 
@@ -229,6 +230,25 @@ def test_finalists_are_in_the_note_of_their_search(study: Sweep, sqlite_url: str
     assert studies_behind(study.database) == []
     assert "hpo replicate" in before
     assert "2 configurations, the baseline among them" in section_of_finalists(study)
+
+
+def test_notes_of_trials_know_the_seed_noise_that_the_report_has_measured(study: Sweep, sqlite_url: str) -> None:
+    def note_of_the_second() -> str:
+        trial = study.study.get_trials()[1]
+        shown = attributes(study.database, study.study._study_id)
+        return notes._stored_note(f"dashboard:{trial._trial_id}:", shown)
+
+    assert "Not distinguishable from the baseline by one run: 9.5 % better" in note_of_the_second()
+    companion = plan_finalists(study, 1, 6)
+    assert companion is not None
+    for place in range(companion.slots.counts(None).total):
+        lease = companion.slots.claim("worker", None)
+        assert lease is not None
+        trial = companion.begin(lease)
+        suggest(companion.spec, trial)
+        companion.settle(lease, trial.number, complete(4.0 + 0.01 * (place // 2 % 3)))
+    publishing.publish_quietly(sqlite_url, companion.spec.name, pytest.fail)
+    assert "9.5 % better than the baseline in val PPL; one run, no verdict." in note_of_the_second()
 
 
 # ------------------------------------------------------------------------------------------------------- who and when

@@ -8,6 +8,7 @@ from optuna.trial import TrialState, create_trial
 from toy_studies import FACTS, HOSTILE, pruned, study_of, trial
 
 from reports.catalogue import catalogue
+from reports.experiments import experiments
 from reports.findings import Findings, find
 from reports.layout import markdown_of
 from reports.records import read_study
@@ -235,7 +236,7 @@ def test_catalogues_are_read_once():
 
 def test_diagrams_can_be_left_out_with_what_explains_them():
     record = read_study(study_of(trial(5.0, slot=0), trial(4.8), pruned()))
-    text = render(record, "markdown", diagrams=False)
+    text = markdown_of(experiments(find(record), catalogue("en")), diagrams=False)
     assert "mermaid" not in text
     assert "## Charts" not in text
     assert "Lines: " not in text
