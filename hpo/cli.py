@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from hpo.commands import architecture, compare, evaluate, export, generate, import_log, watch
+from hpo.commands import architecture, compare, evaluate, export, generate, import_log, train, watch
 from hpo.commands.shared import (
     DataOption,
     StorageOption,
@@ -288,31 +288,6 @@ def report(
         write_text(out, text)
 
 
-@app.command()
-def train(
-    study: Annotated[str, typer.Option("--from", metavar="STUDY", help="A study that `hpo run` made.")],
-    epochs: Annotated[int, typer.Option(help="Passes over the training text.")],
-    trial: Annotated[
-        int | None, typer.Option(help="Number of the trial whose configuration to use; default: lowest loss.")
-    ] = None,
-    data: DataOption = None,
-    storage: StorageOption = None,
-) -> None:
-    """Train a trial's configuration for longer; run it again to go on after an interruption."""
-    from hpo.home import Home
-    from hpo.long_run import LongRequest, prepare_long_run, run_long
-    from hpo.publishing import publish_quietly
-    from hpo.storage import storage_url
-
-    home = Home.from_environment()
-    url = storage_url(storage, home)
-    run = prepare_long_run(url, home, LongRequest(study, trial, epochs, data), typer.echo)
-    typer.echo(f"trial {run.trial} of {study} for {epochs} epochs, {run.config.training.budget_tokens:,} tokens")
-    result = run_long(run, typer.echo)
-    typer.echo(f"{result.outcome}: {result.reason} · {run.checkpoint}")
-    publish_quietly(url, study, typer.echo)
-
-
 @storage_commands.command("copy")
 def copy_storage(
     source: Annotated[str, typer.Argument(metavar="SOURCE", help="URL of the database that has the study.")],
@@ -371,6 +346,7 @@ def _session(request: Request, storage: str | None, timeout: float | None, **opt
 
 
 app.command()(watch.watch)
+app.command()(train.train)
 app.command()(generate.generate)
 app.command()(evaluate.evaluate)
 app.command()(export.export)

@@ -34,6 +34,10 @@ class Home:
         """Files of trials for the dashboard, by Optuna's ids; checkpoints among them are links."""
         return self.root / "artifacts"
 
+    def trained(self, corpus: str, digest: str) -> Path:
+        """Folder of the runs of no study on one text under one tokenizer, whose digest keeps it apart."""
+        return self.root / "trained" / f"{urllib.parse.quote(corpus, safe='')[:80]}-{digest}"
+
     def study(self, name: str, uid: str) -> Path:
         """Folder of one study's trials and logs. The uid keeps studies of one name in two databases apart."""
         return self.root / "studies" / f"{urllib.parse.quote(name, safe='')[:80]}-{uid}"

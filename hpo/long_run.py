@@ -1,95 +1,71 @@
-"""The long run with a trial's configuration: the same loop as the search's trials, over more text.
-
-hpo train --from lambda_phi --trial 7 --epochs 20
-"""
+"""The long run: the same loop as the search's trials, over more text, before the user's eyes."""
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Callable
+import os
+import shutil
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-from hpo.errors import StudyError, UsageError
-from hpo.home import Home
-from hpo.meaning import runs_version
-from hpo.network import check_same_network
+from hpo.errors import UsageError
+from hpo.event_files import EventFiles
 from hpo.run_record import RunRecord
-from hpo.storage import open_database, storage_errors
-from hpo.sweep import Sweep, open_sweep
-from hpo.text import check_same_text, load_text
 from hpo.view import clock
-from model.config import RUNS_VERSION, RunConfig, Scalar, build_run
+from model.config import RunConfig
 from model.evaluation import Evaluation
 from model.hardware import cpu_cores, default_device
+from model.schedules import evaluations_without_progress
 from model.tokens import TokenizedCorpus
 from model.training import Decision, TrainingResult, load_history, train
-from reports.projection.project import Projection
-
-LEAST_EVALUATIONS = 10
-EVALUATION_SHARE = 4  # tokens trained between two evaluations for each that an evaluation reads, at least
+from reports.projection.project import Projection, Score
 
 
 @dataclass(frozen=True, kw_only=True)
 class LongRun:
-    """A configuration of the search, stretched to whole epochs."""
+    """What is trained, and where it is kept."""
 
+    title: str
     config: RunConfig
     corpus: TokenizedCorpus
+    epochs: int
     checkpoint: Path  # written at each evaluation; the run continues from it if it is there
-    trial: int
     record: RunRecord
 
-
-@dataclass(frozen=True)
-class LongRequest:
-    """What the user asked for."""
-
-    study: str  # made by `hpo run`
-    trial: int | None  # None: the best one; of two objectives that of lowest validation loss
-    epochs: int  # passes over the training split
-    data: Path | None = None  # where the study's text is, if not where it was
+    @property
+    def best_checkpoint(self) -> Path:
+        """That of the lowest validation loss so far."""
+        return self.checkpoint.with_name(f"{self.checkpoint.stem}-best.pt")
 
 
-def prepare_long_run(url: str, home: Home, request: LongRequest, announce: Callable[[str], None]) -> LongRun:
-    """Find the trial, load its study's text, stretch its budget.
+@dataclass(frozen=True, kw_only=True)
+class Conditions:
+    """How it is trained; nothing of it belongs to the run's configuration, and a continued run may have others."""
 
-    Args:
-        url: database of the study.
-        home: where text and checkpoints lie.
-        request: study, trial, epochs.
-        announce: told what text is read, and which of several best trials was taken.
+    patience: int | None = None  # evaluations without a new lowest validation loss after which it stops; None: never
+    micro_batch: int | None = None  # sequences at once, the gradients of a batch adding up
+    event_files: Path | None = None  # folder of TensorBoard's, if they are wanted
+
+    def __post_init__(self) -> None:
+        for option, value in (("--patience", self.patience), ("--micro-batch", self.micro_batch)):
+            if value is not None and value < 1:
+                raise UsageError(f"{option} must be at least 1, got {value}")
+
+
+def run_long(run: LongRun, conditions: Conditions, announce: Callable[[str], None]) -> TrainingResult:
+    """Train to the end of the budget, from the run's checkpoint where there is one; a line per evaluation.
 
     Raises:
-        HpoError, ModelError: what is wrong, in one line.
+        UsageError: event files are wanted and TensorBoard is not installed.
+        ModelError: as `model.training.train`.
+        KeyboardInterrupt: what was done since the last evaluation is lost, nothing else.
     """
-    epochs = request.epochs
-    if epochs < 1:
-        raise UsageError(f"--epochs must be at least 1, got {epochs}")
-    with storage_errors(url):
-        sweep = open_sweep(open_database(url, create=False), request.study)
-        number, recorded = _recorded_run(sweep, request.trial)
-    if request.trial is None and len(sweep.spec.objectives) > 1:
-        announce(
-            f"trial {number} has the lowest validation loss; with two objectives --trial takes another of the front"
-        )
-    if (made := runs_version(sweep.record)) != RUNS_VERSION:
-        announce(f"the study's runs are of version {made}; with equal values this program trains otherwise")
-    corpus = load_text(sweep.spec, request.data, sweep, home, announce)
-    check_same_text(sweep, corpus)
-    check_same_network(sweep)
-    evaluations = epochs * -(-LEAST_EVALUATIONS // epochs)  # a whole number of them per epoch
-    config = build_run({**recorded, **_stretched(recorded, corpus, epochs, evaluations)})
-    folder = home.study(request.study, sweep.uid) / "long-runs"
-    checkpoint = folder / f"trial-{number:05d}-epochs-{epochs}.pt"
-    record = RunRecord(sweep.study, trial=number, epochs=epochs, parameters=config.parameters())
-    return LongRun(config=config, corpus=corpus, checkpoint=checkpoint, trial=number, record=record)
-
-
-def run_long(run: LongRun, announce: Callable[[str], None]) -> TrainingResult:
-    """Train to the end of the budget, from the run's checkpoint where there is one; a line per evaluation."""
     torch.set_num_threads(cpu_cores())
     resume_from = run.checkpoint if run.checkpoint.is_file() else None
     history = list(load_history(resume_from)) if resume_from else []
@@ -97,55 +73,101 @@ def run_long(run: LongRun, announce: Callable[[str], None]) -> TrainingResult:
         run.record.restart()
     for evaluation in history:
         announce(f"{_line(run, evaluation)} (before)")
+    if history:
+        _keep_best(run, history)  # a process that died may have saved its last checkpoint and not this one
+    if _out_of_patience(history, conditions) and len(history) < run.config.training.evaluations:
+        return _ended(run, TrainingResult(outcome="stopped", reason=_stopped(history), history=tuple(history)))
 
-    def tell(evaluation: Evaluation) -> Decision:
-        announce(_line(run, evaluation))
-        history.append(evaluation)
-        projection = run.record.add(history)
-        if projection is not None:
-            announce(_expectation(projection))
-        return Decision.CONTINUE
+    with _event_files(conditions, history) as events, _live(run, history) as on_update:
 
-    result = train(
-        run.config,
-        run.corpus,
-        device=default_device(),
-        save_to=run.checkpoint,
-        resume_from=resume_from,
-        on_evaluation=tell,
-    )
+        def tell(evaluation: Evaluation) -> Decision:
+            history.append(evaluation)
+            _keep_best(run, history)
+            announce(_line(run, evaluation))
+            events.add(evaluation)
+            projection = run.record.add(history)
+            if projection is not None:
+                announce(_expectation(projection))
+            return Decision.STOP if _out_of_patience(history, conditions) else Decision.CONTINUE
+
+        result = train(
+            run.config,
+            run.corpus,
+            device=default_device(),
+            save_to=run.checkpoint,
+            resume_from=resume_from,
+            micro_batch=conditions.micro_batch,
+            on_evaluation=tell,
+            on_update=on_update,
+        )
+    return _ended(run, result)
+
+
+def describe(run: LongRun, result: TrainingResult) -> Iterator[str]:
+    """Lines on how it ended: the best evaluation, its checkpoint, and what projections were worth."""
+    yield f"{result.outcome}: {result.reason} · {run.checkpoint}"
+    if run.best_checkpoint.is_file():
+        best = min(result.history, key=_loss)
+        yield f"best: epoch {best.epoch:.2f}, val ppl {best.val_ppl:.2f} · {run.best_checkpoint}"
+    yield from map(_outcome, run.record.scores)
+
+
+def _ended(run: LongRun, result: TrainingResult) -> TrainingResult:
     run.record.end(result.outcome, result.reason)
     return result
 
 
-def _stretched(
-    recorded: dict[str, Scalar], corpus: TokenizedCorpus, epochs: int, evaluations: int
-) -> dict[str, Scalar]:
-    """The budget of whole epochs; evaluations read the whole split where that costs little beside the training."""
-    budget = epochs * corpus.tokens("train")
-    affordable = budget // evaluations // EVALUATION_SHARE
-    tokens = max(int(recorded["evaluation_tokens"]), min(corpus.tokens("valid"), affordable))
-    return {"budget_tokens": budget, "evaluations": evaluations, "evaluation_tokens": tokens}
+def _loss(evaluation: Evaluation) -> float:
+    return evaluation.val_loss if math.isfinite(evaluation.val_loss) else math.inf
 
 
-def _recorded_run(sweep: Sweep, trial: int | None) -> tuple[int, dict[str, Scalar]]:
-    """All values of a trial as it was run: today's presets may be others."""
-    name = sweep.spec.name
-    if trial is None:
-        best = sweep.best()
-        if best is None:
-            raise StudyError(f"study {name!r} has no complete trial yet; `hpo run` goes on with it")
-        trial = best.number
-    trials = sweep.study.get_trials(deepcopy=False)
-    found = next((each for each in trials if each.number == trial), None)
-    if found is None:
-        raise StudyError(f"study {name!r} has no trial {trial} among its {len(trials)}")
-    recorded = found.user_attrs.get("hpo:run")
-    if not isinstance(recorded, dict):
-        raise StudyError(
-            f"trial {trial} of study {name!r} is {found.state.name} and has no record of its run; --trial names another"
-        )
-    return trial, recorded
+def _out_of_patience(history: Sequence[Evaluation], conditions: Conditions) -> bool:
+    waited = evaluations_without_progress([evaluation.val_loss for evaluation in history])
+    return conditions.patience is not None and waited >= conditions.patience
+
+
+def _stopped(history: Sequence[Evaluation]) -> str:
+    waited = evaluations_without_progress([evaluation.val_loss for evaluation in history])
+    return f"no new lowest validation loss in {waited} evaluations; a larger --patience goes on"
+
+
+def _keep_best(run: LongRun, history: Sequence[Evaluation]) -> None:
+    """The last checkpoint under a second name if it is the best so far; it is replaced later, never written to."""
+    if min(history, key=_loss) is not history[-1]:
+        return
+    draft = run.best_checkpoint.with_name(f".{run.best_checkpoint.name}.{os.getpid()}")
+    with contextlib.suppress(FileNotFoundError):
+        draft.unlink()
+    try:
+        os.link(run.checkpoint, draft)
+    except OSError:  # a file system without links
+        shutil.copyfile(run.checkpoint, draft)
+    os.replace(draft, run.best_checkpoint)
+
+
+@contextlib.contextmanager
+def _event_files(conditions: Conditions, history: Sequence[Evaluation]) -> Iterator[EventFiles]:
+    """TensorBoard's files, or none."""
+    events = EventFiles(conditions.event_files, after=history[-1].step if history else 0)
+    try:
+        yield events
+    finally:
+        events.close()
+
+
+@contextlib.contextmanager
+def _live(run: LongRun, history: Sequence[Evaluation]) -> Iterator[Callable[[int], object]]:
+    """A line that moves, in a terminal; what is announced appears above it."""
+    console = Console()
+    if not console.is_terminal:
+        yield lambda step: None
+        return
+    columns = (TextColumn("epoch {task.fields[epoch]:5.2f}"), BarColumn(), TimeRemainingColumn(compact=True))
+    with Progress(*columns, console=console, transient=True, refresh_per_second=2, speed_estimate_period=300) as shown:
+        per_epoch = run.config.steps / run.epochs
+        begun = history[-1].step if history else 0
+        task = shown.add_task("", total=run.config.steps, completed=begun, epoch=begun / per_epoch)
+        yield lambda step: shown.update(task, completed=step, epoch=step / per_epoch)
 
 
 def _expectation(projection: Projection) -> str:
@@ -155,6 +177,16 @@ def _expectation(projection: Projection) -> str:
     return (
         f"projected best checkpoint by epoch {projection.horizon_epochs:g}: ppl {best.median:.1f}, nine in ten runs "
         f"between {best.low_90:.1f} and {best.high_90:.1f}{doubt}"
+    )
+
+
+def _outcome(score: Score) -> str:
+    """What a projection was worth, in one line."""
+    best, word = score.projection.best, "inside" if score.best_inside[90] else "outside"
+    error = f"{100 * math.expm1(score.best_log_error):+.0f} %"
+    return (
+        f"projected after epoch {score.projection.observed_epochs:.0f}: ppl {best.median:.1f} ({best.low_90:.1f} to "
+        f"{best.high_90:.1f}); the best is {score.best_ppl:.1f}: {word}, {error} from the median"
     )
 
 

@@ -26,7 +26,7 @@ BlockPattern = Literal["attention", "convolution+attention", "attention+convolut
 MemoryGate = Literal["static", "dynamic"]
 PhiObjective = Literal["v5.2", "bounded"]
 LambdaSchedule = Literal["constant", "warmup", "linear", "cosine", "adaptive"]
-LearningRateSchedule = Literal["cosine", "constant"]
+LearningRateSchedule = Literal["cosine", "constant", "plateau"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,7 +94,7 @@ class Training:
     budget_tokens: int  # training tokens to read, rounded up to whole updates
     batch_size: int = 16  # sequences per update
     learning_rate: float = 1e-3  # peak
-    learning_rate_schedule: LearningRateSchedule = "cosine"  # to a tenth of the peak, or flat
+    learning_rate_schedule: LearningRateSchedule = "cosine"  # to a tenth of the peak, flat, or halved on a plateau
     warmup: float = 0.1  # share of the budget over which the learning rate rises
     weight_decay: float = 0.1  # on matrices only
     dropout: float = 0.1

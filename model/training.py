@@ -42,7 +42,7 @@ if TYPE_CHECKING:  # who trains needs no tokenizer
 
 EXPLODED_NATS = 1.0  # validation loss this far above that of a uniform guess: the run has diverged
 
-Outcome = Literal["complete", "pruned", "diverged", "out_of_memory", "interrupted"]
+Outcome = Literal["complete", "pruned", "stopped", "diverged", "out_of_memory", "interrupted"]
 
 
 class Decision(enum.Enum):
@@ -50,6 +50,7 @@ class Decision(enum.Enum):
 
     CONTINUE = "continue"
     PRUNE = "prune"
+    STOP = "stop"  # more would not help this run; what it has is its result
     INTERRUPT = "interrupt"  # leave now, to be continued from the checkpoint
 
 
@@ -73,8 +74,10 @@ def train(
     device: str = "cpu",
     save_to: Path | None = None,
     resume_from: Path | None = None,
+    micro_batch: int | None = None,
     compiled: bool | None = None,
     on_evaluation: Observer = lambda evaluation: Decision.CONTINUE,
+    on_update: Callable[[int], object] = lambda step: None,
 ) -> TrainingResult:
     """Train a network to the end of its budget, or until its observer or its numbers say stop.
 
@@ -84,8 +87,11 @@ def train(
         device: a torch device.
         save_to: checkpoint written at each evaluation, before `on_evaluation` hears of it.
         resume_from: checkpoint of the same run to continue; its evaluations are not announced again.
+        micro_batch: sequences at once, the gradients of a batch adding up; None: the whole batch. A continued run's
+            pieces grow no larger.
         compiled: whether to compile the step; None: where it pays. A continued run stays what it was.
         on_evaluation: told of every new evaluation; decides whether to go on.
+        on_update: told the number of updates after each of them; a GPU may not have finished it yet.
 
     Raises:
         CorpusError: a split is shorter than one sequence.
@@ -93,7 +99,7 @@ def train(
         CheckpointError: a checkpoint cannot be written, read, or belongs to another run.
     """
     corpus.check_length(config.architecture.sequence_length)
-    options, micro_batch = RunOptions(device=device, save_to=save_to, compiled=compiled), None
+    options = RunOptions(device=device, save_to=save_to, compiled=compiled, on_update=on_update)
     history = load_history(resume_from, device) if resume_from else ()
     while True:
         run = None
@@ -183,6 +189,7 @@ class RunOptions:
     resume_from: Path | None = None  # checkpoint to continue
     micro_batch: int | None = None  # sequences at once where memory is short; None: the whole batch
     compiled: bool | None = None  # whether to compile the step; None: where it pays
+    on_update: Callable[[int], object] = lambda step: None  # told the number of updates after each
 
 
 class Run:
@@ -200,7 +207,7 @@ class Run:
     def __init__(self, config: RunConfig, corpus: TokenizedCorpus, options: RunOptions) -> None:
         device = torch.device(options.device)
         self.config, self.corpus, self.device = config, corpus, device
-        self.save_to, self.micro_batch = options.save_to, options.micro_batch
+        self.save_to, self.micro_batch, self.on_update = options.save_to, options.micro_batch, options.on_update
         self.compiled = compiles(device) if options.compiled is None else options.compiled
         keep_freed_memory()
         torch.manual_seed(config.training.seed)
@@ -253,6 +260,8 @@ class Run:
             self.set_random_state(random)  # an observer that draws numbers does not change the run
             if decision is Decision.PRUNE:
                 return self.result("pruned", f"behind its peers {at}")
+            if decision is Decision.STOP and milestone < evaluations:
+                return self.result("stopped", f"no more progress {at}")
             if decision is Decision.INTERRUPT and milestone < evaluations:
                 return self.result("interrupted", f"stopped {at}")
         return self.result("complete", f"all of {self.history[-1].tokens:,} tokens")
@@ -266,6 +275,7 @@ class Run:
         gradient_norm = torch.zeros(())
         while self.step < self.config.milestone_step(milestone):
             gradient_norm = self.update(sums)
+            self.on_update(self.step)
         sums = sums / max(self.step - first_step, 1)
         train_phi, delta_phi_loss = sums.tolist()  # waits for the device, so that the clock below is true
         trained_s = time.perf_counter() - started
@@ -278,7 +288,7 @@ class Run:
     def update(self, sums: Tensor) -> Tensor:
         """One update; adds the batch's Φ and λ·ΔΦ to `sums` and returns the gradient norm before clipping."""
         config = self.config
-        learning_rate = learning_rate_at(config, self.step)
+        learning_rate = self.learning_rate_of(self.step)
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate
         set_lambda(config, self.step, self.lambda_phi)
@@ -302,6 +312,10 @@ class Run:
         if pieces:
             self.after_update(pieces, sums)
         return gradient_norm
+
+    def learning_rate_of(self, step: int) -> float:
+        """Of an update since the last evaluation."""
+        return learning_rate_at(self.config, step, [evaluation.val_loss for evaluation in self.history])
 
     @torch.no_grad()
     def after_update(self, pieces: list[Measured], sums: Tensor) -> None:
@@ -344,7 +358,7 @@ class Run:
             threshold=memory.threshold.item() if memory is not None else None,
             gate=torch.sigmoid(memory.gate_bias).item() if memory is not None else None,
             memory_used=int(memory.used()) if memory is not None else None,
-            learning_rate=learning_rate_at(self.config, max(self.step - 1, 0)),
+            learning_rate=self.learning_rate_of(max(self.step - 1, 0)),
             gradient_norm=gradient_norm,
             tokens_per_s=0.0,
             seconds=0.0,

@@ -20,7 +20,7 @@ class LongRunRecord:
     """One long run, ended or under way."""
 
     key: str
-    trial: int  # whose configuration it has
+    trial: int | None  # whose configuration it has; None: one of its own
     epochs: float  # at which its schedule ends
     curve: Curve | None  # None: no evaluation yet, or one without a finite loss
     outcome: str | None  # None: under way, or left
@@ -53,7 +53,7 @@ def read_long_runs(study: optuna.Study) -> tuple[LongRunRecord, ...]:
 def long_run(key: str, content: Mapping[str, object], group: str) -> LongRunRecord | None:
     """The long run under an attribute of a study; None where it is no record of one."""
     trial, epochs = whole(content, "trial"), number(content, "epochs")
-    if trial is None or epochs is None or epochs <= 0:
+    if epochs is None or epochs <= 0 or (trial is None and content.get("trial") is not None):
         return None
     return LongRunRecord(
         key=key,

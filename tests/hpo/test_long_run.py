@@ -14,8 +14,9 @@ from toy_sweeps import FAIL, complete, run_slot
 from hpo.errors import StudyError
 from hpo.home import Home
 from hpo.launch import Request, prepare
-from hpo.long_run import LongRequest, LongRun, prepare_long_run
+from hpo.long_run import LongRun
 from hpo.placement import Wish
+from hpo.run_request import TrialRequest, prepare_trial_run
 from hpo.sweep import Sweep
 from model.config import RUNS_VERSION, build_run
 
@@ -47,8 +48,8 @@ class Study:
         self.said: list[str] = []
 
     def long_run(self, trial: int | None = None, epochs: int = 3) -> LongRun:
-        request = LongRequest(study="small", trial=trial, epochs=epochs)
-        return prepare_long_run(self.url, self.home, request, self.said.append)
+        request = TrialRequest(study="small", trial=trial, epochs=epochs)
+        return prepare_trial_run(self.url, self.home, request, self.said.append)
 
 
 @pytest.fixture

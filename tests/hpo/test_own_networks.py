@@ -20,8 +20,8 @@ from hpo.cli import app
 from hpo.errors import HpoError, StudyError, StudyFileError
 from hpo.home import Home
 from hpo.launch import Launch, Request, join, prepare
-from hpo.long_run import LongRequest, prepare_long_run
 from hpo.placement import Wish
+from hpo.run_request import TrialRequest, prepare_trial_run
 from hpo.study_file import parse_study
 from hpo.worker import Event, work
 
@@ -113,7 +113,7 @@ def test_a_study_trains_it_and_goes_on_with_the_same_code_alone(place: Place) ->
     for ask in (
         place.prepare,
         lambda: join(Request(study="own"), place.url, place.home, print),
-        lambda: prepare_long_run(place.url, place.home, LongRequest("own", None, 1), print),
+        lambda: prepare_trial_run(place.url, place.home, TrialRequest(study="own", epochs=1), print),
         lambda: work(order, Silent()),
     ):
         with pytest.raises(StudyError, match=r"was made with other code of mine:GatedConvolutions \(digest"):

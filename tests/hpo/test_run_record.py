@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import math
+from pathlib import Path
 
 import optuna
 import pytest
 from sqlalchemy.exc import OperationalError
 from toy_sweeps import make_evaluation
 
-from hpo.run_record import RunRecord
+from hpo.run_record import FolderShelf, RunRecord, StudyShelf
 from model.evaluation import Evaluation
 from reports.long_runs import LongRunRecord, read_long_runs
 
@@ -27,7 +28,7 @@ def evaluations(epochs: int, *, sampled: bool = False) -> list[Evaluation]:
 
 
 def record_of(study: optuna.Study, epochs: int = 20) -> RunRecord:
-    return RunRecord(study, trial=3, epochs=epochs, parameters={"dropout": 0.1})
+    return RunRecord(StudyShelf(study), "third", trial=3, epochs=epochs, parameters={"dropout": 0.1})
 
 
 def only_run(study: optuna.Study) -> LongRunRecord:
@@ -55,7 +56,7 @@ def test_a_complete_run_of_the_study_is_a_sibling_of_the_next() -> None:
     record = record_of(study)
     record.add(evaluations(20))
     record.end("complete", "all of it")
-    second = RunRecord(study, trial=4, epochs=20, parameters={})
+    second = RunRecord(StudyShelf(study), "fourth", trial=4, epochs=20, parameters={})
     projection = second.add(evaluations(1))
     assert projection is not None
     assert projection.siblings == 1
@@ -101,7 +102,32 @@ def test_a_database_that_is_away_costs_the_record_and_not_the_run(
     with monkeypatch.context() as outage:
         outage.setattr(study, "set_user_attr", away)
         record.add(evaluations(1))
-    assert "does not hear of this run" in caplog.text
+    assert "there is no record of this run" in caplog.text
     assert read_long_runs(study) == ()
     record.add(evaluations(2))
     assert [each.observed_epochs for each in only_run(study).projections] == [1, 2]
+
+
+def test_runs_of_no_study_keep_their_records_beside_each_other(tmp_path: Path) -> None:
+    shelf = FolderShelf(tmp_path / "text")
+    record = RunRecord(shelf, "first", trial=None, epochs=20, parameters={"dropout": 0.1})
+    made = [n for n in range(1, 21) if record.add(evaluations(n)) is not None]
+    assert made == [1, 2, 4, 8, 16]
+    assert record.scores == (), "it has not ended"
+    record.end("complete", "all of it")
+    assert [score.projection.observed_epochs for score in record.scores] == made
+    (tmp_path / "text" / "torn.json").write_text("{", encoding="utf-8")
+    (tmp_path / "text" / "list.json").write_text("[1]", encoding="utf-8")
+    second = RunRecord(shelf, "second", trial=None, epochs=20, parameters={})
+    projection = second.add(evaluations(1))
+    assert projection is not None
+    assert projection.siblings == 1
+    again = RunRecord(shelf, "first", trial=None, epochs=20, parameters={})
+    assert again.content == json.loads(json.dumps(record.content))
+
+
+def test_a_run_that_stopped_early_scores_no_projection() -> None:
+    record = record_of(optuna.create_study())
+    record.add(evaluations(16))
+    record.end("stopped", "no progress")
+    assert record.scores == ()

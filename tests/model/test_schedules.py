@@ -7,7 +7,14 @@ import pytest
 import torch
 
 from model.config import RunConfig, Scalar, build_run
-from model.schedules import ADAPTIVE_RATE, adapt_lambda, learning_rate_at, set_lambda
+from model.schedules import (
+    ADAPTIVE_RATE,
+    adapt_lambda,
+    evaluations_without_progress,
+    learning_rate_at,
+    plateaus,
+    set_lambda,
+)
 from model.tokens import TokenizedCorpus
 from model.training import train
 
@@ -48,6 +55,27 @@ def test_constant_learning_rate_stays_at_its_peak_after_the_warm_up() -> None:
 @pytest.mark.parametrize("schedule", ["cosine", "constant"])
 def test_learning_rate_starts_at_its_peak_without_warm_up(schedule: str) -> None:
     assert learning_rate_at(run(learning_rate=1e-2, warmup=0.0, learning_rate_schedule=schedule), 0) == 1e-2
+
+
+@pytest.mark.parametrize(
+    ("losses", "found", "waited"),
+    [
+        ([], 0, 0),
+        ([5.0, 4.0, 3.0], 0, 0),
+        ([5.0, 5.0], 0, 1),
+        ([5.0, 5.0, 5.0], 1, 2),
+        ([5.0, 4.0, 4.5, 4.2, 3.9, 4.0], 1, 1),
+        ([4.0, 4.1, 4.2, 4.3, 4.4], 2, 4),
+        ([math.nan, 4.0], 0, 0),
+        ([4.0, math.nan, math.inf], 1, 2),
+    ],
+)
+def test_a_plateau_is_two_evaluations_without_a_new_lowest_loss(losses: list[float], found: int, waited: int) -> None:
+    assert plateaus(losses) == found
+    assert evaluations_without_progress(losses) == waited
+    config = run(learning_rate=1e-2, warmup=0.1, learning_rate_schedule="plateau")
+    assert learning_rate_at(config, 50, losses) == 1e-2 * 0.5**found
+    assert learning_rate_at(config, 0, losses) == pytest.approx(1e-2 / 11), "the warm-up comes first"
 
 
 def test_learning_rate_never_reaches_zero() -> None:

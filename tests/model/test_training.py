@@ -27,6 +27,7 @@ from model.config import RunConfig, Scalar, build_run
 from model.corpus import Corpus, load_corpus
 from model.errors import CausalityError, CheckpointError, CorpusError, OtherDeviceError
 from model.evaluation import PLAUSIBLE_WORD_PERPLEXITY, Scores
+from model.schedules import plateaus
 from model.tokenizer import TokenizerChoice
 from model.tokens import Span, TokenizedCorpus, tokenize_corpus
 from model.training import Decision, Evaluation, load_history, train
@@ -433,7 +434,10 @@ def test_a_diverged_evaluation_is_neither_announced_nor_saved(small_corpus: Toke
     assert announced == list(result.history[:-1])
 
 
-@pytest.mark.parametrize(("decision", "outcome"), [(Decision.PRUNE, "pruned"), (Decision.INTERRUPT, "interrupted")])
+@pytest.mark.parametrize(
+    ("decision", "outcome"),
+    [(Decision.PRUNE, "pruned"), (Decision.INTERRUPT, "interrupted"), (Decision.STOP, "stopped")],
+)
 def test_an_observer_ends_the_run_after_its_checkpoint(
     decision: Decision, outcome: str, small_corpus: TokenizedCorpus, tmp_path: Path
 ) -> None:
@@ -456,7 +460,36 @@ def test_an_interruption_at_the_end_is_a_complete_run_and_a_pruned_end_is_pruned
         return train(tiny(evaluations=1), small_corpus, on_evaluation=lambda evaluation: decision).outcome
 
     assert outcome(Decision.INTERRUPT) == "complete"
+    assert outcome(Decision.STOP) == "complete"
     assert outcome(Decision.PRUNE) == "pruned"
+
+
+def test_every_update_is_told_and_a_batch_in_pieces_learns_the_same(small_corpus: TokenizedCorpus) -> None:
+    config = tiny(dropout=0.0, noise=0.0, memory_slots=0)
+    steps: list[int] = []
+    whole = train(config, small_corpus, on_update=steps.append)
+    assert steps == list(range(1, config.steps + 1))
+    pieces = train(config, small_corpus, micro_batch=1)
+    assert [each.val_loss for each in pieces.history] == pytest.approx(
+        [each.val_loss for each in whole.history], rel=1e-4
+    )
+
+
+def test_the_plateau_schedule_halves_the_rate_in_a_run_and_goes_on_exactly(
+    small_corpus: TokenizedCorpus, tmp_path: Path
+) -> None:
+    """At a rate too high to learn from, the loss soon stops falling."""
+    config = tiny(learning_rate=0.3, warmup=0.0, learning_rate_schedule="plateau", evaluations=8, budget_tokens=16_000)
+    whole = train(config, small_corpus)
+    rates = [evaluation.learning_rate for evaluation in whole.history]
+    assert rates[0] == 0.3
+    assert rates[-1] < 0.3
+    losses = [evaluation.val_loss for evaluation in whole.history]
+    assert rates == [0.3 * 0.5 ** plateaus(losses[:n]) for n in range(len(losses))]
+    path = tmp_path / "checkpoint.pt"
+    train(config, small_corpus, save_to=path, on_evaluation=interrupted_at({5}))
+    again = train(config, small_corpus, save_to=path, resume_from=path)
+    assert [each.val_loss for each in again.history] == losses
 
 
 def test_an_error_of_the_observer_passes_through(small_corpus: TokenizedCorpus) -> None:

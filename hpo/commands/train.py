@@ -1,0 +1,138 @@
+"""`hpo train`: the long run, of a study's trial or of a preset."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from hpo.commands.shared import INTERRUPTED, DataOption, StorageOption
+
+if TYPE_CHECKING:
+    from model.tokenizer import TokenizerChoice
+
+TokenizerKind = Literal["bpe", "word"]
+EPOCHS = 20
+
+
+def train(
+    study: Annotated[str | None, typer.Option("--from", metavar="STUDY", help="A study that `hpo run` made.")] = None,
+    trial: Annotated[
+        str,
+        typer.Option(metavar="N|best", help="Whose configuration; best: the finalists' winner, else the lowest loss."),
+    ] = "best",
+    preset: Annotated[str | None, typer.Option(metavar="NAME", help="A preset instead of a study.")] = None,
+    corpus: Annotated[
+        str | None, typer.Option(metavar="NAME|PATH", help="Text for a preset; default: WikiText-2, else auto.")
+    ] = None,
+    tokenizer: Annotated[TokenizerKind | None, typer.Option(help="For a preset; default: bpe.")] = None,
+    vocabulary: Annotated[
+        int | None, typer.Option(help="Tokens at most, for a preset; default: 8,192 of bpe, every one of word.")
+    ] = None,
+    epochs: Annotated[int, typer.Option(help="Passes over the training text.")] = EPOCHS,
+    batch_size: Annotated[int | None, typer.Option(help="Sequences per update.")] = None,
+    lr: Annotated[float | None, typer.Option(help="Peak learning rate.")] = None,
+    schedule: Annotated[
+        Literal["cosine", "constant", "plateau"] | None, typer.Option(help="Of the learning rate.")
+    ] = None,
+    dropout: Annotated[float | None, typer.Option(help="Share of activations that training drops.")] = None,
+    lambda_phi: Annotated[float | None, typer.Option(help="Weight of the Φ term.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Of weights, order of the text, dropout, noise.")] = None,
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="Any other value of a run, again and again.")
+    ] = None,
+    patience: Annotated[
+        int | None, typer.Option(metavar="N", help="Stop after N evaluations without a new lowest validation loss.")
+    ] = None,
+    micro_batch: Annotated[
+        int | None, typer.Option(metavar="N", help="Sequences at once; gradients of a batch add up. For little memory.")
+    ] = None,
+    tensorboard: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Write event files there; needs the extra `tensorboard`.")
+    ] = None,
+    data: DataOption = None,
+    storage: StorageOption = None,
+) -> None:
+    """Train a trial's or a preset's configuration for long; run it again to go on after an interruption."""
+    from hpo.errors import UsageError
+    from hpo.home import Home
+    from hpo.long_run import Conditions, describe, run_long
+    from hpo.publishing import publish_quietly
+    from hpo.run_request import (
+        PresetRequest,
+        TrialRequest,
+        prepare_preset_run,
+        prepare_trial_run,
+        read_values,
+    )
+    from hpo.storage import storage_url
+
+    if (study is None) == (preset is None):
+        raise UsageError("one of --from STUDY and --preset NAME says what to train")
+    conditions = Conditions(patience=patience, micro_batch=micro_batch, event_files=tensorboard)
+    named = {
+        "batch_size": batch_size,
+        "learning_rate": lr,
+        "learning_rate_schedule": schedule,
+        "dropout": dropout,
+        "lambda_phi": lambda_phi,
+        "seed": seed,
+    }
+    values: dict[str, Any] = {
+        **read_values(settings or []),
+        **{name: value for name, value in named.items() if value is not None},
+    }
+    home = Home.from_environment()
+    url = storage_url(storage, home)
+    if study is not None:
+        for option, given in (("--corpus", corpus), ("--tokenizer", tokenizer), ("--vocabulary", vocabulary)):
+            if given is not None:
+                raise UsageError(
+                    f"{option} belongs to --preset; the text of --from is the study's (--data: where it is)"
+                )
+        wanted = TrialRequest(study=study, trial=_trial(trial), epochs=epochs, values=values, data=data)
+        run = prepare_trial_run(url, home, wanted, typer.echo)
+    else:
+        assert preset is not None
+        if trial != "best":
+            raise UsageError("--trial belongs to --from STUDY")
+        if corpus is not None and data is not None:
+            raise UsageError("--corpus and --data both say what text to read; give one of them")
+        run = prepare_preset_run(
+            home,
+            PresetRequest(
+                preset=preset,
+                corpus=str(corpus or data or "auto"),
+                tokenizer=_choice(tokenizer, vocabulary),
+                epochs=epochs,
+                values=values,
+            ),
+            typer.echo,
+        )
+    typer.echo(f"{run.title} for {epochs} epochs, {run.config.training.budget_tokens:,} tokens")
+    try:
+        result = run_long(run, conditions, typer.echo)
+    except KeyboardInterrupt:
+        typer.echo("interrupted; the same command goes on from the last evaluation", err=True)
+        raise typer.Exit(INTERRUPTED) from None
+    for line in describe(run, result):
+        typer.echo(line)
+    if study is not None:
+        publish_quietly(url, study, typer.echo)
+
+
+def _trial(text: str) -> int | None:
+    from hpo.errors import UsageError
+
+    if text == "best":
+        return None
+    if not text.isdecimal():
+        raise UsageError(f"--trial takes a number or best, got {text!r}")
+    return int(text)
+
+
+def _choice(kind: TokenizerKind | None, vocabulary: int | None) -> TokenizerChoice:
+    from model.tokenizer import TokenizerChoice
+
+    return TokenizerChoice(kind=kind or "bpe", vocabulary=vocabulary or 0)
