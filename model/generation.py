@@ -198,7 +198,8 @@ class Reader:
         with mixed_precision(self.device):
             if self._past is not None:
                 last_B1 = torch.tensor([window[-1:] for window in windows], device=self.device)
-                self._past.begin(lengths_B[:, None] - 1, longest)
+                aligned = all(len(window) == longest for window in windows)
+                self._past.begin(lengths_B[:, None] - 1, longest, aligned=aligned)
                 hidden_BD = self.network(last_B1, self._past).hidden_BTD[:, 0]
             else:
                 tokens_BL = torch.tensor([window + [0] * (longest - len(window)) for window in windows])
@@ -212,7 +213,7 @@ class Reader:
         rows, longest = tokens_BL.shape
         if self.cached:
             self._past = Past(rows, self.length, self.device)
-            self._past.begin(torch.arange(longest, device=self.device).expand(rows, -1), longest)
+            self._past.begin(torch.arange(longest, device=self.device).expand(rows, -1), longest, aligned=True)
         hidden_BLD: Tensor = self.network(tokens_BL, self._past).hidden_BTD
         return hidden_BLD
 

@@ -33,24 +33,36 @@ class Past:
         self.end = 0  # no position from here on has been written
         self._layers: list[list[Tensor]] = []
         self._next = 0
-        self._visible_B1TK: Tensor
+        self._visible_B1TK: Tensor | None = None  # None: the tokens are the last ones of every sequence
         self._reading: Reading | None = None
 
-    def begin(self, positions_BT: Tensor, end: int) -> None:
-        """Tell where the tokens stand that are read next, and that all of them stand before `end`."""
+    def begin(self, positions_BT: Tensor, end: int, *, aligned: bool) -> None:
+        """Tell where the tokens stand that are read next.
+
+        Args:
+            positions_BT: of each.
+            end: all of them stand before it.
+            aligned: whether they stand right before it in every sequence; all of it from 0, or one token.
+        """
         self.positions_BT = positions_BT
         self.end = end
         self._next = 0
         kept_K = torch.arange(end, device=positions_BT.device)
-        self._visible_B1TK = (kept_K <= positions_BT[..., None])[:, None]
+        self._visible_B1TK = None if aligned else (kept_K <= positions_BT[..., None])[:, None]
 
     def attend(self, query_BHTE: Tensor, key_BHTE: Tensor, value_BHTE: Tensor) -> Tensor:
         """Keep the keys and values of an attention layer, and let its queries see all up to themselves."""
         heads, width = key_BHTE.shape[1], key_BHTE.shape[-1]
         kept = self._layer(2, (self.room, heads, width), key_BHTE)
+        first = self.end - key_BHTE.shape[2]
         for buffer, new in zip(kept, (key_BHTE, value_BHTE), strict=True):
-            buffer[self.rows_B1, self.positions_BT] = new.transpose(1, 2)
+            if self._visible_B1TK is None:
+                buffer[:, first : self.end] = new.transpose(1, 2)
+            else:
+                buffer[self.rows_B1, self.positions_BT] = new.transpose(1, 2)
         key, value = (buffer[:, : self.end].transpose(1, 2) for buffer in kept)
+        if self._visible_B1TK is None:
+            return F.scaled_dot_product_attention(query_BHTE, key, value, is_causal=first == 0)
         return F.scaled_dot_product_attention(query_BHTE, key, value, attn_mask=self._visible_B1TK)
 
     def taps(self, signal_BTD: Tensor, taps: int) -> list[Tensor]:
