@@ -24,6 +24,12 @@ def train_command(study_name: str, trial_number: int, epochs: int = LONG_RUN_EPO
     return f"hpo train --from {shell_quoted(study_name)} --trial {trial_number} --epochs {epochs}"
 
 
+def text_commands(study_name: str, trial_number: int) -> str:
+    """The commands that measure a trial's text, and write some."""
+    checkpoint = shell_quoted(f"{study_name}:{trial_number}")
+    return f'hpo evaluate {checkpoint}\nhpo generate {checkpoint} --prompt " The"'
+
+
 def replicate_command(study_name: str) -> str:
     """The command that runs the best configurations and the baseline under fresh seeds."""
     return f"hpo replicate {shell_quoted(study_name)}"

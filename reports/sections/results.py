@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from reports.catalogue import Catalogue
-from reports.commands import configuration_toml, train_command
+from reports.commands import configuration_toml, text_commands
 from reports.findings import Findings
 from reports.formats import count, duration, fixed, percent, perplexity, phi
 from reports.layout import Block, Section, bullets, fenced
@@ -31,12 +31,12 @@ def results(findings: Findings, say: Catalogue) -> Section | None:
 
 
 def generation(findings: Findings, say: Catalogue) -> Section | None:
-    """No study generates text: that is said, with the run that leaves something to generate from."""
+    """No study generates text: that is said, with the commands that do."""
     best = findings.chosen
     if best is None or not best.is_ours:
         return None
-    command = fenced("bash", train_command(findings.record.name, best.number))
-    return Section(title=say("generation.title"), blocks=(say("generation.none"), command))
+    commands = fenced("bash", text_commands(findings.record.name, best.number))
+    return Section(title=say("generation.title"), blocks=(say("generation.none"), commands))
 
 
 def configuration(findings: Findings, say: Catalogue) -> Section | None:

@@ -63,7 +63,7 @@ def test_results_are_those_of_the_chosen_trial():
 def test_no_generation_was_measured_and_that_is_said():
     text = "\n".join(lines(session(trial(5.0, slot=0)), "Quality of generated text"))
     assert text.startswith("Not measured")
-    assert "hpo train --from lambda_phi --trial 0 --epochs 20" in text
+    assert 'hpo evaluate lambda_phi:0\nhpo generate lambda_phi:0 --prompt " The"\n' in text
 
 
 def test_the_final_configuration_can_be_pasted():
