@@ -62,6 +62,7 @@ class Evaluation:
     tokens_per_s: float  # of training alone, since the last evaluation
     seconds: float  # spent on training and evaluations so far, over all processes that worked on the run
     peak_memory_bytes: int | None  # since the run began or went on: its tensors on a GPU, else the whole process
+    energy_joules: float | None = None  # that its GPU has taken meanwhile, over all processes, whoever else used it
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -55,6 +55,22 @@ def _quota(path: Path) -> int:
     return sys.maxsize if granted == "max" else int(granted) // int(period)
 
 
+def energy_joules(device: torch.device) -> float | None:
+    """What a GPU has taken since its driver was loaded, whoever used it; None where NVML does not tell."""
+    if device.type != "cuda":
+        return None
+    try:
+        import pynvml
+    except ImportError:  # where torch alone is installed
+        return None
+    try:
+        pynvml.nvmlInit()
+        uuid = f"GPU-{torch.cuda.get_device_properties(device).uuid}"  # numbers follow CUDA_VISIBLE_DEVICES
+        return float(pynvml.nvmlDeviceGetTotalEnergyConsumption(pynvml.nvmlDeviceGetHandleByUUID(uuid))) / 1000
+    except pynvml.NVMLError:  # no library, an old card, a part of a card
+        return None
+
+
 def describe(device: str) -> str:
     """The device and its machine in one line."""
     if device.startswith("cuda"):

@@ -30,7 +30,14 @@ from model.checkpoint import load_checkpoint, save_checkpoint
 from model.config import Architecture, RunConfig
 from model.errors import CheckpointError, OtherDeviceError
 from model.evaluation import Evaluation, score, too_good
-from model.hardware import compiles, forget_peak_memory, is_out_of_memory, keep_freed_memory, peak_memory_bytes
+from model.hardware import (
+    compiles,
+    energy_joules,
+    forget_peak_memory,
+    is_out_of_memory,
+    keep_freed_memory,
+    peak_memory_bytes,
+)
 from model.memory import Candidates
 from model.network import Network, build_network, source_digest
 from model.schedules import adapt_lambda, learning_rate_at, set_lambda
@@ -268,7 +275,7 @@ class Run:
 
     def advance(self, milestone: int) -> Evaluation:
         """Train up to a milestone and evaluate there. Nothing on the way waits for the device."""
-        started = time.perf_counter()
+        started, energy_before = time.perf_counter(), energy_joules(self.device)
         self.network.train()
         first_step = self.step
         sums = torch.zeros(2, device=self.device)
@@ -283,7 +290,17 @@ class Run:
         evaluation = self.evaluate(milestone, train_phi, delta_phi_loss, float(gradient_norm))
         self.seconds += time.perf_counter() - started
         tokens = (self.step - first_step) * self.config.tokens_per_step
-        return dataclasses.replace(evaluation, tokens_per_s=tokens / max(trained_s, 1e-9), seconds=self.seconds)
+        return dataclasses.replace(
+            evaluation,
+            tokens_per_s=tokens / max(trained_s, 1e-9),
+            seconds=self.seconds,
+            energy_joules=self.energy_since(energy_before),
+        )
+
+    def energy_since(self, before: float | None) -> float | None:
+        """All that the run has taken, by what its GPU's meter showed before; None where any of it is unknown."""
+        now, earlier = energy_joules(self.device), self.history[-1].energy_joules if self.history else 0.0
+        return None if now is None or before is None or earlier is None else earlier + now - before
 
     def update(self, sums: Tensor) -> Tensor:
         """One update; adds the batch's Φ and λ·ΔΦ to `sums` and returns the gradient norm before clipping."""

@@ -21,6 +21,7 @@ class Totals:
     tokens_saved: float | None  # what they would have read less what they read, over the pruned trials
     saved_percent: float | None  # of spent and saved together
     training_s: float | None  # training and evaluations
+    energy_joules: float | None  # of GPUs while trials trained; trials side by side on one each count all of it
     continued_trials: int  # went on after an interruption
     continuations: int
 
@@ -39,6 +40,7 @@ def sum_up(record: StudyRecord) -> Totals:
         tokens_saved=saved,
         saved_percent=100 * saved / (spent + saved) if spent and saved is not None else None,
         training_s=_sum([trial.measured.seconds for trial in trials]),
+        energy_joules=_sum([trial.measured.energy_joules for trial in trials]),
         continued_trials=sum(trial.continued > 0 for trial in trials),
         continuations=sum(trial.continued for trial in trials),
     )

@@ -6,10 +6,12 @@ from collections.abc import Iterator
 
 from reports.catalogue import Catalogue
 from reports.findings import Findings
-from reports.formats import count, hours, percent
+from reports.formats import count, fixed, hours, percent
 from reports.layout import Section, bullets
 from reports.markdown import Markdown
 from reports.totals import Totals
+
+JOULES_PER_KWH = 3.6e6
 
 
 def totals(findings: Findings, say: Catalogue) -> Section:
@@ -30,6 +32,8 @@ def _lines(sums: Totals, say: Catalogue) -> Iterator[Markdown]:
     share = "" if sums.saved_percent is None else say("totals.saved_share", p=percent(sums.saved_percent))
     yield Markdown(f"{say('totals.saved', tokens=count(sums.tokens_saved))}{share}")
     yield say("totals.time", time=hours(sums.training_s))
+    if sums.energy_joules is not None:
+        yield say("totals.energy", kwh=fixed(sums.energy_joules / JOULES_PER_KWH, 3))
     yield say(
         "totals.continued",
         trials=count(sums.continued_trials),

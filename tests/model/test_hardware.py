@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 import model.hardware
-from model.hardware import forget_peak_memory, keep_freed_memory, peak_memory_bytes
+from model.hardware import energy_joules, forget_peak_memory, keep_freed_memory, peak_memory_bytes
 
 CPU = torch.device("cpu")
 MIB = 2**20
@@ -41,3 +42,40 @@ def test_a_system_that_does_not_forget_or_tell_leaves_the_peak_of_the_process(
     forget_peak_memory(CPU)
     peak = peak_memory_bytes(CPU)
     assert peak is None or peak > 50 * MIB
+
+
+class NotSupported(Exception):
+    pass
+
+
+def meter(millijoules: int | None) -> SimpleNamespace:
+    """NVML of a machine with one GPU, as far as it is asked; None: of a card without a meter."""
+
+    def handle(uuid: str) -> str:
+        assert uuid == "GPU-6a1b"
+        return uuid
+
+    def taken(handle: str) -> int:
+        assert handle == "GPU-6a1b"
+        if millijoules is None:
+            raise NotSupported
+        return millijoules
+
+    return SimpleNamespace(
+        NVMLError=NotSupported,
+        nvmlInit=lambda: None,
+        nvmlDeviceGetHandleByUUID=handle,
+        nvmlDeviceGetTotalEnergyConsumption=taken,
+    )
+
+
+@pytest.mark.parametrize(("millijoules", "joules"), [(1_234_500, 1234.5), (None, None)])
+def test_energy_is_what_the_gpu_of_this_uuid_has_taken(
+    millijoules: int | None, joules: float | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(uuid="6a1b"))
+    monkeypatch.setitem(sys.modules, "pynvml", meter(millijoules))
+    assert energy_joules(torch.device("cuda")) == joules
+    assert energy_joules(CPU) is None
+    monkeypatch.setitem(sys.modules, "pynvml", None)  # not installed
+    assert energy_joules(torch.device("cuda")) is None

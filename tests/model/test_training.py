@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import math
 import os
@@ -490,6 +491,20 @@ def test_the_plateau_schedule_halves_the_rate_in_a_run_and_goes_on_exactly(
     train(config, small_corpus, save_to=path, on_evaluation=interrupted_at({5}))
     again = train(config, small_corpus, save_to=path, resume_from=path)
     assert [each.val_loss for each in again.history] == losses
+
+
+def test_energy_adds_up_over_the_processes_of_a_run(
+    small_corpus: TokenizedCorpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    meter = itertools.count(0.0, 5.0)  # five joules from one reading to the next
+    monkeypatch.setattr(model.training, "energy_joules", lambda device: next(meter))
+    config, path = tiny(evaluations=4), tmp_path / "checkpoint.pt"
+    train(config, small_corpus, save_to=path, on_evaluation=interrupted_at({2}))
+    next(meter)  # what is taken between the two is nobody's
+    history = train(config, small_corpus, save_to=path, resume_from=path).history
+    assert [evaluation.energy_joules for evaluation in history] == [5.0, 10.0, 15.0, 20.0]
+    monkeypatch.setattr(model.training, "energy_joules", lambda device: None)
+    assert {evaluation.energy_joules for evaluation in train(config, small_corpus).history} == {None}
 
 
 def test_an_error_of_the_observer_passes_through(small_corpus: TokenizedCorpus) -> None:

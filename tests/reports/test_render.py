@@ -178,6 +178,13 @@ def test_the_totals_are_told():
     assert "**Tokens saved by pruning**: 240,032, 26.7 % of what all would have read" in document
     assert "**Training time**: 0.02 h" in document
     assert "1 of 3 trials, once in all" in document
+    assert "Energy" not in document, "no GPU's meter was read"
+
+
+def test_the_energy_of_the_gpus_is_told_where_they_have_a_meter():
+    metered = {"energy_joules": 1.8e6}
+    document = markdown(trial(slot=0, measured=metered), trial(measured=metered), pruned(milestones=2))
+    assert "**Energy of the GPUs meanwhile**: 1.000 kWh, by NVML" in document
 
 
 def test_other_budgets_are_not_compared():
