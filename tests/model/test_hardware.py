@@ -24,7 +24,7 @@ def test_the_peak_of_an_earlier_run_is_forgotten_and_so_is_what_it_freed() -> No
     held = torch.ones(64 * MIB)
     with_tensor = peak_memory_bytes(CPU)
     del held
-    assert peak_memory_bytes(CPU) == with_tensor
+    assert peak_memory_bytes(CPU) == pytest.approx(with_tensor, abs=MIB)  # the kernel counts in batches of pages
     forget_peak_memory(CPU)
     after = peak_memory_bytes(CPU)
     assert before is not None
