@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from hpo.errors import UsageError
+from hpo.errors import StorageError, UsageError
 from hpo.home import Home
 from hpo.storage import open_database, storage_errors, storage_url
-from hpo.sweep import open_sweep
+from hpo.sweep import open_sweep, study_names
 
 PATTERN = "checkpoint-*.pt"
 
@@ -25,7 +25,8 @@ def find_checkpoint(named: str, storage: str | None, home: Home) -> Path:
     study, colon, number = named.rpartition(":")
     if not colon:
         study, number = named, ""
-    if path.suffix or len(path.parts) > 1 or (colon and not number.isdigit()):
+    reads_as_path = bool(path.suffix) or len(path.parts) > 1
+    if (colon and not number.isdigit()) or (reads_as_path and not _is_study(url, study)):
         raise UsageError(f"{named}: no such file; a checkpoint is a path, STUDY or STUDY:TRIAL")
     with storage_errors(url):
         sweep = open_sweep(open_database(url, create=False), study)
@@ -38,3 +39,12 @@ def find_checkpoint(named: str, storage: str | None, home: Home) -> Path:
     if not found:
         raise UsageError(f"trial {trial} of study {study!r} has no checkpoint in {folder}; complete trials keep theirs")
     return found[-1]
+
+
+def _is_study(url: str, name: str) -> bool:
+    """Whether there is a study of this name; where there is no database there is none."""
+    try:
+        with storage_errors(url):
+            return name in study_names(open_database(url, create=False))
+    except StorageError:
+        return False

@@ -172,7 +172,7 @@ def test_checkpoints_that_cannot_be(hpo: Hpo, checkpoint: Path, tmp_path: Path) 
 # ---------------------------------------------------------------------------------------------- a study's trials
 
 STUDY = """
-name = "small"
+name = "small/v1.2"
 trials = 1
 [run]
 preset = "nano"
@@ -200,12 +200,13 @@ def test_a_study_and_a_trial_name_their_checkpoints(
         (text / f"{split}.txt").write_text("the cat sat on the mat and the dog on the cat\n" * 200, encoding="utf-8")
     Path("small.toml").write_text(STUDY, encoding="utf-8")
     refused(hpo("generate", "small", "--prompt", "the"), "studies.db")
+    refused(hpo("generate", "small/v1.2", "--prompt", "the"), "small/v1.2: no such file")
     assert hpo("run", "--study", "small.toml", "--data", text, "--workers", "1").code == 0
-    best = hpo("generate", "small", "--prompt", "the", "--no-stream")
+    best = hpo("generate", "small/v1.2", "--prompt", "the", "--no-stream")
     assert best.code == 0
     assert best.out.startswith("the")
-    assert hpo("generate", "small:0", "--prompt", "the", "--no-stream").out == best.out
-    refused(hpo("generate", "small:7", "--prompt", "the"), "trial 7 of study 'small' has no checkpoint")
+    assert hpo("generate", "small/v1.2:0", "--prompt", "the", "--no-stream").out == best.out
+    refused(hpo("generate", "small/v1.2:7", "--prompt", "the"), "trial 7 of study 'small/v1.2' has no checkpoint")
     refused(hpo("generate", "large", "--prompt", "the"), "unknown study 'large'")
     shutil.rmtree(tmp_path / "runs" / "studies")
-    refused(hpo("generate", "small", "--prompt", "the"), "has no checkpoint")
+    refused(hpo("generate", "small/v1.2", "--prompt", "the"), "has no checkpoint")
