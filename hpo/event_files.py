@@ -51,6 +51,6 @@ def _writer(folder: Path, after: int) -> SummaryWriter:
     except ImportError as error:
         raise UsageError("--tensorboard needs TensorBoard: pip install 'assay-hpo[tensorboard]'") from error
     try:
-        return SummaryWriter(str(folder), purge_step=after + 1 if after else None)
+        return SummaryWriter(str(folder), purge_step=after + 1)
     except OSError as error:
         raise UsageError(f"--tensorboard {folder}: cannot be written ({error.strerror})") from error

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import math
 import os
 import shutil
@@ -11,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from filelock import FileLock, Timeout
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -19,6 +21,7 @@ from hpo.event_files import EventFiles
 from hpo.run_record import RunRecord
 from hpo.view import clock
 from model.config import RunConfig
+from model.errors import CheckpointError
 from model.evaluation import Evaluation
 from model.hardware import cpu_cores, default_device
 from model.schedules import evaluations_without_progress
@@ -62,32 +65,38 @@ def run_long(run: LongRun, conditions: Conditions, announce: Callable[[str], Non
     """Train to the end of the budget, from the run's checkpoint where there is one; a line per evaluation.
 
     Raises:
-        UsageError: event files are wanted and TensorBoard is not installed.
+        UsageError: another process trains this run; or event files are wanted and TensorBoard is not installed.
         ModelError: as `model.training.train`.
         KeyboardInterrupt: what was done since the last evaluation is lost, nothing else.
     """
     torch.set_num_threads(cpu_cores())
+    with _alone(run):
+        result = _train(run, conditions, announce)
+        run.record.end(result.outcome, result.reason)
+    return result
+
+
+def _train(run: LongRun, conditions: Conditions, announce: Callable[[str], None]) -> TrainingResult:
     resume_from = run.checkpoint if run.checkpoint.is_file() else None
-    history = list(load_history(resume_from)) if resume_from else []
-    if not history:
-        run.record.restart()
+    history = [] if resume_from is None else _history(run)
+    run.record.begin(history)
     for evaluation in history:
         announce(f"{_line(run, evaluation)} (before)")
     if history:
         _keep_best(run, history)  # a process that died may have saved its last checkpoint and not this one
     if _out_of_patience(history, conditions) and len(history) < run.config.training.evaluations:
-        return _ended(run, TrainingResult(outcome="stopped", reason=_stopped(history), history=tuple(history)))
+        return TrainingResult(outcome="stopped", reason=_stopped(history), history=tuple(history))
 
-    with _event_files(conditions, history) as events, _live(run, history) as on_update:
+    with _event_files(conditions, history) as events, _live(run, history, announce) as (on_update, say):
 
         def tell(evaluation: Evaluation) -> Decision:
             history.append(evaluation)
             _keep_best(run, history)
-            announce(_line(run, evaluation))
+            say(_line(run, evaluation))
             events.add(evaluation)
             projection = run.record.add(history)
             if projection is not None:
-                announce(_expectation(projection))
+                say(_expectation(projection))
             return Decision.STOP if _out_of_patience(history, conditions) else Decision.CONTINUE
 
         result = train(
@@ -100,21 +109,47 @@ def run_long(run: LongRun, conditions: Conditions, announce: Callable[[str], Non
             on_evaluation=tell,
             on_update=on_update,
         )
-    return _ended(run, result)
+    if result.outcome == "diverged":
+        announce(_line(run, result.history[-1]))
+    return dataclasses.replace(result, reason=_stopped(history)) if result.outcome == "stopped" else result
 
 
 def describe(run: LongRun, result: TrainingResult) -> Iterator[str]:
     """Lines on how it ended: the best evaluation, its checkpoint, and what projections were worth."""
-    yield f"{result.outcome}: {result.reason} · {run.checkpoint}"
+    where = f" · {run.checkpoint}" if run.checkpoint.is_file() else ""
+    yield f"{result.outcome}: {result.reason}{where}"
     if run.best_checkpoint.is_file():
         best = min(result.history, key=_loss)
         yield f"best: epoch {best.epoch:.2f}, val ppl {best.val_ppl:.2f} · {run.best_checkpoint}"
     yield from map(_outcome, run.record.scores)
 
 
-def _ended(run: LongRun, result: TrainingResult) -> TrainingResult:
-    run.record.end(result.outcome, result.reason)
-    return result
+@contextlib.contextmanager
+def _alone(run: LongRun) -> Iterator[None]:
+    """One process at a time: two would take each other's checkpoints for their own."""
+    lock = FileLock(run.checkpoint.with_name(f".{run.checkpoint.stem}.lock"), timeout=0)
+    try:
+        run.checkpoint.parent.mkdir(parents=True, exist_ok=True)
+        lock.acquire()
+    except Timeout as error:
+        raise UsageError(f"{run.checkpoint}: another process trains this run; it ends or is stopped first") from error
+    except OSError as error:
+        raise UsageError(f"{run.checkpoint.parent}: cannot be written ({error.strerror})") from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _history(run: LongRun) -> list[Evaluation]:
+    """The evaluations of the last checkpoint."""
+    try:
+        return list(load_history(run.checkpoint))
+    except CheckpointError as error:
+        if not run.best_checkpoint.is_file():
+            raise
+        best = run.best_checkpoint
+        raise CheckpointError(f"{error}, and goes on from its best with {best} copied to its place") from error
 
 
 def _loss(evaluation: Evaluation) -> float:
@@ -136,13 +171,18 @@ def _keep_best(run: LongRun, history: Sequence[Evaluation]) -> None:
     if min(history, key=_loss) is not history[-1]:
         return
     draft = run.best_checkpoint.with_name(f".{run.best_checkpoint.name}.{os.getpid()}")
-    with contextlib.suppress(FileNotFoundError):
-        draft.unlink()
     try:
-        os.link(run.checkpoint, draft)
-    except OSError:  # a file system without links
-        shutil.copyfile(run.checkpoint, draft)
-    os.replace(draft, run.best_checkpoint)
+        draft.unlink(missing_ok=True)
+        try:
+            os.link(run.checkpoint, draft)
+        except OSError:  # a file system without links
+            shutil.copyfile(run.checkpoint, draft)
+        os.replace(draft, run.best_checkpoint)
+    except OSError as error:
+        raise CheckpointError(f"{run.best_checkpoint}: checkpoint cannot be written ({error.strerror})") from error
+    finally:
+        with contextlib.suppress(OSError):
+            draft.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
@@ -156,18 +196,24 @@ def _event_files(conditions: Conditions, history: Sequence[Evaluation]) -> Itera
 
 
 @contextlib.contextmanager
-def _live(run: LongRun, history: Sequence[Evaluation]) -> Iterator[Callable[[int], object]]:
-    """A line that moves, in a terminal; what is announced appears above it."""
+def _live(
+    run: LongRun, history: Sequence[Evaluation], announce: Callable[[str], None]
+) -> Iterator[tuple[Callable[[int], object], Callable[[str], None]]]:
+    """A line that moves, in a terminal: what tells it of updates, and what writes above it."""
     console = Console()
     if not console.is_terminal:
-        yield lambda step: None
+        yield (lambda step: None), announce
         return
     columns = (TextColumn("epoch {task.fields[epoch]:5.2f}"), BarColumn(), TimeRemainingColumn(compact=True))
     with Progress(*columns, console=console, transient=True, refresh_per_second=2, speed_estimate_period=300) as shown:
         per_epoch = run.config.steps / run.epochs
         begun = history[-1].step if history else 0
         task = shown.add_task("", total=run.config.steps, completed=begun, epoch=begun / per_epoch)
-        yield lambda step: shown.update(task, completed=step, epoch=step / per_epoch)
+
+        def say(line: str) -> None:
+            shown.console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+        yield (lambda step: shown.update(task, completed=step, epoch=step / per_epoch)), say
 
 
 def _expectation(projection: Projection) -> str:

@@ -110,11 +110,18 @@ class RunRecord:
     ) -> None:
         self.shelf, self.name = shelf, name
         self.fresh: dict[str, Any] = {"trial": trial, "epochs": epochs, "parameters": dict(parameters)}
-        self.content: dict[str, Any] = dict(shelf.records().get(name) or self._begun())
+        self.content: dict[str, Any] = _read(shelf.records().get(name)) or self._begun()
 
-    def restart(self) -> None:
-        """Forget what a run of these values did that nothing is left of: it begins anew."""
-        self.content = self._begun()
+    def begin(self, history: Sequence[Evaluation]) -> None:
+        """The run goes on from these evaluations, and has not ended; without any it begins anew, all else forgotten."""
+        if not history:
+            self.content = self._begun()
+        self._is_under_way(history)
+
+    def _is_under_way(self, history: Sequence[Evaluation]) -> None:
+        ended = ("outcome", "reason", "ended_at")
+        self.content = {name: value for name, value in self.content.items() if name not in ended}
+        self.content["history"] = [_kept(evaluation) for evaluation in history]
 
     def _begun(self) -> dict[str, Any]:
         return {**self.fresh, "projections": [], "started_at": time.time()}
@@ -125,7 +132,7 @@ class RunRecord:
         Returns:
             The new projection, if one was made.
         """
-        self.content["history"] = [_kept(evaluation) for evaluation in history]
+        self._is_under_way(history)
         projection = self._projected(history)
         if projection is not None:
             self.content["projections"].append({"made_at": time.time(), **projection.as_json()})
@@ -175,6 +182,13 @@ class RunRecord:
             self.shelf.put(self.name, self.content)
         except (OptunaError, SQLAlchemyError, OSError, UsageError) as error:
             logger.warning("there is no record of this run: %s", error)
+
+
+def _read(content: object) -> dict[str, Any] | None:
+    """The record of a run; None where it is something that another hand wrote there."""
+    if not isinstance(content, Mapping) or not isinstance(content.get("projections"), list):
+        return None
+    return None if long_run("", content, "") is None else dict(content)
 
 
 def _kept(evaluation: Evaluation) -> dict[str, Any]:

@@ -24,12 +24,14 @@ from hpo.sweep import Sweep, open_sweep
 from hpo.text import check_same_text, load_text
 from model.config import PRESETS, RUNS_VERSION, RunConfig, Scalar, build_run, parameter_type
 from model.corpus import load_corpus
+from model.network import source_digest
 from model.tokenizer import TokenizerChoice
 from model.tokens import TokenizedCorpus, tokenize_corpus
 from reports.finalists import judge, read_finalists
 
 LEAST_EVALUATIONS = 10
 EVALUATION_SHARE = 4  # tokens trained between two evaluations for each that an evaluation reads, at least
+BOUNDLESS: Mapping[str, Scalar] = {"budget_tokens": 2**53}  # while it is not known how long the text is
 OWN = ("preset", "budget_tokens", "evaluations", "evaluation_tokens")  # which follow from other options
 
 
@@ -76,6 +78,7 @@ def prepare_trial_run(url: str, home: Home, request: TrialRequest, announce: Cal
     corpus = load_text(sweep.spec, request.data, sweep, home, announce)
     check_same_text(sweep, corpus)
     check_same_network(sweep)
+    corpus.check_length(build_run({**recorded, **request.values, **BOUNDLESS}).architecture.sequence_length)
     config = _stretched({**recorded, **request.values}, corpus, request.epochs)
     changed = config != _stretched(recorded, corpus, request.epochs)
     name = f"trial-{number:05d}-epochs-{request.epochs}" + (f"-{config.digest()[:8]}" if changed else "")
@@ -110,11 +113,13 @@ def prepare_preset_run(home: Home, request: PresetRequest, announce: Callable[[s
     if request.preset not in PRESETS:
         raise UsageError(f"--preset: unknown preset {request.preset!r}, one of {', '.join(PRESETS)}")
     named = {"preset": request.preset, **request.values}
-    build_run(named)  # before minutes are spent on a tokenizer
+    architecture = build_run({**named, **BOUNDLESS}).architecture  # refused before minutes are spent on a tokenizer
+    if architecture.network:
+        source_digest(architecture.network)
     text = load_corpus(request.corpus, home.cache / "corpora", announce)
     corpus = tokenize_corpus(text, request.tokenizer, home.cache / "tokens")
-    config = _stretched({**build_run(named).parameters(), **request.values}, corpus, request.epochs)
-    corpus.check_length(config.architecture.sequence_length)
+    corpus.check_length(architecture.sequence_length)
+    config = _stretched(build_run({**named, **BOUNDLESS}).parameters(), corpus, request.epochs)
     digests = hashlib.sha256(f"{corpus.corpus_digest} {corpus.tokenizer.digest}".encode()).hexdigest()
     folder = home.trained(corpus.corpus_name, digests[:8])
     name = f"{request.preset}-epochs-{request.epochs}-{config.digest()[:8]}"
@@ -166,6 +171,12 @@ def _stretched(values: Mapping[str, Scalar], corpus: TokenizedCorpus, epochs: in
     evaluations = epochs * -(-LEAST_EVALUATIONS // epochs)  # a whole number of them per epoch
     affordable = budget // evaluations // EVALUATION_SHARE
     tokens = max(int(values["evaluation_tokens"]), min(corpus.tokens("valid"), affordable))
+    steps = build_run({**values, **BOUNDLESS, "budget_tokens": budget, "evaluations": 1}).steps
+    if steps < evaluations:
+        raise UsageError(
+            f"{steps} updates in {epochs} epochs of this text are fewer than {evaluations} evaluations; "
+            "a smaller --batch-size, or more --epochs"
+        )
     return build_run({**values, "budget_tokens": budget, "evaluations": evaluations, "evaluation_tokens": tokens})
 
 

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 TokenizerKind = Literal["bpe", "word"]
 EPOCHS = 20
+FAILED = 3  # exit code of a run that diverged or found no memory, as `hpo watch` has it for studies
 
 
 def train(
@@ -54,7 +55,10 @@ def train(
     data: DataOption = None,
     storage: StorageOption = None,
 ) -> None:
-    """Train a trial's or a preset's configuration for long; run it again to go on after an interruption."""
+    """Train a trial's or a preset's configuration for long; run it again to go on after an interruption.
+
+    Exit codes: 0 complete or stopped, 1 a wrong argument, 3 it diverged or found no memory, 130 interrupted.
+    """
     from hpo.errors import UsageError
     from hpo.home import Home
     from hpo.long_run import Conditions, describe, run_long
@@ -97,6 +101,8 @@ def train(
         assert preset is not None
         if trial != "best":
             raise UsageError("--trial belongs to --from STUDY")
+        if storage is not None:
+            raise UsageError("--storage belongs to --from STUDY; a preset's run is in no study")
         if corpus is not None and data is not None:
             raise UsageError("--corpus and --data both say what text to read; give one of them")
         run = prepare_preset_run(
@@ -110,7 +116,8 @@ def train(
             ),
             typer.echo,
         )
-    typer.echo(f"{run.title} for {epochs} epochs, {run.config.training.budget_tokens:,} tokens")
+    times = "1 epoch" if epochs == 1 else f"{epochs} epochs"
+    typer.echo(f"{run.title} for {times}, {run.config.training.budget_tokens:,} tokens")
     try:
         result = run_long(run, conditions, typer.echo)
     except KeyboardInterrupt:
@@ -120,6 +127,8 @@ def train(
         typer.echo(line)
     if study is not None:
         publish_quietly(url, study, typer.echo)
+    if result.outcome in ("diverged", "out_of_memory"):
+        raise typer.Exit(FAILED)
 
 
 def _trial(text: str) -> int | None:

@@ -83,7 +83,7 @@ def test_a_run_that_begins_anew_forgets_what_the_lost_one_did() -> None:
     record.add(evaluations(20))
     record.end("complete", "all of it")
     again = record_of(study)
-    again.restart()
+    again.begin([])
     assert again.add(evaluations(1)) is not None
     run = only_run(study)
     assert not run.is_complete
@@ -131,3 +131,24 @@ def test_a_run_that_stopped_early_scores_no_projection() -> None:
     record.add(evaluations(16))
     record.end("stopped", "no progress")
     assert record.scores == ()
+    record.add(evaluations(17))
+    assert "outcome" not in record.content, "it went on"
+
+
+def test_what_a_process_did_not_live_to_record_is_there_after_the_next() -> None:
+    study = optuna.create_study()
+    record_of(study).add(evaluations(19))
+    record = record_of(study)
+    record.begin(evaluations(20))
+    record.end("complete", "all of it")
+    run = only_run(study)
+    assert run.is_complete
+    assert run.curve is not None
+    assert run.curve.epochs[-1] == 20
+
+
+@pytest.mark.parametrize("content", ["[1, 2]", '{"a": 1}', '{"trial": 1, "epochs": 20}', "3", "null"])
+def test_a_file_that_is_no_record_is_written_anew(content: str, tmp_path: Path) -> None:
+    (tmp_path / "first.json").write_text(content, encoding="utf-8")
+    record = RunRecord(FolderShelf(tmp_path), "first", trial=None, epochs=20, parameters={})
+    assert record.add(evaluations(1)) is not None

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import pydoc_data.topics
+import re
 import subprocess
 import sys
 import time
@@ -20,6 +22,7 @@ from hpo.home import Home
 from hpo.long_run import Conditions, LongRun, run_long
 from hpo.run_request import PresetRequest, prepare_preset_run, read_values
 from model.checkpoint import load_checkpoint
+from model.errors import CheckpointError
 from model.evaluation import Evaluation
 from model.tokenizer import TokenizerChoice
 from model.training import Decision, TrainingResult, load_history
@@ -90,7 +93,7 @@ def test_words_are_a_tokenizer_too(hpo: Hpo, text: Path, home: Path) -> None:
     assert load_checkpoint(last)["tokenizer"]["kind"] == "word"
 
 
-def test_event_files_hold_every_evaluation_once_although_the_run_was_interrupted(
+def test_event_files_hold_every_evaluation_once_although_the_run_was_begun_twice(
     hpo: Hpo, text: Path, home: Path, tmp_path: Path
 ) -> None:
     pytest.importorskip("tensorboard")
@@ -98,8 +101,12 @@ def test_event_files_hold_every_evaluation_once_although_the_run_was_interrupted
 
     folder = tmp_path / "events"
     call = ("train", "--preset", "nano", "--data", text, "--vocabulary", "300", "--epochs", "1", *SMALL)
-    whole = hpo(*call, "--patience", "1000", "--tensorboard", folder)
-    assert whole.code == 0, whole.err
+    for _ in range(2):
+        for path in (home / "trained").glob("*/*.pt"):
+            path.unlink()
+        whole = hpo(*call, "--tensorboard", folder)
+        assert whole.code == 0, whole.err
+        time.sleep(1.1)  # the names of event files hold seconds
     [last] = [path for path in (home / "trained").glob("*/*.pt") if not path.stem.endswith("-best")]
     events = EventAccumulator(str(folder)).Reload()
     history = load_history(last)
@@ -138,6 +145,56 @@ def test_a_killed_run_goes_on_from_its_last_evaluation_and_ctrl_c_says_so(text: 
     [last] = [path for path in (home / "trained").glob("*/*.pt") if not path.stem.endswith("-best")]
     assert [each.milestone for each in load_history(last)] == list(range(1, 17))
     assert "projected after epoch 8: ppl" in ended.stdout
+
+
+def test_a_run_that_diverges_says_so_names_no_file_that_is_not_there_and_fails(
+    hpo: Hpo, text: Path, home: Path
+) -> None:
+    call = ("train", "--preset", "nano", "--data", text, "--vocabulary", "300", "--epochs", "1", *SMALL)
+    answer = hpo(*call, "--lr", "1e300")
+    assert answer.code == 3
+    assert answer.out.splitlines()[-2].startswith("epoch  0.1")
+    assert re.fullmatch(r"diverged: validation loss \w+ at [\d,]+ tokens", answer.out.splitlines()[-1])
+
+
+def test_updates_too_large_for_the_text_are_one_line(hpo: Hpo, text: Path, home: Path) -> None:
+    call = ("train", "--preset", "nano", "--data", text, "--vocabulary", "300", "--epochs", "3")
+    answer = hpo(*call, "--batch-size", "1000000", *SMALL)
+    assert answer.code == 1
+    assert answer.err.startswith("hpo: 1 updates in 3 epochs of this text are fewer than 12 evaluations; a smaller")
+    answer = hpo(*call, "--set", "sequence_length=1000000")
+    assert answer.code == 1
+    assert "1000000" in answer.err or "1,000,000" in answer.err
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="terminals of POSIX")
+def test_in_a_terminal_evaluations_stand_above_the_line_that_moves(text: Path, home: Path) -> None:
+    command = [
+        sys.executable, "-m", "hpo", "train", "--preset", "nano", "--data", str(text), "--vocabulary", "300",
+        "--epochs", "2", *SMALL,
+    ]  # fmt: skip
+    ours, theirs = os.openpty()
+    environment = {**os.environ, "TERM": "xterm", "COLUMNS": "100"}
+    process = subprocess.Popen(command, stdout=theirs, stderr=theirs, stdin=theirs, env=environment)
+    os.close(theirs)
+    written = b""
+    while part := _read(ours):
+        written += part
+    os.close(ours)
+    assert process.wait() == 0
+    lines = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "\r", written.decode()).split("\n")
+    shown = [line.rstrip("\r").rpartition("\r")[2] for line in lines]
+    evaluations = [line for line in shown if "val ppl" in line and "best:" not in line]
+    assert len(evaluations) == 10
+    assert all(line.startswith("epoch ") and "━" not in line for line in evaluations)
+    assert "━" in written.decode()
+
+
+def _read(terminal: int) -> bytes:
+    try:
+        return os.read(terminal, 65536)
+    except OSError:  # Linux's way to say that the other end is closed
+        return b""
 
 
 # ---------------------------------------------------------------------------------------------- patience
@@ -217,6 +274,41 @@ def test_a_file_system_without_links_gets_a_copy(text: Path, tmp_path: Path, mon
     assert json.loads(run.best_checkpoint.read_text(encoding="utf-8")) == [5.0]
 
 
+def test_a_run_is_trained_by_one_process_at_a_time(text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    trains_with([5.0, 4.0], monkeypatch)
+    run = prepared(text, tmp_path)
+    said: list[str] = []
+
+    def second(line: str) -> None:
+        with pytest.raises(UsageError, match="another process trains this run"):
+            run_long(run, Conditions(), said.append)
+        said.append(line)
+
+    run_long(run, Conditions(), second)
+    assert len(said) == 4  # two evaluations, two projections
+
+
+def test_a_best_checkpoint_that_cannot_be_written_is_one_line(
+    text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trains_with([5.0], monkeypatch)
+    run = prepared(text, tmp_path)
+    run.best_checkpoint.mkdir(parents=True)
+    with pytest.raises(CheckpointError, match=r"-best\.pt: checkpoint cannot be written"):
+        run_long(run, Conditions(), lambda line: None)
+    assert not list(run.checkpoint.parent.glob(".*.pt.*"))
+
+
+def test_a_damaged_checkpoint_names_the_best_one(text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = prepared(text, tmp_path)
+    with monkeypatch.context() as patched:
+        trains_with([5.0, 4.0], patched)
+        run_long(run, Conditions(), lambda line: None)
+    run.checkpoint.write_bytes(b"torn")
+    with pytest.raises(CheckpointError, match=r"starts over, and goes on from its best with .*-best"):
+        run_long(run, Conditions(), lambda line: None)
+
+
 # ---------------------------------------------------------------------------------------------- bad input
 
 
@@ -238,6 +330,8 @@ def test_a_file_system_without_links_gets_a_copy(text: Path, tmp_path: Path, mon
         (("--preset", "nano", "--set", "budget_tokens=5"), ("budget_tokens", "--epochs")),
         (("--preset", "nano", "--set", "tie_embeddings=1"), ("tie_embeddings", "bool")),
         (("--preset", "nano", "--corpus", "/no/such/place"), ("/no/such/place",)),
+        (("--preset", "nano", "--storage", "sqlite:///x.db"), ("--storage", "--from")),
+        (("--preset", "nano", "--set", "network=nowhere:Net"), ("nowhere",)),
         (("--from", "x", "--corpus", "wikitext-2"), ("--corpus", "--preset")),
         (("--from", "x", "--trial", "first"), ("--trial", "first")),
     ],
