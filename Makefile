@@ -8,6 +8,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 TRIALS ?= 40
+# quick tests side by side; those that start processes or train for long one after another
+PYTEST = $(BIN)/pytest -m "not slow" -n 2 --dist loadfile && $(BIN)/pytest -m slow
 
 .PHONY: run test check chaos bench format install install-test
 
@@ -16,14 +18,14 @@ run: install
 	$(BIN)/hpo report --format markdown
 
 test: install-test
-	$(BIN)/pytest
+	$(PYTEST)
 
 check: install-test
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/pytest
+	$(PYTEST)
 
 chaos: install-test
 	$(BIN)/python tests/hpo/chaos.py --storage sqlite --outages 12

@@ -23,9 +23,11 @@ from torch import Tensor, nn
 
 from model.config import Scalar, build_run
 from model.corpus import load_corpus
+from model.evaluation import score
 from model.hardware import keep_freed_memory
 from model.tokenizer import TokenizerChoice
 from model.tokens import Span, TokenizedCorpus, tokenize_corpus
+from model.trained import load_trained
 from model.training import train
 
 WIDTH, HEADS, LAYERS, DROPOUT = 200, 2, 2, 0.2
@@ -66,7 +68,7 @@ def pieces(span: Span) -> list[tuple[Tensor, Tensor]]:
 
 
 def train_example(corpus: TokenizedCorpus, budget_tokens: int, seed: int) -> dict[str, float]:
-    """Train the example's network over the text until the budget is read; its perplexity on the validation split."""
+    """Train the example's network over the text until the budget is read; its perplexities on held-out text."""
     torch.manual_seed(seed)
     network = ExampleTransformer(corpus.tokenizer.vocabulary)
     parts = pieces(corpus.span("train"))
@@ -81,7 +83,8 @@ def train_example(corpus: TokenizedCorpus, budget_tokens: int, seed: int) -> dic
                 parameter.sub_(parameter.grad, alpha=LEARNING_RATE)
         read += STREAMS * PIECE
     seconds = time.perf_counter() - started
-    return {"val_word_ppl": evaluate_example(network, corpus.span("valid")), "seconds": seconds}
+    valid, test = (evaluate_example(network, corpus.span(split)) for split in ("valid", "test"))
+    return {"val_word_ppl": valid, "test_word_ppl": test, "seconds": seconds}
 
 
 @torch.no_grad()
@@ -99,8 +102,12 @@ def train_ours(corpus: TokenizedCorpus, budget_tokens: int, seed: int) -> dict[s
     """Train our network of equal width, layers and heads."""
     shape: dict[str, Scalar] = {"preset": "nano", "width": WIDTH, "heads": HEADS, "layers": LAYERS}
     config = build_run({**shape, "dropout": DROPOUT, "budget_tokens": budget_tokens, "seed": seed, "evaluations": 4})
-    last = train(config, corpus).history[-1]
-    return {"val_word_ppl": last.val_word_ppl, "seconds": last.seconds}
+    with tempfile.TemporaryDirectory(prefix="hpo-learning-") as folder:
+        checkpoint = Path(folder) / "checkpoint.pt"
+        last = train(config, corpus, save_to=checkpoint).history[-1]
+        network = load_trained(checkpoint).network
+    test = score(network, corpus.span("test"), torch.device("cpu")).word_perplexity
+    return {"val_word_ppl": last.val_word_ppl, "test_word_ppl": test, "seconds": last.seconds}
 
 
 def main() -> None:
@@ -118,7 +125,8 @@ def main() -> None:
         ratio = ours["val_word_ppl"] / example["val_word_ppl"]
         print(
             f"{corpus.name}, {words.tokenizer.vocabulary:,} words, {budget:,} tokens: validation perplexity per word "
-            f"{ours['val_word_ppl']:.1f} ours, {example['val_word_ppl']:.1f} the example's: ratio {ratio:.2f}"
+            f"{ours['val_word_ppl']:.1f} ours, {example['val_word_ppl']:.1f} the example's: ratio {ratio:.2f}; test "
+            f"{ours['test_word_ppl']:.1f} and {example['test_word_ppl']:.1f}"
         )
     keep("learning", {"text": corpus.name, "tokens": budget, "ours": ours, "example": example, "ratio": ratio})
 

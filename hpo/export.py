@@ -63,7 +63,7 @@ def _write(named: str, checkpoint: Path, trained: Trained, folder: Path) -> Prog
     program = export_program(trained.network, folder / "model.pt2")
     (folder / "config.json").write_text(json.dumps(_config(trained, program), indent=1) + "\n", encoding="utf-8")
     subject = Subject(
-        named=named,
+        named=checkpoint.stem if Path(named) == checkpoint else named,
         checkpoint=f"{checkpoint.parent.name}/{checkpoint.name}",
         checkpoint_digest=_digest(checkpoint),
         trained=trained,

@@ -6,6 +6,7 @@ the study each time that anybody lists studies, so there are as few of them as c
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import re
@@ -164,8 +165,10 @@ def _pieces(prefix: str, stored: Mapping[str, Any]) -> list[str]:
 
 
 def _stamp(text: str | None) -> Stamp:
+    """A stamp; one that another version of this program has written is none, and what it marks is written anew."""
     content = json.loads(text) if text else None
-    return Stamp(**content) if isinstance(content, dict) else Stamp()
+    known = {each.name for each in dataclasses.fields(Stamp)}
+    return Stamp(**content) if isinstance(content, dict) and content.keys() <= known else Stamp()
 
 
 def _digest(text: str) -> str:

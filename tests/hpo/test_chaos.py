@@ -21,8 +21,8 @@ def test_nothing_is_lost_among_kills_stops_and_outages(storage: str) -> None:
     assert tally.highest_epoch >= 2, "no trial was ever taken over"
 
 
-@pytest.mark.parametrize("storage", ENGINES)
-def test_loss_curves_are_those_of_undisturbed_runs(storage: str) -> None:
-    tally = run_campaign(Plan(storage=storage, workers=4, trials=8, kills=10, outages=1, seed=7), real=True)
+def test_loss_curves_are_those_of_undisturbed_runs() -> None:
+    """On PostgreSQL; on SQLite killed runs of test_run.py show it, and `make chaos` does."""
+    tally = run_campaign(Plan(storage="postgresql", workers=4, trials=8, kills=10, outages=1, seed=7), real=True)
     assert tally.kills >= 3
     assert tally.highest_epoch >= 2, "no trial was ever taken over"

@@ -324,5 +324,7 @@ def test_the_command_names_what_there_is_not(checkpoint: Path, tmp_path: Path) -
     result = runner.invoke(app, ["export", str(checkpoint), "--to", str(tmp_path / "out")])
     assert result.exit_code == 0
     assert result.stdout.startswith(f"{tmp_path / 'out'}: weights, tokenizer, model card, and a program for any batch")
+    title = (tmp_path / "out" / "README.md").read_text(encoding="utf-8").splitlines()[0]
+    assert "/" not in title, "no path of this machine"
     network = build_network(load_trained(checkpoint).config.architecture, 300)
     assert network.architecture.sequence_length == 32

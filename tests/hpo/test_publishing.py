@@ -117,6 +117,18 @@ def test_what_takes_long_is_done_seldom(study: Sweep, monkeypatch: pytest.Monkey
     assert stamp_of(study) == slow
 
 
+@pytest.mark.parametrize("content", [{"finished": 4, "version": 2}, {"count": 3}, [1]])
+def test_what_another_version_has_marked_is_written_anew(content: object, study: Sweep) -> None:
+    with study.database.engine.begin() as connection:
+        connection.execute(
+            sa.text("UPDATE study_system_attributes SET value_json = :text WHERE key = :key"),
+            {"text": json.dumps(content), "key": STAMP},
+        )
+    assert studies_behind(study.database) == [study.spec.name]
+    assert publish(study.database, study.spec.name, final=True) == 0
+    assert stamp_of(study).finished == 4
+
+
 def test_a_later_state_is_not_overwritten(study: Sweep) -> None:
     study_id = study.study._study_id
     earlier = Notes(stamp=Stamp(finished=3), study="earlier")
