@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -11,7 +12,7 @@ from reports.attributes import whole
 from reports.commands import LONG_RUN_EPOCHS
 from reports.long_runs import LongRunRecord
 from reports.projection import project as projected
-from reports.records import TrialRecord
+from reports.records import TrialRecord, perplexity_of
 
 Reason = Literal[
     "schedule",  # its learning rate ended: the curve is no beginning of a longer run's
@@ -68,11 +69,11 @@ def outlook_of(trial: TrialRecord, runs: Sequence[LongRunRecord]) -> Outlook | N
     made = [(run, run.projections[-1]) for run in runs if run.trial == trial.number and run.projections]
     if not made:
         return None
-    _, projection = max(made, key=lambda each: (each[0].epochs, each[1].observed_epochs))
+    run, projection = max(made, key=lambda each: (each[0].epochs, each[1].observed_epochs))
     scores = [each for run in runs for each in run.scores]
     return Outlook(
         trial=trial.number,
-        epochs=tuple(map(_epoch, projection.outlooks)),
+        epochs=tuple(_observed(_epoch(each), run) for each in projection.outlooks),
         best=_expected(projection.horizon_epochs, projection.best),
         references=projection.library + projection.siblings,
         siblings=projection.siblings,
@@ -88,6 +89,15 @@ def _epoch(outlook: projected.Outlook) -> ProjectedEpoch:
     if outlook.at_epoch is None:
         return ProjectedEpoch(epoch=outlook.epoch, observed_ppl=outlook.observed_ppl)
     return dataclasses.replace(_expected(outlook.epoch, outlook.at_epoch), past_best=outlook.past_best)
+
+
+def _observed(projected: ProjectedEpoch, run: LongRunRecord) -> ProjectedEpoch:
+    """With what has been seen there since."""
+    seen = () if run.curve is None else zip(run.curve.epochs, run.curve.val_loss, strict=True)
+    losses = [loss for epoch, loss in seen if math.isclose(epoch, projected.epoch, rel_tol=0.01)]
+    if not losses or projected.observed_ppl is not None:
+        return projected
+    return dataclasses.replace(projected, observed_ppl=perplexity_of(losses[-1]))
 
 
 def _expected(epoch: float, expected: projected.Range) -> ProjectedEpoch:

@@ -59,6 +59,8 @@ def test_projections_of_runs_that_ended_are_scored():
     covered = int(answer.best.low_90 <= score.best_ppl <= answer.best.high_90)
     text = render(read_study(study), "markdown", long_runs=(run,), plain=True)
     assert f"Of {1} earlier projection whose run has ended, {covered} lay within its 90 % range." in text
+    (last,) = (line for line in text.splitlines() if line.startswith("|    20 |"))
+    assert last.split("|")[2].strip() == f"{math.exp(curve.val_loss[-1]):.2f}", "what came of it stands beside"
 
 
 @pytest.mark.parametrize(
