@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ import numpy as np
 import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
 from optuna.importance import PedAnovaImportanceEvaluator, get_param_importances
+from optuna.trial import FrozenTrial
 
 from reports.attributes import Scalar
 from reports.records import Direction, SearchRecord, StudyRecord, TrialRecord
@@ -60,14 +62,12 @@ def importance(record: StudyRecord, comparison: Comparison) -> Importance | None
     if trials[-(-len(trials) // 10) - 1].values[0] == trials[-1].values[0]:  # they come best first
         return None
     axes = {name: _Axis.of([trial.parameters[name] for trial in trials], _range(record, name)) for name in names}
+    frozen = [_frozen(trial, axes) for trial in trials]
     with _silent():
-        whole = _evaluate(trials, axes, record.directions[0])
+        drawn = _Drawn(record.directions[0])
+        whole = drawn.evaluate(frozen)
         resamples = [
-            _evaluate(
-                [trials[place] for place in random.integers(len(trials), size=len(trials))],
-                axes,
-                record.directions[0],
-            )
+            drawn.evaluate([frozen[place] for place in random.integers(len(frozen), size=len(frozen))])
             for _ in range(RESAMPLES)
         ]
     shares = {}
@@ -113,13 +113,27 @@ class _Axis:
         return value if self.largest is None else float(value) / self.largest  # type: ignore[arg-type]
 
 
-def _evaluate(trials: Sequence[TrialRecord], axes: Mapping[str, _Axis], direction: Direction) -> dict[str, float]:
-    study = optuna.create_study(direction=direction)
-    study.add_trials([_frozen(trial, axes) for trial in trials])
-    return get_param_importances(study, evaluator=PedAnovaImportanceEvaluator())
+class _Drawn(optuna.Study):
+    """A study whose trials are given to it; one that stores them copies each, which took most of a report's time."""
+
+    def __init__(self, direction: Direction) -> None:
+        empty = optuna.create_study(direction=direction)
+        super().__init__(empty.study_name, empty._storage)
+        self.given: list[FrozenTrial] = []
+
+    def evaluate(self, trials: list[FrozenTrial]) -> dict[str, float]:
+        """How much each parameter matters among complete trials, the same one perhaps more than once."""
+        self.given = [copy.copy(trial) for trial in trials]
+        for place, trial in enumerate(self.given):
+            trial._trial_id = place  # by which the evaluator tells them apart
+        return get_param_importances(self, evaluator=PedAnovaImportanceEvaluator())
+
+    def get_trials(self, deepcopy: bool = True, states: object = None) -> list[FrozenTrial]:  # noqa: ARG002
+        """All of them are complete, and nobody writes to them."""
+        return self.given
 
 
-def _frozen(trial: TrialRecord, axes: Mapping[str, _Axis]) -> optuna.trial.FrozenTrial:
+def _frozen(trial: TrialRecord, axes: Mapping[str, _Axis]) -> FrozenTrial:
     values = {name: axis.place(trial.parameters[name]) for name, axis in axes.items()}
     spaces = {name: axis.space for name, axis in axes.items()}
     return optuna.trial.create_trial(params=values, distributions=spaces, value=trial.values[0])
