@@ -21,6 +21,7 @@ from reports.statistics import holm
 from reports.verdicts import Comparison, percent_above
 
 LEAST_FOR_A_TREND = 8  # trials
+MOST_FOR_INTERACTIONS = 1000  # drawn by a fixed seed
 LEAST_FOR_INTERACTIONS = 20
 RESAMPLES = 1000
 MOST_DRAWN = 500_000  # values over all resamples of a large study
@@ -224,6 +225,9 @@ def _contrast(name: str, first: TrialRecord, second: TrialRecord) -> list[Contra
 
 def _interactions(trials: Sequence[TrialRecord], names: Sequence[str]) -> tuple[list[Interaction], int]:
     """Pairs of numbers whose product of ranks explains what each one's ranks do not, and how many were tested."""
+    if len(trials) > MOST_FOR_INTERACTIONS:
+        drawn = np.random.default_rng(0).permutation(len(trials))[:MOST_FOR_INTERACTIONS]
+        trials = [trials[place] for place in sorted(drawn)]
     numbers = {name: _numbers(name, trials) for name in names}
     usable = [name for name, each in numbers.items() if each is not None and len(set(each)) >= 4]
     pairs = list(itertools.combinations(usable, 2))
