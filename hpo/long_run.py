@@ -118,7 +118,7 @@ def describe(run: LongRun, result: TrainingResult) -> Iterator[str]:
     """Lines on how it ended: the best evaluation, its checkpoint, and what projections were worth."""
     where = f" · {run.checkpoint}" if run.checkpoint.is_file() else ""
     yield f"{result.outcome}: {result.reason}{where}"
-    if run.best_checkpoint.is_file():
+    if result.history and run.best_checkpoint.is_file():
         best = min(result.history, key=_loss)
         yield f"best: epoch {best.epoch:.2f}, val ppl {best.val_ppl:.2f} · {run.best_checkpoint}"
     yield from map(_outcome, run.record.scores)

@@ -6,6 +6,7 @@ hpo train --preset small_iit --corpus wikitext-2 --batch-size 32 --lr 2e-4 --lam
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 from collections.abc import Callable, Mapping
@@ -22,7 +23,7 @@ from hpo.run_record import FolderShelf, RunRecord, StudyShelf
 from hpo.storage import open_database, storage_errors
 from hpo.sweep import Sweep, open_sweep
 from hpo.text import check_same_text, load_text
-from model.config import PRESETS, RUNS_VERSION, RunConfig, Scalar, build_run, parameter_type
+from model.config import RUNS_VERSION, RunConfig, Scalar, build_run, parameter_type
 from model.corpus import load_corpus
 from model.network import source_digest
 from model.tokenizer import TokenizerChoice
@@ -41,7 +42,7 @@ class TrialRequest:
 
     study: str  # made by `hpo run`
     trial: int | None = None  # None: the finalists' winner, else the lowest loss of the search
-    epochs: int = 20  # passes over the training split
+    epochs: int  # passes over the training split
     values: Mapping[str, Scalar] = field(default_factory=dict)  # which replace the trial's
     data: Path | None = None  # where the study's text is, if not where it was
 
@@ -53,7 +54,7 @@ class PresetRequest:
     preset: str
     corpus: str = "auto"  # a name that `load_corpus` knows, or a folder
     tokenizer: TokenizerChoice = field(default_factory=TokenizerChoice)
-    epochs: int = 20
+    epochs: int
     values: Mapping[str, Scalar] = field(default_factory=dict)  # which replace the preset's
 
 
@@ -110,8 +111,6 @@ def prepare_preset_run(home: Home, request: PresetRequest, announce: Callable[[s
         HpoError, ModelError: what is wrong, in one line.
     """
     _check_epochs(request.epochs)
-    if request.preset not in PRESETS:
-        raise UsageError(f"--preset: unknown preset {request.preset!r}, one of {', '.join(PRESETS)}")
     named = {"preset": request.preset, **request.values}
     architecture = build_run({**named, **BOUNDLESS}).architecture  # refused before minutes are spent on a tokenizer
     if architecture.network:
@@ -134,10 +133,10 @@ def prepare_preset_run(home: Home, request: PresetRequest, announce: Callable[[s
 
 
 def read_values(settings: list[str]) -> dict[str, Scalar]:
-    """Values of a run from `NAME=VALUE` texts, each of its name's type.
+    """Values of a run from `NAME=VALUE` texts, for `build_run`, which checks them.
 
     Raises:
-        UsageError: no `=`, or a value that is not of the type.
+        UsageError: no `=`, or a name that another option decides.
         ConfigError: an unknown name.
     """
     values: dict[str, Scalar] = {}
@@ -148,15 +147,10 @@ def read_values(settings: list[str]) -> dict[str, Scalar]:
         if name in OWN:
             raise UsageError(f"--set {name}: follows from --preset, or from --epochs and the text")
         kind = parameter_type(name)
-        try:
-            value = text if kind is str else json.loads(text)
-        except ValueError:
-            value = text
-        if kind is float and type(value) is int:
-            value = float(value)
-        if type(value) is not kind:
-            raise UsageError(f"--set {name} takes a value of type {kind.__name__}, got {text!r}")
-        values[name] = value
+        values[name] = text
+        if kind is not str:
+            with contextlib.suppress(ValueError):  # `build_run` refuses what stays text
+                values[name] = json.loads(text)
     return values
 
 
@@ -171,7 +165,7 @@ def _stretched(values: Mapping[str, Scalar], corpus: TokenizedCorpus, epochs: in
     evaluations = epochs * -(-LEAST_EVALUATIONS // epochs)  # a whole number of them per epoch
     affordable = budget // evaluations // EVALUATION_SHARE
     tokens = max(int(values["evaluation_tokens"]), min(corpus.tokens("valid"), affordable))
-    steps = build_run({**values, **BOUNDLESS, "budget_tokens": budget, "evaluations": 1}).steps
+    steps = build_run({**values, "budget_tokens": budget, "evaluations": 1}).steps
     if steps < evaluations:
         raise UsageError(
             f"{steps} updates in {epochs} epochs of this text are fewer than {evaluations} evaluations; "

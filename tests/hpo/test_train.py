@@ -51,6 +51,11 @@ def only(folder: Path, pattern: str) -> Path:
     return found
 
 
+def last_checkpoint(home: Path) -> Path:
+    [last] = [path for path in (home / "trained").glob("*/*.pt") if not path.stem.endswith("-best")]
+    return last
+
+
 # ---------------------------------------------------------------------------------------------- whole runs
 
 
@@ -64,7 +69,7 @@ def test_a_preset_is_trained_with_ones_own_values_and_goes_on_where_it_was(hpo: 
     lines = first.out.splitlines()
     assert sum(line.startswith("epoch") for line in lines) == 10
     assert " left" in lines[-3]
-    [last] = [path for path in (home / "trained").glob("*/*.pt") if not path.stem.endswith("-best")]
+    last = last_checkpoint(home)
     best = only(home, "trained/*/*-best.pt")
     config = load_checkpoint(last)["config"]
     assert {name: config[name] for name in ("batch_size", "learning_rate", "lambda_phi", "dropout", "seed")} == {
@@ -89,7 +94,7 @@ def test_a_preset_is_trained_with_ones_own_values_and_goes_on_where_it_was(hpo: 
 def test_words_are_a_tokenizer_too(hpo: Hpo, text: Path, home: Path) -> None:
     answer = hpo("train", "--preset", "nano", "--data", text, "--tokenizer", "word", "--epochs", "1", *SMALL)
     assert answer.code == 0, answer.err
-    [last] = [path for path in (home / "trained").glob("*/*.pt") if not path.stem.endswith("-best")]
+    last = last_checkpoint(home)
     assert load_checkpoint(last)["tokenizer"]["kind"] == "word"
 
 
@@ -107,7 +112,7 @@ def test_event_files_hold_every_evaluation_once_although_the_run_was_begun_twice
         whole = hpo(*call, "--tensorboard", folder)
         assert whole.code == 0, whole.err
         time.sleep(1.1)  # the names of event files hold seconds
-    [last] = [path for path in (home / "trained").glob("*/*.pt") if not path.stem.endswith("-best")]
+    last = last_checkpoint(home)
     events = EventAccumulator(str(folder)).Reload()
     history = load_history(last)
     assert [(each.step, each.value) for each in events.Scalars("val_loss")] == [
@@ -142,7 +147,7 @@ def test_a_killed_run_goes_on_from_its_last_evaluation_and_ctrl_c_says_so(text: 
     ended = subprocess.run(command, capture_output=True, text=True, check=False)
     assert ended.returncode == 0, ended.stderr
     assert ended.stdout.count("(before)") >= 2
-    [last] = [path for path in (home / "trained").glob("*/*.pt") if not path.stem.endswith("-best")]
+    last = last_checkpoint(home)
     assert [each.milestone for each in load_history(last)] == list(range(1, 17))
     assert "projected after epoch 8: ppl" in ended.stdout
 
