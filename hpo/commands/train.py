@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from hpo.commands.shared import INTERRUPTED, DataOption, StorageOption
+from model.config import LearningRateSchedule
 
 if TYPE_CHECKING:
     from model.tokenizer import TokenizerChoice
@@ -25,7 +27,7 @@ def train(
     ] = "best",
     preset: Annotated[str | None, typer.Option(metavar="NAME", help="A preset instead of a study.")] = None,
     corpus: Annotated[
-        str | None, typer.Option(metavar="NAME|PATH", help="Text for a preset; default: WikiText-2, else auto.")
+        str | None, typer.Option(metavar="NAME|PATH", help="Text for a preset; default: auto, as studies have it.")
     ] = None,
     tokenizer: Annotated[TokenizerKind | None, typer.Option(help="For a preset; default: bpe.")] = None,
     vocabulary: Annotated[
@@ -34,9 +36,7 @@ def train(
     epochs: Annotated[int, typer.Option(help="Passes over the training text.")] = EPOCHS,
     batch_size: Annotated[int | None, typer.Option(help="Sequences per update.")] = None,
     lr: Annotated[float | None, typer.Option(help="Peak learning rate.")] = None,
-    schedule: Annotated[
-        Literal["cosine", "constant", "plateau"] | None, typer.Option(help="Of the learning rate.")
-    ] = None,
+    schedule: Annotated[LearningRateSchedule | None, typer.Option(help="Of the learning rate.")] = None,
     dropout: Annotated[float | None, typer.Option(help="Share of activations that training drops.")] = None,
     lambda_phi: Annotated[float | None, typer.Option(help="Weight of the Φ term.")] = None,
     seed: Annotated[int | None, typer.Option(help="Of weights, order of the text, dropout, noise.")] = None,
@@ -63,59 +63,28 @@ def train(
     from hpo.home import Home
     from hpo.long_run import Conditions, describe, run_long
     from hpo.publishing import publish_quietly
-    from hpo.run_request import (
-        PresetRequest,
-        TrialRequest,
-        prepare_preset_run,
-        prepare_trial_run,
-        read_values,
-    )
+    from hpo.run_request import PresetRequest, TrialRequest, prepare_preset_run, prepare_trial_run, read_values
     from hpo.storage import storage_url
 
     if (study is None) == (preset is None):
         raise UsageError("one of --from STUDY and --preset NAME says what to train")
     conditions = Conditions(patience=patience, micro_batch=micro_batch, event_files=tensorboard)
-    named = {
-        "batch_size": batch_size,
-        "learning_rate": lr,
-        "learning_rate_schedule": schedule,
-        "dropout": dropout,
-        "lambda_phi": lambda_phi,
-        "seed": seed,
-    }
-    values: dict[str, Any] = {
-        **read_values(settings or []),
-        **{name: value for name, value in named.items() if value is not None},
-    }
+    named = dict(learning_rate=lr, learning_rate_schedule=schedule, batch_size=batch_size)
+    named |= dict(dropout=dropout, lambda_phi=lambda_phi, seed=seed)
+    values = read_values(settings or []) | {name: value for name, value in named.items() if value is not None}
     home = Home.from_environment()
     url = storage_url(storage, home)
     if study is not None:
-        for option, given in (("--corpus", corpus), ("--tokenizer", tokenizer), ("--vocabulary", vocabulary)):
-            if given is not None:
-                raise UsageError(
-                    f"{option} belongs to --preset; the text of --from is the study's (--data: where it is)"
-                )
+        _belong("--preset", {"--corpus": corpus, "--tokenizer": tokenizer, "--vocabulary": vocabulary})
         wanted = TrialRequest(study=study, trial=_trial(trial), epochs=epochs, values=values, data=data)
         run = prepare_trial_run(url, home, wanted, typer.echo)
     else:
-        assert preset is not None
-        if trial != "best":
-            raise UsageError("--trial belongs to --from STUDY")
-        if storage is not None:
-            raise UsageError("--storage belongs to --from STUDY; a preset's run is in no study")
+        _belong("--from STUDY", {"--trial": None if trial == "best" else trial, "--storage": storage})
         if corpus is not None and data is not None:
             raise UsageError("--corpus and --data both say what text to read; give one of them")
-        run = prepare_preset_run(
-            home,
-            PresetRequest(
-                preset=preset,
-                corpus=str(corpus or data or "auto"),
-                tokenizer=_choice(tokenizer, vocabulary),
-                epochs=epochs,
-                values=values,
-            ),
-            typer.echo,
-        )
+        text, choice = str(corpus or data or "auto"), _choice(tokenizer, vocabulary)
+        made = PresetRequest(preset=str(preset), corpus=text, tokenizer=choice, epochs=epochs, values=values)
+        run = prepare_preset_run(home, made, typer.echo)
     times = "1 epoch" if epochs == 1 else f"{epochs} epochs"
     typer.echo(f"{run.title} for {times}, {run.config.training.budget_tokens:,} tokens")
     try:
@@ -129,6 +98,15 @@ def train(
         publish_quietly(url, study, typer.echo)
     if result.outcome in ("diverged", "out_of_memory"):
         raise typer.Exit(FAILED)
+
+
+def _belong(other: str, options: Mapping[str, object]) -> None:
+    """Refuse options that go with the other way to say what is trained."""
+    from hpo.errors import UsageError
+
+    for option, given in options.items():
+        if given is not None:
+            raise UsageError(f"{option} belongs to {other}, which says what is trained instead")
 
 
 def _trial(text: str) -> int | None:
