@@ -1,61 +1,147 @@
 """What a network has learned from the same text: ours beside the Transformer of PyTorch's `word_language_model`.
 
-python benchmarks/learning.py --data PATH       # word-level WikiText-2, one pass each: twenty minutes on two cores
+python benchmarks/learning.py --data PATH                        # a pass of words by both: half an hour of two cores
+python benchmarks/learning.py --data PATH --long-run CHECKPOINT  # the example reads what that run of ours has read
 
 The example's network and its training are written out here from its description: post-norm encoder layers with ReLU,
-sine positions, embeddings scaled by the root of the width, untied output, 20 streams cut into pieces of 35 words, SGD
-at learning rate 5, gradients clipped at 0.25, dropout 0.2. Equal: words, width, layers, heads, feed-forward width,
-dropout, tokens read. Ours is as the preset `nano` trains, with Φ, memory and noise.
+sine positions, embeddings scaled by the root of the width, untied output, 20 streams cut into pieces of 35 tokens, SGD
+at learning rate 5, a quarter of it after each pass that did not better the validation loss, gradients clipped at 0.25.
+Equal: tokens, width, layers, heads, feed-forward width, dropout, tokens read.
+
+With `--long-run` ours is a checkpoint that was trained before, on the same text; the example is trained under its
+tokenizer for as many tokens, keeps its state after each pass beside the checkpoint, and goes on from it when the same
+command runs again. Perplexities are per word and end of line, so that tokenizers do not enter.
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import math
 import tempfile
 import time
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from results import keep
 from torch import Tensor, nn
 
+from model.checkpoint import load_checkpoint, save_checkpoint
 from model.config import Scalar, build_run
-from model.corpus import load_corpus
+from model.corpus import Corpus, load_corpus
 from model.evaluation import score
 from model.hardware import keep_freed_memory
 from model.tokenizer import TokenizerChoice
 from model.tokens import Span, TokenizedCorpus, tokenize_corpus
-from model.trained import load_trained
+from model.trained import Trained, load_trained
 from model.training import train
 
-WIDTH, HEADS, LAYERS, DROPOUT = 200, 2, 2, 0.2
+WIDTH, HEADS, LAYERS, DROPOUT = 200, 2, 2, 0.2  # of the example as it ships
 STREAMS, PIECE, LEARNING_RATE, CLIP = 20, 35, 5.0, 0.25
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shape:
+    """What both networks have in common."""
+
+    width: int = WIDTH
+    heads: int = HEADS
+    layers: int = LAYERS
+    dropout: float = DROPOUT
 
 
 class ExampleTransformer(nn.Module):
     """Shapes: B streams, T positions, D channels, V vocabulary."""
 
-    def __init__(self, vocabulary: int) -> None:
+    def __init__(self, shape: Shape, vocabulary: int) -> None:
         super().__init__()
-        self.embedding = nn.Embedding(vocabulary, WIDTH)
-        layer = nn.TransformerEncoderLayer(WIDTH, HEADS, 4 * WIDTH, DROPOUT, batch_first=True)
-        self.encoder = nn.TransformerEncoder(layer, LAYERS, enable_nested_tensor=False)
-        self.output = nn.Linear(WIDTH, vocabulary)
-        self.dropout = nn.Dropout(DROPOUT)
+        width, self.scale = shape.width, math.sqrt(shape.width)
+        self.embedding = nn.Embedding(vocabulary, width)
+        layer = nn.TransformerEncoderLayer(width, shape.heads, 4 * width, shape.dropout, batch_first=True)
+        self.encoder = nn.TransformerEncoder(layer, shape.layers, enable_nested_tensor=False)
+        self.output = nn.Linear(width, vocabulary)
+        self.dropout = nn.Dropout(shape.dropout)
         nn.init.uniform_(self.embedding.weight, -0.1, 0.1)
         nn.init.uniform_(self.output.weight, -0.1, 0.1)
         nn.init.zeros_(self.output.bias)
         position_T1 = torch.arange(PIECE)[:, None]
-        angle_TD = position_T1 * torch.exp(torch.arange(0, WIDTH, 2) * (-math.log(10_000.0) / WIDTH))
+        angle_TD = position_T1 * torch.exp(torch.arange(0, width, 2) * (-math.log(10_000.0) / width))
         self.register_buffer("position_TD", torch.stack((angle_TD.sin(), angle_TD.cos()), -1).flatten(1))
 
     def forward(self, tokens_BT: Tensor) -> Tensor:
         length = tokens_BT.shape[1]
-        states_BTD = self.dropout(self.embedding(tokens_BT) * math.sqrt(WIDTH) + self.position_TD[:length])
+        states_BTD = self.dropout(self.embedding(tokens_BT) * self.scale + self.position_TD[:length])
         mask_TT = nn.Transformer.generate_square_subsequent_mask(length)
         return self.output(self.encoder(states_BTD, mask=mask_TT, is_causal=True))
+
+
+@dataclass
+class ExampleRun:
+    """The example's training, from one pass over the text to the next."""
+
+    network: ExampleTransformer
+    corpus: TokenizedCorpus
+    learning_rate: float = LEARNING_RATE
+    read: int = 0  # tokens
+    seconds: float = 0.0  # of training
+    best: float = math.inf  # validation perplexity per word
+    history: list[dict[str, float]] = dataclasses.field(default_factory=list)
+
+    def train(self, budget_tokens: int, state: Path | None = None) -> dict[str, Any]:
+        """Read on until the budget is spent; perplexities on held-out text. A state that is there is gone on from."""
+        if state is not None and state.is_file():
+            self.restore(state)
+        parts = pieces(self.corpus.span("train"))
+        while self.read < budget_tokens:
+            self.train_pass(parts[: math.ceil((budget_tokens - self.read) / (STREAMS * PIECE))])
+            valid = evaluate_example(self.network, self.corpus.span("valid"))
+            self.history.append({"tokens": self.read, "val_word_ppl": valid, "learning_rate": self.learning_rate})
+            print(f"{self.read:,} tokens, validation perplexity per word {valid:.1f}", flush=True)
+            if valid >= self.best:
+                self.learning_rate /= 4
+            self.best = min(self.best, valid)
+            if state is not None:
+                self.save(state)
+        return {
+            "val_word_ppl": self.history[-1]["val_word_ppl"],
+            "test_word_ppl": evaluate_example(self.network, self.corpus.span("test")),
+            "tokens": self.read,
+            "seconds": self.seconds,
+            "history": self.history,
+        }
+
+    def train_pass(self, parts: list[tuple[Tensor, Tensor]]) -> None:
+        """One update per piece, in the order of the text."""
+        started = time.perf_counter()
+        self.network.train()
+        for inputs_BT, targets_BT in parts:
+            self.network.zero_grad(set_to_none=True)
+            F.cross_entropy(self.network(inputs_BT).flatten(0, 1), targets_BT.flatten()).backward()
+            nn.utils.clip_grad_norm_(self.network.parameters(), CLIP)
+            with torch.no_grad():
+                for parameter in self.network.parameters():
+                    parameter.sub_(parameter.grad, alpha=self.learning_rate)
+            self.read += inputs_BT.numel()
+        self.seconds += time.perf_counter() - started
+
+    def save(self, path: Path) -> None:
+        numbers = {name: getattr(self, name) for name in ("learning_rate", "read", "seconds", "best", "history")}
+        save_checkpoint(path, {"network": self.network.state_dict(), "noise": torch.get_rng_state(), "run": numbers})
+
+    def restore(self, path: Path) -> None:
+        content = load_checkpoint(path)
+        self.network.load_state_dict(content["network"])
+        torch.set_rng_state(content["noise"])
+        for name, value in content["run"].items():
+            setattr(self, name, value)
+
+
+def example_run(shape: Shape, corpus: TokenizedCorpus, seed: int) -> ExampleRun:
+    torch.manual_seed(seed)
+    return ExampleRun(ExampleTransformer(shape, corpus.tokenizer.vocabulary), corpus)
 
 
 def pieces(span: Span) -> list[tuple[Tensor, Tensor]]:
@@ -67,26 +153,6 @@ def pieces(span: Span) -> list[tuple[Tensor, Tensor]]:
     return list(zip(inputs_BN.split(PIECE, dim=1), targets_BN.split(PIECE, dim=1), strict=True))
 
 
-def train_example(corpus: TokenizedCorpus, budget_tokens: int, seed: int) -> dict[str, float]:
-    """Train the example's network over the text until the budget is read; its perplexities on held-out text."""
-    torch.manual_seed(seed)
-    network = ExampleTransformer(corpus.tokenizer.vocabulary)
-    parts = pieces(corpus.span("train"))
-    started, read = time.perf_counter(), 0
-    while read < budget_tokens:
-        inputs_BT, targets_BT = parts[read // (STREAMS * PIECE) % len(parts)]
-        network.zero_grad(set_to_none=True)
-        F.cross_entropy(network(inputs_BT).flatten(0, 1), targets_BT.flatten()).backward()
-        nn.utils.clip_grad_norm_(network.parameters(), CLIP)
-        with torch.no_grad():
-            for parameter in network.parameters():
-                parameter.sub_(parameter.grad, alpha=LEARNING_RATE)
-        read += STREAMS * PIECE
-    seconds = time.perf_counter() - started
-    valid, test = (evaluate_example(network, corpus.span(split)) for split in ("valid", "test"))
-    return {"val_word_ppl": valid, "test_word_ppl": test, "seconds": seconds}
-
-
 @torch.no_grad()
 def evaluate_example(network: ExampleTransformer, span: Span) -> float:
     """Perplexity per word and end of line, each piece predicted from itself alone."""
@@ -95,40 +161,77 @@ def evaluate_example(network: ExampleTransformer, span: Span) -> float:
     for inputs_BT, targets_BT in pieces(span):
         nats += F.cross_entropy(network(inputs_BT).flatten(0, 1), targets_BT.flatten(), reduction="sum").item()
         tokens += targets_BT.numel()
-    return math.exp(nats / tokens)
+    return math.exp(nats / tokens * span.tokens / span.words)
 
 
-def train_ours(corpus: TokenizedCorpus, budget_tokens: int, seed: int) -> dict[str, float]:
-    """Train our network of equal width, layers and heads."""
+def train_ours(corpus: TokenizedCorpus, budget_tokens: int, seed: int) -> dict[str, Any]:
+    """Train our network of equal width, layers and heads; its perplexities."""
     shape: dict[str, Scalar] = {"preset": "nano", "width": WIDTH, "heads": HEADS, "layers": LAYERS}
     config = build_run({**shape, "dropout": DROPOUT, "budget_tokens": budget_tokens, "seed": seed, "evaluations": 4})
     with tempfile.TemporaryDirectory(prefix="hpo-learning-") as folder:
         checkpoint = Path(folder) / "checkpoint.pt"
-        last = train(config, corpus, save_to=checkpoint).history[-1]
-        network = load_trained(checkpoint).network
-    test = score(network, corpus.span("test"), torch.device("cpu")).word_perplexity
-    return {"val_word_ppl": last.val_word_ppl, "test_word_ppl": test, "seconds": last.seconds}
+        train(config, corpus, save_to=checkpoint)
+        return figures_of(load_trained(checkpoint), corpus)
+
+
+def figures_of(ours: Trained, corpus: TokenizedCorpus) -> dict[str, Any]:
+    """A trained network of ours on the held-out text."""
+    scores = {split: score(ours.transformer, corpus.span(split), torch.device("cpu")) for split in ("valid", "test")}
+    return {
+        "val_word_ppl": scores["valid"].word_perplexity,
+        "test_word_ppl": scores["test"].word_perplexity,
+        "tokens": ours.tokens,
+        "seconds": ours.history[-1].seconds,
+        "history": [{"tokens": each.tokens, "val_word_ppl": each.val_word_ppl} for each in ours.history],
+    }
+
+
+def after_long_run(path: Path, corpus: Corpus, cache: Path, seed: int) -> tuple[dict[str, Any], dict[str, Any]]:
+    """A long run of ours, and the example of its shape over as many tokens of the same text."""
+    ours = load_trained(path)
+    if ours.corpus_digest != corpus.digest:
+        raise SystemExit(f"{path}: was trained on other text than {corpus.name}")
+    choice = TokenizerChoice(kind=ours.tokenizer.kind, vocabulary=ours.tokenizer.vocabulary)
+    tokens = tokenize_corpus(corpus, choice, cache)
+    if tokens.tokenizer.digest != ours.tokenizer.digest:
+        raise SystemExit(f"{path}: has another tokenizer than this text gives")
+    architecture = ours.config.architecture
+    shape = Shape(
+        width=architecture.width,
+        heads=architecture.heads,
+        layers=architecture.layers,
+        dropout=ours.config.training.dropout,
+    )
+    example = example_run(shape, tokens, seed).train(ours.tokens, path.with_name(f"{path.stem}.example.pt"))
+    return figures_of(ours, tokens), example
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="folder of text")
+    parser.add_argument("--long-run", type=Path, metavar="CHECKPOINT", help="a checkpoint of ours; default: train one")
     parser.add_argument("--tokens", type=int, help="to read; default: one pass")
     parser.add_argument("--seed", type=int, default=1)
     arguments = parser.parse_args()
     keep_freed_memory()  # for both: speed is not the question here
     with tempfile.TemporaryDirectory(prefix="hpo-learning-") as cache:
         corpus = load_corpus(str(arguments.data), Path(cache))
-        words = tokenize_corpus(corpus, TokenizerChoice(kind="word", vocabulary=0), Path(cache))
-        budget = arguments.tokens or words.tokens("train")
-        ours, example = (each(words, budget, arguments.seed) for each in (train_ours, train_example))
-        ratio = ours["val_word_ppl"] / example["val_word_ppl"]
+        if arguments.long_run:
+            ours, example = after_long_run(arguments.long_run, corpus, Path(cache), arguments.seed)
+        else:
+            words = tokenize_corpus(corpus, TokenizerChoice(kind="word", vocabulary=0), Path(cache))
+            budget = arguments.tokens or words.tokens("train")
+            ours = train_ours(words, budget, arguments.seed)
+            example = example_run(Shape(), words, arguments.seed).train(budget)
+    ratio = ours["test_word_ppl"] / example["test_word_ppl"]
+    for name, figures in (("ours", ours), ("the example's Transformer", example)):
         print(
-            f"{corpus.name}, {words.tokenizer.vocabulary:,} words, {budget:,} tokens: validation perplexity per word "
-            f"{ours['val_word_ppl']:.1f} ours, {example['val_word_ppl']:.1f} the example's: ratio {ratio:.2f}; test "
-            f"{ours['test_word_ppl']:.1f} and {example['test_word_ppl']:.1f}"
+            f"{name}, {figures['tokens']:,} tokens in {figures['seconds'] / 60:.0f} min: perplexity per word "
+            f"{figures['val_word_ppl']:.1f} on validation, {figures['test_word_ppl']:.1f} on test text"
         )
-    keep("learning", {"text": corpus.name, "tokens": budget, "ours": ours, "example": example, "ratio": ratio})
+    print(f"ratio on test text {ratio:.2f}")
+    name = "learning-long-run" if arguments.long_run else "learning"
+    keep(name, {"text": corpus.name, "ours": ours, "example": example, "ratio": ratio})
 
 
 if __name__ == "__main__":
