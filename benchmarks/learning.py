@@ -176,7 +176,7 @@ def train_ours(corpus: TokenizedCorpus, budget_tokens: int, seed: int) -> dict[s
 
 def figures_of(ours: Trained, corpus: TokenizedCorpus) -> dict[str, Any]:
     """A trained network of ours on the held-out text."""
-    scores = {split: score(ours.transformer, corpus.span(split), torch.device("cpu")) for split in ("valid", "test")}
+    scores = {split: score(ours.network, corpus.span(split), torch.device("cpu")) for split in ("valid", "test")}
     return {
         "val_word_ppl": scores["valid"].word_perplexity,
         "test_word_ppl": scores["test"].word_perplexity,

@@ -1,15 +1,38 @@
-"""Which file a user means: a path, or the last checkpoint of a study's trial."""
+"""Which files a user means, paths or the last checkpoints of studies' trials, and the networks in them."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from hpo.errors import StorageError, UsageError
 from hpo.home import Home
 from hpo.storage import open_database, storage_errors, storage_url
 from hpo.sweep import open_sweep, study_names
+from model.hardware import default_device
+from model.trained import Trained, load_trained
 
 PATTERN = "checkpoint-*.pt"
+
+
+def open_checkpoints(paths: Sequence[Path], own: Sequence[str], device: str | None = None) -> list[Trained]:
+    """The trained networks in checkpoints.
+
+    Args:
+        paths: the files.
+        own: networks as `module:Class` that the user has named: their code is run.
+        device: where they go; None: the default device.
+
+    Raises:
+        UsageError: a named network is in none of the checkpoints.
+        ModelError: one of them cannot be used.
+    """
+    found = [load_trained(path, device or default_device(), own) for path in paths]
+    for network in own:
+        if network not in {trained.config.architecture.network for trained in found}:
+            names = ", ".join(path.name for path in paths)
+            raise UsageError(f"--network {network}: is not the network of {names}; leave it out")
+    return found
 
 
 def find_checkpoint(named: str, storage: str | None, home: Home) -> Path:

@@ -210,7 +210,7 @@ class _Measured:
         prompts = [[tokenizer.start_id, *tokenizer.encode(context)[-room:]] for context in cut.contexts]
         rules = rules_for(tokenizer, cut.words * MOST_TOKENS_PER_WORD)
         texts: list[list[int]] = [[] for _ in prompts]
-        drawn = draw(self.trained.transformer, prompts, sampling, banned=rules.banned, numbers=range(len(prompts)))
+        drawn = draw(self.trained.network, prompts, sampling, banned=rules.banned, numbers=range(len(prompts)))
         for count, tokens in enumerate(drawn, start=1):
             for text, token in zip(texts, tokens, strict=True):
                 text.append(token)

@@ -18,9 +18,10 @@ from pathlib import Path
 import torch
 
 from hpo.card import Subject, model_card
+from hpo.checkpoints import open_checkpoints
 from hpo.errors import UsageError
 from model.exporting import Program, export_program, save_weights
-from model.trained import Trained, load_trained
+from model.trained import Trained
 
 FORMAT = 1  # of config.json
 
@@ -41,7 +42,7 @@ def export(named: str, checkpoint: Path, target: Path, own: str | None, announce
     """
     if os.path.lexists(target):
         raise UsageError(f"--to {target}: is there already; name a new folder")
-    trained = load_trained(checkpoint, own=own)
+    [trained] = open_checkpoints([checkpoint], [own] if own else [], device="cpu")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}-") as unfinished:

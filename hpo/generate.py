@@ -143,19 +143,21 @@ def generate_texts(trained: Trained, prompts: Sequence[str], request: GenerateRe
     Raises:
         UsageError, ConfigError: a prompt or value that cannot be; before any text is made.
     """
+    if request.phi and trained.transformer is None:
+        raise UsageError(f"{trained.path.name}: {trained.config.architecture.network} has no Φ; leave out --phi")
     rules = rules_for(trained.tokenizer, request.max_tokens, one_line=request.one_line)
     encoded = [encode_prompt(trained, prompt) for prompt in prompts]
     jobs = [(place, sample) for place in range(len(prompts)) for sample in range(request.samples)]
     if request.beams:
         for prompt, ids in zip(prompts, encoded, strict=True):
-            found = beam_search(trained.transformer, ids, request.beams, request.sampling, rules)
+            found = beam_search(trained.network, ids, request.beams, request.sampling, rules)
             for rank, continuation in enumerate(found[: request.samples]):
                 yield _told(trained, request, prompt, ids, rank, continuation)
         return
     for first in range(0, len(jobs), ROWS_AT_ONCE):
         rows = jobs[first : first + ROWS_AT_ONCE]
         texts = generate(
-            trained.transformer,
+            trained.network,
             [encoded[place] for place, _ in rows],
             request.sampling,
             rules,
@@ -171,7 +173,7 @@ def stream_text(trained: Trained, prompt: str, request: GenerateRequest, show: C
     ids = encode_prompt(trained, prompt)
     pieces = Pieces(trained.tokenizer, first=prompt.endswith("\n"))
     tokens: list[int] = []
-    for [token] in draw(trained.transformer, [ids], request.sampling, banned=rules.banned):
+    for [token] in draw(trained.network, [ids], request.sampling, banned=rules.banned):
         if not tokens:
             show(prompt)
         tokens.append(token)
@@ -191,6 +193,7 @@ def _told(
     shown = [pieces.add(token) for token in made.tokens]
     steps = None
     if request.phi:
+        assert trained.transformer is not None, "checked above"
         values = phi_per_step(trained.transformer, ids, made.tokens)
         steps = tuple(Step(text=text, phi=value) for text, value in zip(shown, values, strict=True))
     starts = {window_start(read, length) for read in range(len(ids), len(ids) + len(made.tokens))}

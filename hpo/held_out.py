@@ -63,7 +63,7 @@ def look_at_test_split(
     scores = []
     for trial, checkpoint in checkpoints:
         seed = int(trial.params["seed"])
-        measured = _measured(checkpoint, corpus, companion.spec.model.network or None)
+        measured = _measured(checkpoint, corpus, companion.spec.model.network)
         announce(f"test split, seed {seed}: ppl {measured.perplexity:.2f}, word ppl {measured.word_perplexity:.2f}")
         scores.append(
             {
@@ -82,9 +82,9 @@ def look_at_test_split(
     companion.study.set_user_attr(TEST_ATTRIBUTE, [*before, look])
 
 
-def _measured(checkpoint: Path, corpus: TokenizedCorpus, own: str | None) -> Scores:
+def _measured(checkpoint: Path, corpus: TokenizedCorpus, own: str) -> Scores:
     """A replicate's network on the test split; its checkpoint must be of this text."""
-    trained = load_trained(checkpoint, default_device(), own)
+    trained = load_trained(checkpoint, default_device(), (own,))
     for what, digest, its in (
         ("corpus", corpus.corpus_digest, trained.corpus_digest),
         ("tokenizer", corpus.tokenizer.digest, trained.tokenizer.digest),

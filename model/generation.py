@@ -9,7 +9,6 @@ position 0 and the text goes on from there: what lies further back is forgotten.
 from __future__ import annotations
 
 import contextlib
-import inspect
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -20,6 +19,7 @@ from torch import Tensor
 from model import phi
 from model.errors import ConfigError
 from model.hardware import mixed_precision
+from model.network import Network
 from model.past import Past
 from model.transformer import Transformer
 
@@ -83,7 +83,7 @@ class Continuation:
 
 
 def generate(
-    network: Transformer,
+    network: Network,
     prompts: Sequence[Sequence[int]],
     sampling: Sampling,
     rules: Rules,
@@ -99,7 +99,8 @@ def generate(
         sampling: how to draw.
         rules: when to stop.
         numbers: which sample of its prompt each is; a seed and a number give a text, whoever stands beside it.
-        cached: whether to keep what was read; False reads all of it again for each token.
+        cached: whether to keep what was read; False reads all of it again for each token, as is always done with a
+            network of a user's own.
 
     Raises:
         ConfigError: a prompt that is empty or longer than T.
@@ -117,7 +118,7 @@ def generate(
 
 
 def draw(
-    network: Transformer,
+    network: Network,
     prompts: Sequence[Sequence[int]],
     sampling: Sampling,
     *,
@@ -146,7 +147,7 @@ def draw(
 
 
 @contextlib.contextmanager
-def evaluating(network: Transformer) -> Iterator[None]:
+def evaluating(network: Network) -> Iterator[None]:
     """No dropout, no noise, no writes to the memory; the network's mode is given back."""
     training = network.training
     network.eval()
@@ -165,9 +166,9 @@ def window_start(read: int, length: int) -> int:
 class Reader:
     """Feeds growing texts to a network, and gives the logits of what comes next."""
 
-    def __init__(self, network: Transformer, prompts: Sequence[Sequence[int]], *, cached: bool = True) -> None:
+    def __init__(self, network: Network, prompts: Sequence[Sequence[int]], *, cached: bool = True) -> None:
         self.network = network
-        self.cached = cached and "past" in inspect.signature(network.forward).parameters  # a user's own may know none
+        self.cached = cached and type(network) is Transformer  # a user's own may know no past, or not keep to it
         self.length = network.architecture.sequence_length
         for prompt in prompts:
             _require(1 <= len(prompt) <= self.length, f"a prompt must have 1 to {self.length} tokens", len(prompt))
@@ -210,11 +211,13 @@ class Reader:
 
     def _read(self, tokens_BL: Tensor) -> Tensor:
         """Final states of whole windows, which are kept for the next token."""
-        rows, longest = tokens_BL.shape
+        past: tuple[Past, ...] = ()
         if self.cached:
+            rows, longest = tokens_BL.shape
             self._past = Past(rows, self.length, self.device)
             self._past.begin(torch.arange(longest, device=self.device).expand(rows, -1), longest, aligned=True)
-        hidden_BLD: Tensor = self.network(tokens_BL, self._past).hidden_BTD
+            past = (self._past,)
+        hidden_BLD: Tensor = self.network(tokens_BL, *past).hidden_BTD
         return hidden_BLD
 
 
@@ -296,7 +299,7 @@ class _Beam:
 
 
 def beam_search(
-    network: Transformer,
+    network: Network,
     prompt: Sequence[int],
     beams: int,
     sampling: Sampling,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,10 +36,9 @@ class Trained:
     source: str | None = None  # digest of the code where the network is the user's own
 
     @property
-    def transformer(self) -> Transformer:
-        """The network where it is this program's own, which alone generates; others are loaded where they are named."""
-        assert isinstance(self.network, Transformer)
-        return self.network
+    def transformer(self) -> Transformer | None:
+        """The network where it has the attention that Φ asks for: this program's own, or a kind of it."""
+        return self.network if isinstance(self.network, Transformer) else None
 
     @property
     def tokens(self) -> int:
@@ -46,13 +46,13 @@ class Trained:
         return self.history[-1].tokens if self.history else 0
 
 
-def load_trained(path: Path, device: torch.device | str = "cpu", own: str | None = None) -> Trained:
+def load_trained(path: Path, device: torch.device | str = "cpu", own: Collection[str] = ()) -> Trained:
     """Read a checkpoint that `train` wrote; nothing in it is executed.
 
     Args:
         path: the checkpoint.
         device: where the network goes.
-        own: `module:Class`, named by the user, if the network is theirs; its code is run.
+        own: networks as `module:Class` that the user has named: their code may be run.
 
     Raises:
         CheckpointError: missing, truncated, of another version, holding code, or put together from two runs; or the
@@ -71,9 +71,9 @@ def load_trained(path: Path, device: torch.device | str = "cpu", own: str | None
         raise CheckpointError(f"{path}: holds no trained network ({reason}); {NEXT_STEP}") from error
 
 
-def _trained(path: Path, content: dict[str, Any], device: torch.device | str, own: str | None) -> Trained:
+def _trained(path: Path, content: dict[str, Any], device: torch.device | str, own: Collection[str]) -> Trained:
     config = build_run(content["config"])
-    source = None if own is None and not config.architecture.network else _same_code(path, content, config, own)
+    source = _same_code(path, content, config.architecture.network, own) if config.architecture.network else None
     tokenizer = tokenizer_of(path, content)
     network = build_network(config.architecture, tokenizer.vocabulary).to(device)
     network.load_state_dict(content["network"])
@@ -90,16 +90,13 @@ def _trained(path: Path, content: dict[str, Any], device: torch.device | str, ow
     )
 
 
-def _same_code(path: Path, content: dict[str, Any], config: RunConfig, own: str | None) -> str:
-    """The digest of a user's code, which must be the named one and what the network was trained by."""
-    recorded = config.architecture.network
-    if own is None:
-        raise CheckpointError(f"{path}: its network is code of a user's own; `hpo export --network {recorded}` runs it")
-    if recorded != own:
-        raise CheckpointError(f"{path}: its network is {recorded or 'the transformer of this program'}, not {own}")
-    trained_by, digest = content["identity"].get("network"), source_digest(own)
+def _same_code(path: Path, content: dict[str, Any], network: str, own: Collection[str]) -> str:
+    """The digest of a user's code, which must have been named, and be what the network was trained by."""
+    if network not in own:
+        raise CheckpointError(f"{path}: its network is code of a user's own; `--network {network}` runs it")
+    trained_by, digest = content["identity"].get("network"), source_digest(network)
     if digest != trained_by:
-        raise CheckpointError(f"{path}: was trained by other code of {own} (digest {trained_by}, now {digest})")
+        raise CheckpointError(f"{path}: was trained by other code of {network} (digest {trained_by}, now {digest})")
     return digest
 
 
@@ -119,6 +116,6 @@ def untrained(trained: Trained) -> Trained:
     """Where the run began: its seed's initial weights, nothing read."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(trained.config.training.seed)
-        network = Transformer(trained.config.architecture, trained.tokenizer.vocabulary)
+        network = build_network(trained.config.architecture, trained.tokenizer.vocabulary)
     network = network.to(trained.network.output.weight.device).eval()
     return dataclasses.replace(trained, network=network, history=())

@@ -151,23 +151,42 @@ def _objectives(trials: Sequence[TrialRecord]) -> Floats:
 def _trend(numbers: Floats, objectives: Floats) -> Trend | None:
     if len(numbers) < LEAST_FOR_A_TREND or len(set(numbers)) < 2 or len(set(objectives)) < 2:
         return None
-    random = np.random.default_rng(0)
-    resamples = max(MOST_DRAWN // len(numbers), 200)
-    picked_RN = random.integers(len(numbers), size=(min(resamples, RESAMPLES), len(numbers)))
-    rhos = _rank_correlations(numbers[picked_RN], objectives[picked_RN])
-    low, high = np.nanquantile(rhos, (0.025, 0.975))
-    rho = float(_rank_correlations(numbers[None], objectives[None])[0])
-    return Trend(rho=rho, low=float(low), high=float(high))
+    resamples = min(max(MOST_DRAWN // len(numbers), 200), RESAMPLES)
+    counts_RN = np.ones((1 + resamples, len(numbers)))  # how often each trial was drawn; in the first row once
+    drawn_RN = np.random.default_rng(0).integers(len(numbers), size=(resamples, len(numbers)))
+    for counts_N, drawn_N in zip(counts_RN[1:], drawn_RN, strict=True):
+        counts_N[:] = np.bincount(drawn_N, minlength=len(numbers))
+    rhos = _rank_correlations(numbers, objectives, counts_RN)
+    low, high = np.nanquantile(rhos[1:], (0.025, 0.975))
+    return Trend(rho=float(rhos[0]), low=float(low), high=float(high))
 
 
-def _rank_correlations(first_RN: Floats, second_RN: Floats) -> Floats:
-    """Spearman's correlation row by row; NaN where a row has but one value."""
-    ranks = [stats.rankdata(each, axis=1) for each in (first_RN, second_RN)]
-    centred = [each - each.mean(axis=1, keepdims=True) for each in ranks]
-    norm = np.sqrt((centred[0] ** 2).sum(axis=1) * (centred[1] ** 2).sum(axis=1))
+def _rank_correlations(first_N: Floats, second_N: Floats, counts_RN: Floats) -> Floats:
+    """Spearman's correlation in resamples that hold each place so many times; NaN where one has but one value."""
+    first_RN, second_RN = (_ranks(each, counts_RN) for each in (first_N, second_N))
+    norm = np.sqrt(_products(first_RN, first_RN, counts_RN) * _products(second_RN, second_RN, counts_RN))
     with np.errstate(invalid="ignore", divide="ignore"):
-        correlations: Floats = (centred[0] * centred[1]).sum(axis=1) / norm
+        correlations: Floats = _products(first_RN, second_RN, counts_RN) / norm
     return correlations
+
+
+def _ranks(values_N: Floats, counts_RN: Floats) -> Floats:
+    """Mean rank of each place's value in each resample, less the middle one, from counts: no resample is sorted."""
+    distinct_D, place_N, times_D = np.unique(values_N, return_inverse=True, return_counts=True)
+    counts_RD = np.take(counts_RN, np.argsort(place_N, kind="stable"), axis=1)
+    if len(distinct_D) < len(values_N):
+        counts_RD = np.add.reduceat(counts_RD, times_D.cumsum() - times_D, axis=1)
+    ranks_RD = counts_RD.cumsum(axis=1)
+    counts_RD /= 2
+    ranks_RD -= counts_RD
+    ranks_RD -= len(values_N) / 2
+    return np.take(ranks_RD, place_N, axis=1)
+
+
+def _products(first_RN: Floats, second_RN: Floats, counts_RN: Floats) -> Floats:
+    """Sums over each resample."""
+    sums_R: Floats = np.einsum("rn,rn,rn->r", first_RN, second_RN, counts_RN)
+    return sums_R
 
 
 def _groups(name: str, trials: Sequence[TrialRecord], direction: str) -> tuple[Group, ...]:
@@ -235,7 +254,10 @@ def _interactions(trials: Sequence[TrialRecord], names: Sequence[str]) -> tuple[
         return [], 0
     objectives = _objectives(trials)
     objectives = objectives / (np.abs(objectives).max() or 1.0)  # no square of them overflows then
-    tested = [_product(_ranked(numbers[a]), _ranked(numbers[b]), objectives) for a, b in pairs]
+    ranks = {name: _ranked(numbers[name]) for name in usable}
+    random = np.random.default_rng(0)
+    orders_RN = np.array([random.permutation(len(trials)) for _ in range(RESAMPLES)])
+    tested = [_product(ranks[a], ranks[b], objectives, orders_RN) for a, b in pairs]
     adjusted = holm([p for _, p in tested])
     found = [
         Interaction(parameters=pair, rho=rho, p=float(p))
@@ -253,8 +275,8 @@ def _ranked(values: Floats | None) -> Floats:
     return np.asarray((ranks - ranks.mean()) / (spread if not math.isclose(spread, 0.0) else 1.0))
 
 
-def _product(first: Floats, second: Floats, objectives: Floats) -> tuple[float, float]:
-    """Partial correlation of the product with the objective, and its p by permuting what is left of the objective.
+def _product(first: Floats, second: Floats, objectives: Floats, orders_RN: NDArray[np.int64]) -> tuple[float, float]:
+    """Partial correlation of the product with the objective, and its p where what is left of the objective is permuted.
 
     The objective keeps its scale: ranks of a sum are no sum of ranks, and would show interactions where there are none.
     """
@@ -262,6 +284,5 @@ def _product(first: Floats, second: Floats, objectives: Floats) -> tuple[float, 
     left = [each - plain @ np.linalg.lstsq(plain, each, rcond=None)[0] for each in (first * second, objectives)]
     norm = float(np.linalg.norm(left[0]) * np.linalg.norm(left[1])) or 1.0
     rho = float(left[0] @ left[1]) / norm
-    random = np.random.default_rng(0)
-    shuffled = np.array([left[0] @ random.permutation(left[1]) for _ in range(RESAMPLES)]) / norm
+    shuffled = left[1][orders_RN] @ left[0] / norm
     return rho, float((1 + (np.abs(shuffled) >= abs(rho) - 1e-12).sum()) / (1 + RESAMPLES))

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from hpo.commands.shared import DataOption, StorageOption
+from hpo.commands.shared import DataOption, NetworkOption, StorageOption
 
 if TYPE_CHECKING:
     from hpo.evaluate import Evaluated
@@ -24,21 +24,19 @@ def evaluate(
     quality: Annotated[bool, typer.Option(help="Write texts and judge them.")] = True,
     json: Annotated[bool, typer.Option("--json", help="Everything that was measured, as JSON.")] = False,
     out: Annotated[Path | None, typer.Option(metavar="FILE", help="Write there instead of the terminal.")] = None,
+    network: NetworkOption = None,
     storage: StorageOption = None,
 ) -> None:
     """Measure trained networks: perplexities, Φ, and the quality of what they write, beside people's text."""
-    from hpo.checkpoints import find_checkpoint
+    from hpo.checkpoints import find_checkpoint, open_checkpoints
     from hpo.evaluate import EvaluateRequest
     from hpo.evaluate import evaluate as measure
     from hpo.evaluation_tables import evaluation_text
     from hpo.files import write_text
     from hpo.home import Home
-    from model.hardware import default_device
-    from model.trained import load_trained
 
     home = Home.from_environment()
-    paths = [find_checkpoint(named, storage, home) for named in checkpoints]
-    trained = [load_trained(path, default_device()) for path in paths]
+    trained = open_checkpoints([find_checkpoint(named, storage, home) for named in checkpoints], network or [])
     request = EvaluateRequest(splits=("valid", "test") if split == "both" else (split,), data=data, quality=quality)
     found = measure(trained, request, home, lambda line: typer.echo(line, err=True))
     text = _json(found) if json else evaluation_text(found)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from hpo.commands.shared import StorageOption
+from hpo.commands.shared import NetworkOption, StorageOption
 
 if TYPE_CHECKING:
     from hpo.generate import GeneratedText
@@ -45,15 +45,14 @@ def generate(
     ] = None,
     phi: Annotated[bool, typer.Option("--phi", help="Φ of what the network saw, for each token.")] = False,
     json: Annotated[bool, typer.Option("--json", help="One JSON object per text, a line each.")] = False,
+    network: NetworkOption = None,
     storage: StorageOption = None,
 ) -> None:
     """Write on from a prompt with a trained network."""
-    from hpo.checkpoints import find_checkpoint
+    from hpo.checkpoints import find_checkpoint, open_checkpoints
     from hpo.errors import UsageError
     from hpo.generate import GenerateRequest, generate_texts, read_prompts, sampling_of, stream_text
     from hpo.home import Home
-    from model.hardware import default_device
-    from model.trained import load_trained
 
     values = {
         "temperature": temperature,
@@ -77,7 +76,7 @@ def generate(
     streamable = len(texts) == samples == 1 and not (beams or phi or json)
     if stream and not streamable:
         raise UsageError("--stream shows one sampled text; leave out --prompts, --samples, --beams, --phi and --json")
-    trained = load_trained(find_checkpoint(checkpoint, storage, Home.from_environment()), default_device())
+    [trained] = open_checkpoints([find_checkpoint(checkpoint, storage, Home.from_environment())], network or [])
     if streamable and stream is not False:
         made = stream_text(trained, texts[0], request, lambda piece: typer.echo(piece, nl=False))
         typer.echo()

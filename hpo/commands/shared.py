@@ -22,6 +22,10 @@ StorageOption = Annotated[
 DataOption = Annotated[
     Path | None, typer.Option("--data", metavar="PATH", help="Folder with train, valid and test text.")
 ]
+NetworkOption = Annotated[
+    list[str] | None,
+    typer.Option("--network", metavar="MODULE:CLASS", help="A network that is code of your own; it is run."),
+]
 StudyArgument = Annotated[str | None, typer.Argument(metavar="[STUDY]", help="Default: the study that was run last.")]
 
 

@@ -20,6 +20,7 @@ from model.training import load_history, train
 
 TINY = {"width": 32, "layers": 2, "heads": 2, "sequence_length": 32, "batch_size": 8, "memory_slots": 8}
 Make = Callable[..., Path]
+NETWORKS = Path(__file__).parents[1] / "model"  # the folder of networks.py
 
 
 @pytest.fixture(scope="module")
@@ -132,6 +133,19 @@ def test_other_arms_beside_the_first(hpo: Hpo, make: Make, name: str, values: di
     found = evaluated(hpo, make("short.pt"), make(name, **values), "--no-quality")
     assert found["comparisons"][0]["unit"] == "bits per byte"
     assert found["networks"][1]["splits"][0]["phi"] is not None
+
+
+def test_a_network_of_the_user_s_own_beside_the_program_s(
+    hpo: Hpo, make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(str(NETWORKS))
+    own = make("own.pt", iit=False, network="networks:Recurrent")
+    found = evaluated(hpo, make("short.pt"), own, "--network", "networks:Recurrent", "--no-quality")
+    assert found["networks"][1]["splits"][0]["phi"] is None
+    assert found["comparisons"][0]["unit"] == "bits per byte"
+    first = evaluated(hpo, own, "--network", "networks:Recurrent", "--no-quality")
+    assert first["untrained"]["splits"][0]["loss"] > first["networks"][0]["splits"][0]["loss"]
+    refused(hpo("evaluate", own), "own.pt", "`--network networks:Recurrent` runs it")
 
 
 def test_other_tokenizers_compare_by_bytes_or_not_at_all(hpo: Hpo, make: Make) -> None:

@@ -11,6 +11,8 @@ from typing import Any
 
 import pytest
 import torch
+from networks import Recurrent, WithPhi
+from torch import nn
 
 from model.config import Scalar, build_run
 from model.errors import ConfigError
@@ -27,6 +29,7 @@ from model.generation import (
     probabilities,
     window_start,
 )
+from model.network import BareNetwork
 from model.tokens import Span
 from model.transformer import Transformer
 
@@ -83,6 +86,23 @@ def test_logits_with_a_past_are_those_without(arm: str, double: bool, tolerance:
         assert (with_past - without).abs().max() <= tolerance * largest
         for reader in readers:
             reader.append(tokens)
+
+
+@pytest.mark.parametrize("kind", [Recurrent, WithPhi])
+def test_a_network_of_a_user_s_own_reads_its_whole_window_for_each_token(kind: type[nn.Module]) -> None:
+    architecture = stirred().architecture
+    built = kind(architecture, VOCABULARY)
+    network = built if isinstance(built, Transformer) else BareNetwork(built, architecture)
+    for parameter in network.parameters():
+        nn.init.normal_(parameter)
+    [prompt] = prompts(5)
+    [made] = generate(network, [prompt], Sampling(temperature=0), Rules(max_tokens=2 * LENGTH))
+    text = list(prompt)
+    for token in made.tokens:
+        window = text[window_start(len(text), LENGTH) :]
+        with torch.no_grad():
+            assert network.logits(network(torch.tensor([window])).hidden_BTD)[0, -1].argmax() == token
+        text.append(token)
 
 
 def test_a_text_does_not_depend_on_what_stands_beside_it() -> None:

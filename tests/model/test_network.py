@@ -157,6 +157,6 @@ def test_a_checkpoint_never_makes_anybody_import(small_corpus: TokenizedCorpus, 
     path = tmp_path / "checkpoint.pt"
     train(run_of("Recurrent"), small_corpus, save_to=path)
     del sys.modules["networks"]
-    with pytest.raises(CheckpointError, match="code of a user's own; `hpo export --network networks:Recurrent` runs"):
+    with pytest.raises(CheckpointError, match="code of a user's own; `--network networks:Recurrent` runs"):
         load_trained(path)
     assert "networks" not in sys.modules

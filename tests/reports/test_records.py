@@ -1,3 +1,4 @@
+import gc
 import math
 import subprocess
 import sys
@@ -148,6 +149,20 @@ def test_trials_are_read_once_without_copies(monkeypatch):
     monkeypatch.setattr(study, "get_trials", lambda **options: calls.append(options) or original(**options))
     read_study(study)
     assert calls == [{"deepcopy": False}]
+
+
+@pytest.mark.parametrize("collects", [True, False])
+def test_the_garbage_collector_is_left_as_it_was(monkeypatch, collects):
+    (gc.enable if collects else gc.disable)()
+    try:
+        read_study(study_of(trial(5.0)))
+        assert gc.isenabled() is collects
+        monkeypatch.setattr(optuna.Study, "get_trials", lambda *_, **__: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            read_study(study_of())
+        assert gc.isenabled() is collects
+    finally:
+        gc.enable()
 
 
 def test_reading_changes_nothing():
