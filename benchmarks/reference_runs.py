@@ -1,12 +1,13 @@
 """The reference runs of the projection: small networks over twenty passes, several of which overfit on purpose.
 
-python benchmarks/reference_runs.py --data PATH --folder runs/reference        # three hours of one core
+python benchmarks/reference_runs.py --data PATH --folder runs/reference        # six hours of one core
 python benchmarks/reference_runs.py --data PATH --folder runs/fresh --fresh    # runs to test projections with
 
-PATH holds WikiText-2. Each run reads a stretch of its training text again and again, and is evaluated after each pass
-on the same stretch of its validation text. A run that was interrupted goes on from its last pass; the same command
+PATH holds WikiText-2. Each run reads a stretch of its training text, or all of it, again and again, and is evaluated
+after each pass on the same stretch of its validation text. A run that was interrupted goes on from its last pass; the same command
 again continues, or writes what is done. The reference runs go to reports/reference_runs.jsonl, a line each; with
-`--fresh` other configurations on other stretches of text, to FOLDER/runs.jsonl: no reference run shares one with them.
+`--fresh` other configurations on other stretches of text, to FOLDER/runs.jsonl: no reference run shares a configuration
+with them, and none but those on the whole text a stretch.
 """
 
 from __future__ import annotations
@@ -56,6 +57,7 @@ LIBRARY_STRETCHES = {
     "150k": Stretch(group="150k", first_token=400_000, tokens=150_000),
     "200k": Stretch(group="200k", first_token=800_000, tokens=200_000),
     "300k": Stretch(group="300k", first_token=1_200_000, tokens=300_000),
+    "whole": Stretch(group="whole", first_token=0, tokens=4_000_000),
 }
 LIBRARY_RUNS: tuple[tuple[str, dict[str, Scalar]], ...] = (
     ("100k", {**NANO, "dropout": 0.0}),
@@ -82,6 +84,8 @@ LIBRARY_RUNS: tuple[tuple[str, dict[str, Scalar]], ...] = (
     ("150k", {**NANO, "dropout": 0.1, "blocks": "attention+convolution"}),
     ("200k", {**THIN, "dropout": 0.0, "learning_rate": 5e-4, "iit": False}),
     ("300k", {**NANO, "dropout": 0.0}),
+    ("whole", {**THIN, "dropout": 0.0, "learning_rate": 4e-3}),
+    ("whole", {**THIN, "dropout": 0.1, "learning_rate": 1e-3}),
 )
 FRESH_STRETCHES = {
     "120k": Stretch(group="fresh-120k", first_token=1_700_000, tokens=120_000),
