@@ -4,10 +4,10 @@ python benchmarks/reference_runs.py --data PATH --folder runs/reference        #
 python benchmarks/reference_runs.py --data PATH --folder runs/fresh --fresh    # runs to test projections with
 
 PATH holds WikiText-2. Each run reads a stretch of its training text, or all of it, again and again, and is evaluated
-after each pass on the same stretch of its validation text. A run that was interrupted goes on from its last pass; the same command
-again continues, or writes what is done. The reference runs go to reports/reference_runs.jsonl, a line each; with
-`--fresh` other configurations on other stretches of text, to FOLDER/runs.jsonl: no reference run shares a configuration
-with them, and none but those on the whole text a stretch.
+after each pass on the same stretch of its validation text. A run that was interrupted goes on from its last pass; the
+same command again continues, or writes what is done. The reference runs go to reports/reference_runs.jsonl, a line each;
+with `--fresh` other configurations on other stretches of text, to FOLDER/runs.jsonl: no reference run shares a
+configuration with them, and none but those on the whole text a stretch.
 """
 
 from __future__ import annotations
