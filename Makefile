@@ -9,7 +9,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 TRIALS ?= 40
 # quick tests side by side; those that start processes or train for long one after another
-PYTEST = $(BIN)/pytest -m "not slow" -n 2 --dist loadfile && $(BIN)/pytest -m slow
+PYTEST = $(BIN)/pytest -m "not slow" -n 2 --dist loadfile && $(BIN)/pytest -m slow --durations=25
 
 .PHONY: run test check chaos bench format install install-test
 
