@@ -14,6 +14,7 @@ from model.config import build_run
 from model.tokens import TokenizedCorpus
 from model.training import train
 
+NETWORKS = Path(__file__).parents[1] / "model"  # the folder of networks.py
 TINY = {"width": 32, "layers": 2, "heads": 2, "sequence_length": 32, "batch_size": 8, "memory_slots": 8}
 
 
@@ -171,34 +172,19 @@ def test_checkpoints_that_cannot_be(hpo: Hpo, checkpoint: Path, tmp_path: Path) 
 
 # ---------------------------------------------------------------------------------------------- a user's own network
 
-OWN = """
-from torch import nn
-class Own(nn.Module):
-    def __init__(self, architecture, vocabulary):
-        super().__init__()
-        self.embedding = nn.Embedding(vocabulary, architecture.width)
-        self.layer = nn.GRU(architecture.width, architecture.width, batch_first=True)
-        self.output = nn.Linear(architecture.width, vocabulary, bias=False)
-    def set_regularisation(self, *, dropout, noise):
-        pass
-    def forward(self, tokens):
-        return self.layer(self.embedding(tokens))[0]
-"""
-
 
 @pytest.fixture
 def own(small_corpus: TokenizedCorpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A checkpoint of a network of the user's own, whose code is at hand."""
-    monkeypatch.syspath_prepend(str(tmp_path))
-    (tmp_path / "generating_network.py").write_text(OWN, encoding="utf-8")
-    values = {"iit": False, "network": "generating_network:Own", "budget_tokens": 5_000, "evaluations": 1}
+    monkeypatch.syspath_prepend(str(NETWORKS))
+    values = {"iit": False, "network": "networks:Recurrent", "budget_tokens": 5_000, "evaluations": 1}
     train(build_run({**TINY, **values, "evaluation_tokens": 512}), small_corpus, save_to=tmp_path / "own.pt")
     return tmp_path / "own.pt"
 
 
 def test_a_network_of_the_user_s_own_writes_where_it_is_named(hpo: Hpo, own: Path) -> None:
     call = ("generate", own, "--prompt", "The name of", "--max-tokens", "40")
-    named = ("--network", "generating_network:Own")
+    named = ("--network", "networks:Recurrent")
     shown, streamed = hpo(*call, *named, "--no-stream"), hpo(*call, *named)
     assert shown.code == streamed.code == 0
     assert streamed.out == shown.out
@@ -206,8 +192,8 @@ def test_a_network_of_the_user_s_own_writes_where_it_is_named(hpo: Hpo, own: Pat
     assert "the text outgrew the 32 tokens" in shown.err
     beams = hpo(*call, *named, "--beams", "2", "--json").out
     assert json.loads(beams)["tokens"] == 40
-    refused(hpo(*call), "own.pt", "code of a user's own; `--network generating_network:Own` runs it")
-    refused(hpo(*call, *named, "--phi"), "own.pt: generating_network:Own has no Φ; leave out --phi")
+    refused(hpo(*call), "own.pt", "code of a user's own; `--network networks:Recurrent` runs it")
+    refused(hpo(*call, *named, "--phi"), "own.pt: networks:Recurrent has no Φ; leave out --phi")
 
 
 def test_a_network_that_is_named_and_not_there_is_told(hpo: Hpo, checkpoint: Path) -> None:
