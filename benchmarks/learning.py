@@ -6,7 +6,8 @@ python benchmarks/learning.py --data PATH --long-run CHECKPOINT  # the example r
 The example's network and its training are written out here from its description: post-norm encoder layers with ReLU,
 sine positions, embeddings scaled by the root of the width, untied output, 20 streams cut into pieces of 35 tokens, SGD
 at learning rate 5, a quarter of it after each pass that did not better the validation loss, gradients clipped at 0.25.
-Equal: tokens, width, layers, heads, feed-forward width, dropout, tokens read.
+Equal: tokens, width, layers, heads, feed-forward width, dropout, tokens read. The example has more parameters, for
+its output has a matrix of its own.
 
 With `--long-run` ours is a checkpoint that was trained before, on the same text; the example is trained under its
 tokenizer for as many tokens, keeps its state after each pass beside the checkpoint, and goes on from it when the same
@@ -109,6 +110,7 @@ class ExampleRun:
             "val_word_ppl": self.history[-1]["val_word_ppl"],
             "test_word_ppl": evaluate_example(self.network, self.corpus.span("test")),
             "tokens": self.read,
+            "parameters": sum(each.numel() for each in self.network.parameters()),
             "seconds": self.seconds,
             "history": self.history,
         }
@@ -181,6 +183,7 @@ def figures_of(ours: Trained, corpus: TokenizedCorpus) -> dict[str, Any]:
         "val_word_ppl": scores["valid"].word_perplexity,
         "test_word_ppl": scores["test"].word_perplexity,
         "tokens": ours.tokens,
+        "parameters": sum(each.numel() for each in ours.network.parameters()),
         "seconds": ours.history[-1].seconds,
         "history": [{"tokens": each.tokens, "val_word_ppl": each.val_word_ppl} for each in ours.history],
     }
@@ -226,7 +229,8 @@ def main() -> None:
     ratio = ours["test_word_ppl"] / example["test_word_ppl"]
     for name, figures in (("ours", ours), ("the example's Transformer", example)):
         print(
-            f"{name}, {figures['tokens']:,} tokens in {figures['seconds'] / 60:.0f} min: perplexity per word "
+            f"{name}, {figures['parameters']:,} parameters, {figures['tokens']:,} tokens in "
+            f"{figures['seconds'] / 60:.0f} min: perplexity per word "
             f"{figures['val_word_ppl']:.1f} on validation, {figures['test_word_ppl']:.1f} on test text"
         )
     print(f"ratio on test text {ratio:.2f}")
