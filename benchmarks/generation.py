@@ -1,6 +1,6 @@
 """What keeping the past is worth: tokens per second of generation with and without it, in one run.
 
-python benchmarks/generation.py --presets nano tiny_iit small_iit      # three minutes of one core
+python benchmarks/generation.py --presets nano tiny_iit small_iit      # four minutes of one core
 
 Both write the same tokens after the same prompt, in turns; medians. The network is untrained, which costs the same.
 """

@@ -11,7 +11,8 @@ its output has a matrix of its own.
 
 With `--long-run` ours is a checkpoint that was trained before, on the same text; the example is trained under its
 tokenizer for as many tokens, keeps its state after each pass beside the checkpoint, and goes on from it when the same
-command runs again. Perplexities are per word and end of line, so that tokenizers do not enter.
+command runs again. Perplexities are per word and end of line, so that tokenizers do not enter, and of each network's
+last state.
 """
 
 from __future__ import annotations
@@ -205,7 +206,8 @@ def after_long_run(path: Path, corpus: Corpus, cache: Path, seed: int) -> tuple[
         layers=architecture.layers,
         dropout=ours.config.training.dropout,
     )
-    example = example_run(shape, tokens, seed).train(ours.tokens, path.with_name(f"{path.stem}.example.pt"))
+    state = path.with_name(f"example-of-{path.stem}-seed-{seed}.pt")  # no name that a trial's checkpoint could have
+    example = example_run(shape, tokens, seed).train(ours.tokens, state)
     return figures_of(ours, tokens), example
 
 
@@ -216,6 +218,8 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, help="to read; default: one pass")
     parser.add_argument("--seed", type=int, default=1)
     arguments = parser.parse_args()
+    if arguments.long_run and arguments.tokens:
+        parser.error("--tokens: a long run says itself how many; leave it out")
     keep_freed_memory()  # for both: speed is not the question here
     with tempfile.TemporaryDirectory(prefix="hpo-learning-") as cache:
         corpus = load_corpus(str(arguments.data), Path(cache))

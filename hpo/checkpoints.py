@@ -29,8 +29,8 @@ def open_checkpoints(paths: Sequence[Path], own: Sequence[str], device: str | No
     """
     found = [load_trained(path, device or default_device(), own) for path in paths]
     for network in own:
-        if network not in {trained.config.architecture.network for trained in found}:
-            names = ", ".join(path.name for path in paths)
+        if not network or network not in {trained.config.architecture.network for trained in found}:
+            names = ", ".join(str(path) for path in paths)
             raise UsageError(f"--network {network}: is not the network of {names}; leave it out")
     return found
 

@@ -32,6 +32,7 @@ from model.training import Decision, TrainingResult, rehearse, train
 
 LEAST_SPEED = 0.1  # of the control arm's: a slower network is likely a loop in Python
 MOST_MEMORY = 4.0  # times the control arm's
+ROUNDING = 1e-3  # of the largest logit: another length is another kernel
 LEAST_GAIN_NATS = 0.2  # per token of validation text, from the untrained network to the end
 REHEARSAL_S = 1.0
 
@@ -163,6 +164,21 @@ def _causality(trial: Trial) -> str:
 
 
 @torch.no_grad()
+def _beginnings(trial: Trial) -> str:
+    network, tokens_BT = trial.build().eval(), trial.tokens(4)[:, :-1]
+    whole_BTV = network.logits(network(tokens_BT).hidden_BTD)
+    for length in (1, tokens_BT.shape[1] // 2):
+        alone_BTV = network.logits(network(tokens_BT[:, :length]).hidden_BTD)
+        moved = (alone_BTV - whole_BTV[:, :length]).abs().max().item()
+        if not moved <= ROUNDING * whole_BTV.abs().max().item():
+            raise Broken(
+                f"the first {length} tokens alone gave logits that differ by up to {moved:.2g} from those within the "
+                "whole: text is generated from beginnings"
+            )
+    return "a text's first tokens have the same logits alone and within the whole"
+
+
+@torch.no_grad()
 def _moved(network: Network, one_BT: Tensor, other_BT: Tensor) -> float:
     """How far the first sequence's logits are apart in two batches; dropout and noise are equal in both."""
     logits = []
@@ -243,6 +259,7 @@ LAWS: dict[str, Callable[[Trial], str]] = {
     "interface": _interface,
     "finite gradients": _finite_gradients,
     "causality": _causality,
+    "beginnings": _beginnings,
     "determinism": _determinism,
     "resume": _resume,
     "memory": _memory,

@@ -152,18 +152,21 @@ def _check_members(name: str, built: Any, architecture: Architecture, vocabulary
         raise NetworkError(f"{name}: needs `output`, an nn.Linear to the {vocabulary} tokens without a bias")
     if not callable(getattr(built, "set_regularisation", None)):
         raise NetworkError(f"{name}: needs a method `set_regularisation(*, dropout, noise)`")
-    try:
-        built.set_regularisation(dropout=0.0, noise=0.0)
-        with torch.random.fork_rng([]):  # a look changes no random number of the run
-            states = built(torch.zeros((1, architecture.sequence_length), dtype=torch.int64))
-    except Exception as error:
-        raise NetworkError(f"{name}: cannot be used: {_words(error)}") from error
-    if isinstance(built, Transformer):
-        return
-    wanted = (1, architecture.sequence_length, output.in_features)
-    if not isinstance(states, Tensor) or tuple(states.shape) != wanted:
-        got = tuple(states.shape) if isinstance(states, Tensor) else type(states).__name__
-        raise NetworkError(f"{name}: must return states of shape {wanted} for `output`, got {got}")
+    for training, length in ((True, architecture.sequence_length), (False, 1)):  # a text that is written begins so
+        built.train(training)
+        try:
+            built.set_regularisation(dropout=0.0, noise=0.0)
+            with torch.random.fork_rng([]):  # a look changes no random number of the run
+                states = built(torch.zeros((1, length), dtype=torch.int64))
+        except Exception as error:
+            raise NetworkError(f"{name}: cannot be used for {length} tokens: {_words(error)}") from error
+        if isinstance(built, Transformer):
+            continue
+        wanted = (1, length, output.in_features)
+        if not isinstance(states, Tensor) or tuple(states.shape) != wanted:
+            got = tuple(states.shape) if isinstance(states, Tensor) else type(states).__name__
+            raise NetworkError(f"{name}: must return states of shape {wanted} for `output`, got {got}")
+    built.train()
 
 
 def _words(error: Exception) -> str:

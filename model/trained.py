@@ -93,10 +93,13 @@ def _trained(path: Path, content: dict[str, Any], device: torch.device | str, ow
 def _same_code(path: Path, content: dict[str, Any], network: str, own: Collection[str]) -> str:
     """The digest of a user's code, which must have been named, and be what the network was trained by."""
     if network not in own:
-        raise CheckpointError(f"{path}: its network is code of a user's own; `--network {network}` runs it")
+        other = f", not {', '.join(own)}" if own else ""
+        raise CheckpointError(f"{path}: its network is code of a user's own; `--network {network}` runs it{other}")
     trained_by, digest = content["identity"].get("network"), source_digest(network)
     if digest != trained_by:
-        raise CheckpointError(f"{path}: was trained by other code of {network} (digest {trained_by}, now {digest})")
+        raise CheckpointError(
+            f"{path}: was trained by other code of {network} (digest {trained_by}, now {digest}); restore the file"
+        )
     return digest
 
 

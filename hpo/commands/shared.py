@@ -24,7 +24,9 @@ DataOption = Annotated[
 ]
 NetworkOption = Annotated[
     list[str] | None,
-    typer.Option("--network", metavar="MODULE:CLASS", help="A network that is code of your own; it is run."),
+    typer.Option(
+        "--network", metavar="MODULE:CLASS", help="A network of your own, whose code is run; again for another."
+    ),
 ]
 StudyArgument = Annotated[str | None, typer.Argument(metavar="[STUDY]", help="Default: the study that was run last.")]
 

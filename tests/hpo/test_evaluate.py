@@ -144,6 +144,7 @@ def test_a_network_of_the_user_s_own_beside_the_program_s(
     assert found["networks"][1]["splits"][0]["phi"] is None
     assert found["comparisons"][0]["unit"] == "bits per byte"
     first = evaluated(hpo, own, "--network", "networks:Recurrent", "--no-quality")
+    assert first["untrained"]["parameters"] == first["networks"][0]["parameters"]
     assert first["untrained"]["splits"][0]["loss"] > first["networks"][0]["splits"][0]["loss"]
     refused(hpo("evaluate", own), "own.pt", "`--network networks:Recurrent` runs it")
 

@@ -237,7 +237,7 @@ def test_a_checkpoint_of_the_transformer_is_not_exported_by_other_code(
     small_corpus: TokenizedCorpus, tmp_path: Path
 ) -> None:
     path = write_checkpoint(small_corpus, tmp_path / "checkpoint.pt")
-    with pytest.raises(UsageError, match=r"--network os:path: is not the network of checkpoint\.pt; leave it out"):
+    with pytest.raises(UsageError, match=r"--network os:path: is not the network of .*checkpoint\.pt; leave it out"):
         export("x", path, tmp_path / "out", "os:path", print)
 
 

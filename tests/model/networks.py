@@ -123,6 +123,33 @@ class WithPhi(Transformer):
         return states._replace(hidden_BTD=states.hidden_BTD.tanh())
 
 
+class Fixed(Recurrent):
+    """Takes texts of one length alone."""
+
+    def __init__(self, architecture: Architecture, vocabulary: int) -> None:
+        super().__init__(architecture, vocabulary)
+        self.positions = nn.Parameter(torch.randn(architecture.sequence_length, architecture.width))
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return super().forward(tokens) + self.positions
+
+
+class Anchored(Fixed):
+    """Counts positions from the end."""
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return Recurrent.forward(self, tokens) + self.positions[-tokens.shape[1] :]
+
+
+class MixingPast(Transformer):
+    """Adds the mean of all before: what a past of single tokens does not hold. Its forward takes none."""
+
+    def forward(self, tokens_BT: Tensor) -> States:  # type: ignore[override]
+        states = super().forward(tokens_BT)
+        count_T1 = torch.arange(1, tokens_BT.shape[1] + 1)[:, None]
+        return states._replace(hidden_BTD=states.hidden_BTD + states.hidden_BTD.cumsum(1) / count_T1)
+
+
 class NoOutput(nn.Module):
     def __init__(self, architecture: Architecture, vocabulary: int) -> None:
         del architecture, vocabulary

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from networks import Recurrent, WithPhi
+from networks import MixingPast, Recurrent
 from torch import nn
 
 from model.config import Scalar, build_run
@@ -88,7 +88,7 @@ def test_logits_with_a_past_are_those_without(arm: str, double: bool, tolerance:
             reader.append(tokens)
 
 
-@pytest.mark.parametrize("kind", [Recurrent, WithPhi])
+@pytest.mark.parametrize("kind", [Recurrent, MixingPast])
 def test_a_network_of_a_user_s_own_reads_its_whole_window_for_each_token(kind: type[nn.Module]) -> None:
     architecture = stirred().architecture
     built = kind(architecture, VOCABULARY)

@@ -36,7 +36,8 @@ def test_a_good_network_keeps_all_laws(name: str, small_corpus: TokenizedCorpus)
 
 
 BREAKERS = {
-    "Broken": ("interface", "cannot be used: RuntimeError: on purpose"),
+    "Broken": ("interface", "cannot be used for 64 tokens: RuntimeError: on purpose"),
+    "Fixed": ("interface", "must return states of shape (1, 1, 64) for `output`, got (1, 64, 64)"),
     "Infinite": ("finite gradients", "not finite: inner.embedding.weight"),
     "Idle": ("finite gradients", "no gradient reaches inner.unused.weight, inner.unused.bias"),
     "Reversed": ("causality", "changing"),
@@ -61,6 +62,7 @@ def test_what_breaks_a_ground_is_told_and_nothing_is_trained(name: str, small_co
 @pytest.mark.parametrize(
     ("name", "law", "evidence"),
     [
+        ("Anchored", "beginnings", "the first 1 tokens alone gave logits that differ by up to"),
         ("Counting", "resume", "state belongs into parameters or buffers"),
         ("Hungry", "memory", "at most 4 × is allowed"),
         ("Slow", "speed", "at least 0.1 × is asked for"),

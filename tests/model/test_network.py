@@ -68,7 +68,7 @@ BAD = {
     "networks:Biased": "needs `output`, an nn.Linear to the 50 tokens without a bias",
     "networks:NoRegularisation": r"needs a method `set_regularisation\(\*, dropout, noise\)`",
     "networks:Logits": r"must return states of shape \(1, 32, 32\) for `output`, got \(1, 32, 50\)",
-    "networks:Broken": "cannot be used: RuntimeError: on purpose",
+    "networks:Broken": "cannot be used for 32 tokens: RuntimeError: on purpose",
     "networks:Unbuildable": "cannot be built for a vocabulary of 50: TypeError: wants something else",
     "no_such_module:X": "there is no module no_such_module in .* or on PYTHONPATH",
     "no_such_package.module:X": "importing a package of no_such_package.module failed: ModuleNotFoundError",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import optuna
 import pytest
-from optuna.distributions import CategoricalDistribution, FloatDistribution
+from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 from scipy import stats
 from toy_studies import pruned, study_of, trial
 
@@ -46,6 +46,23 @@ def test_a_trend_is_spearmans_with_an_interval_around_it():
     assert trend.rho == pytest.approx(expected)
     assert trend.low < trend.rho < trend.high
     assert trend.is_clear
+
+
+def test_ties_share_their_ranks_in_the_trend_and_in_every_resample():
+    random = np.random.default_rng(4)
+    layers_N = random.integers(1, 5, size=60)
+    values_N = np.round(0.2 * layers_N + random.random(60), 1)
+    study = optuna.create_study()
+    for layers, value in zip(layers_N, values_N, strict=True):
+        space = {"layers": IntDistribution(1, 4)}
+        study.add_trial(
+            optuna.trial.create_trial(params={"layers": int(layers)}, distributions=space, value=float(value))
+        )
+    trend = by_name(found(study))["layers"].trend
+    drawn = [random.integers(60, size=60) for _ in range(4000)]
+    rhos = [stats.spearmanr(layers_N[each], values_N[each]).statistic for each in drawn]
+    assert trend.rho == pytest.approx(stats.spearmanr(layers_N, values_N).statistic)
+    assert (trend.low, trend.high) == pytest.approx(np.quantile(rhos, (0.025, 0.975)), abs=0.025)
 
 
 def test_a_parameter_without_effect_has_no_clear_trend():

@@ -280,7 +280,6 @@ def test_the_run_of_the_log_would_have_been_foretold_with_its_doubts() -> None:
     assert not answer.ranks
 
 
-@pytest.mark.xfail(strict=True, reason="1.4 % with the 26 reference runs shipped; asked is less than 1 %")
 def test_what_the_log_foretold_was_next_to_impossible() -> None:
     chance = run_of_the_log().outlooks[-1].beats_target
     assert chance is not None
