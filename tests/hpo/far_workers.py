@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from optuna.trial import TrialState
 from toy_sweeps import make_sweep
 
 from hpo.home import Home
@@ -63,6 +64,12 @@ class FarStudy:
 
     def checkpoints(self) -> list[Path]:
         return sorted(self.home.root.glob("studies/*/trial-*/checkpoint-*.pt"))
+
+    def under_way(self) -> int:
+        """Trials that run and have a checkpoint; one that has ended keeps its own."""
+        running = self.sweep.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
+        folders = [self.home.trial(self.sweep.spec.name, self.sweep.uid, trial.number) for trial in running]
+        return sum(any(folder.glob("checkpoint-*.pt")) for folder in folders)
 
     def close(self) -> None:
         self.sweep.slots.database.engine.dispose()

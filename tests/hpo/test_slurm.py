@@ -94,7 +94,7 @@ class TestLocalJobs:
     ) -> None:
         study = far_study(trials=3, lease_s=2.0, budget_tokens=40_000)
         jobs = submit_slurm(study.orders(2), folder, TIME, cluster="local")
-        wait_until("both work on a trial and have a checkpoint", lambda: len(study.checkpoints()) == 2)
+        wait_until("both work on a trial and have a checkpoint", lambda: study.under_way() == 2)
         task_of(jobs[0]).kill()
         wait_until("the other task ends", lambda: ended(folder, jobs[1:]))
         study.assert_exact()
