@@ -83,13 +83,14 @@ def look_at_test_split(
 
 
 def _measured(checkpoint: Path, corpus: TokenizedCorpus, own: str) -> Scores:
-    """A replicate's network on the test split; its checkpoint must be of this text."""
-    trained = load_trained(checkpoint, default_device(), (own,))
-    for what, digest, its in (
+    """A replicate's network on the test split; its checkpoint must be of this network and text."""
+    trained = load_trained(checkpoint, default_device(), [own] if own else [])
+    for what, mine, its in (
+        ("network", own, trained.config.architecture.network),
         ("corpus", corpus.corpus_digest, trained.corpus_digest),
         ("tokenizer", corpus.tokenizer.digest, trained.tokenizer.digest),
     ):
-        if its != digest:
+        if its != mine:
             raise CheckpointError(f"{checkpoint}: written by a run with another {what}; it is not measured on this one")
     return score(trained.network, corpus.span("test"), torch.device(default_device()))
 

@@ -211,14 +211,12 @@ class Reader:
 
     def _read(self, tokens_BL: Tensor) -> Tensor:
         """Final states of whole windows, which are kept for the next token."""
-        past: tuple[Past, ...] = ()
-        if self.cached:
-            rows, longest = tokens_BL.shape
-            self._past = Past(rows, self.length, self.device)
-            self._past.begin(torch.arange(longest, device=self.device).expand(rows, -1), longest, aligned=True)
-            past = (self._past,)
-        hidden_BLD: Tensor = self.network(tokens_BL, *past).hidden_BTD
-        return hidden_BLD
+        if not self.cached:
+            return self.network(tokens_BL).hidden_BTD  # type: ignore[no-any-return]
+        rows, longest = tokens_BL.shape
+        self._past = Past(rows, self.length, self.device)
+        self._past.begin(torch.arange(longest, device=self.device).expand(rows, -1), longest, aligned=True)
+        return self.network(tokens_BL, self._past).hidden_BTD  # type: ignore[no-any-return]
 
 
 # ---------------------------------------------------------------------------------------------- the next token

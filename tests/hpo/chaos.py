@@ -214,18 +214,17 @@ class Campaign:
             return
         path = sa.make_url(self.url).database
         assert path is not None
-        connection = sqlite3.connect(path, timeout=0.2, isolation_level=None)
         deadline = time.monotonic() + 60
-        while not connection.in_transaction:
-            self.wake()  # a worker that was stopped inside its transaction holds the lock until it goes on
-            try:
-                connection.execute("BEGIN EXCLUSIVE")
-            except sqlite3.OperationalError:  # locked
-                if time.monotonic() > deadline:
-                    raise
-        time.sleep(self.dice.uniform(0.2, 3.0))
-        connection.rollback()
-        connection.close()
+        with contextlib.closing(sqlite3.connect(path, timeout=0.2, isolation_level=None)) as connection:
+            while not connection.in_transaction:
+                self.wake()  # a worker that was stopped inside its transaction holds the lock until it goes on
+                try:
+                    connection.execute("BEGIN EXCLUSIVE")
+                except sqlite3.OperationalError:  # locked
+                    if time.monotonic() > deadline:
+                        raise
+            time.sleep(self.dice.uniform(0.2, 3.0))
+            connection.rollback()
 
     def fill_disk(self) -> None:
         """Leave no byte free where checkpoints and, with SQLite, the database lie, for a moment."""
