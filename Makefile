@@ -28,10 +28,10 @@ check: install-test
 	$(PYTEST)
 
 chaos: install-test
-	$(BIN)/python tests/hpo/chaos.py --storage sqlite --outages 12
-	$(BIN)/python tests/hpo/chaos.py --storage postgresql --outages 12
-	$(BIN)/python tests/hpo/chaos.py --storage sqlite --trials 24 --kills 30 --outages 2 --real
-	$(BIN)/python tests/hpo/chaos.py --storage postgresql --trials 24 --kills 30 --outages 2 --real
+	$(BIN)/python -m tests.nightly.chaos --storage sqlite --outages 12
+	$(BIN)/python -m tests.nightly.chaos --storage postgresql --outages 12
+	$(BIN)/python -m tests.nightly.chaos --storage sqlite --trials 24 --kills 30 --outages 2 --real
+	$(BIN)/python -m tests.nightly.chaos --storage postgresql --trials 24 --kills 30 --outages 2 --real
 
 bench: install-test
 	for each in storage workers recovery training trial_start generation; do $(BIN)/python benchmarks/$$each.py || exit 1; done

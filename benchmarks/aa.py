@@ -23,12 +23,13 @@ import torch
 from numpy.typing import NDArray
 from results import FOLDER, keep
 
-from model.config import Scalar, build_run
-from model.corpus import Corpus, load_corpus
-from model.tokenizer import TokenizerChoice
-from model.tokens import TokenizedCorpus, tokenize_corpus
-from model.training import train
-from reports.finalists import Candidate, FinalistsRecord, Judgement, Replicate, judge
+from hpo_model.config import Scalar, build_run
+from hpo_model.data.corpus import Corpus, load_corpus
+from hpo_model.data.tokenizer import TokenizerChoice
+from hpo_model.data.tokens import TokenizedCorpus, tokenize_corpus
+from hpo_model.training.loop import train
+from hpo_reports.analysis.judging import Judgement, judge
+from hpo_reports.records.finalists import Candidate, FinalistsRecord, Replicate
 
 NOISE = 0.058  # standard deviation of a loss by its seed, as measured on nano (docs/decisions.md, 2026-11-21)
 SHARED = 0.5  # share of its variance that all configurations have in common under one seed

@@ -27,10 +27,10 @@ import torch
 from breakdown import breakdown
 from torch import Tensor
 
-from model.config import RunConfig, Scalar, build_run
-from model.hardware import keep_freed_memory, peak_memory_bytes
-from model.step import ADAM_BETAS
-from model.training import Run, RunOptions
+from hpo_model.config import RunConfig, Scalar, build_run
+from hpo_model.hardware import keep_freed_memory, peak_memory_bytes
+from hpo_model.training.loop import Run, RunOptions
+from hpo_model.training.step import ADAM_BETAS
 
 VOCABULARY = 8192
 DROPOUT = 0.25
@@ -91,7 +91,7 @@ def our_run(setting: Setting, corpus: Any = None, *, compiled: bool = False, **c
 
 
 def ours(setting: Setting, *, compiled: bool = False, iit: bool = True) -> Update:
-    """The update of `model.training`."""
+    """The update of `hpo_model.training.loop`."""
     run = our_run(setting, compiled=compiled, iit=iit)
     sums = torch.zeros(2, device=run.device)
     return lambda: run.update(sums)

@@ -19,9 +19,9 @@ import torch
 from arms import VOCABULARY, Setting, our_run
 from torch import Tensor
 
-from model import phi
-from model.step import total_loss
-from model.training import Run
+from hpo_model.network import phi
+from hpo_model.training.loop import Run
+from hpo_model.training.step import total_loss
 
 TRIALS = 10
 UPDATES_OF_A_TRIAL = 5  # after which CUDA graphs, where they are used, have been recorded
@@ -55,7 +55,7 @@ def _losses(setting: Setting, updates: int, compiled: bool) -> tuple[list[float]
         losses.append(loss.detach().clone())
         return loss
 
-    with mock.patch("model.training.total_loss", recorded):
+    with mock.patch("hpo_model.training.loop.total_loss", recorded):
         run = our_run(setting, compiled=compiled, **_budget(setting, updates))
         _make_updates(run, updates)
     digest = hashlib.sha256()
@@ -133,9 +133,9 @@ def _budget(setting: Setting, updates: int) -> dict[str, int]:
 
 def diversity(setting: Setting, text: str, updates: int) -> list[dict[str, float]]:
     """How far attention diversity from probes is from that of all queries, along a training on real text."""
-    from model.corpus import load_corpus  # text needs a tokenizer, which speed does not
-    from model.tokenizer import TokenizerChoice
-    from model.tokens import tokenize_corpus
+    from hpo_model.data.corpus import load_corpus  # text needs a tokenizer, which speed does not
+    from hpo_model.data.tokenizer import TokenizerChoice
+    from hpo_model.data.tokens import tokenize_corpus
 
     with tempfile.TemporaryDirectory(prefix="hpo-benchmark-") as folder:
         cache = Path(folder)

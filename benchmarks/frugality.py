@@ -39,7 +39,7 @@ class Outcome:
 
 def study_file(seed: int, *, pruned: bool) -> str:
     """The shipped study under another seed of its sampler, with its own pruner or none."""
-    text = importlib.resources.files("studies").joinpath(f"{STUDY}.toml").read_text(encoding="utf-8")
+    text = importlib.resources.files("hpo_studies").joinpath(f"{STUDY}.toml").read_text(encoding="utf-8")
     text = text.replace("[sampler]", f"[sampler]\nseed = {seed}")
     return text if pruned else re.sub(r"\[pruner\][^[]*", '[pruner]\nkind = "none"\n\n', text)
 

@@ -17,9 +17,9 @@ from pathlib import Path
 import torch
 from results import FOLDER, keep
 
-from model.config import PRESETS, build_run
-from model.generation import Rules, Sampling, generate
-from model.transformer import Transformer
+from hpo_model.config import PRESETS, build_run
+from hpo_model.generation.sampling import Rules, Sampling, generate
+from hpo_model.network.transformer import Transformer
 
 VOCABULARY = 8192
 PROMISED = 5.0  # times as fast with the past, at 256 tokens

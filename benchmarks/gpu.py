@@ -6,7 +6,7 @@ python benchmarks/gpu.py [--results FOLDER]
                memory, beside the control arm and a plain transformer
     graphs     compilations of ten trials and the memory that they leave, and whether an update waits for the GPU
     bitwise    two runs with one seed, eager and compiled
-    tests      tests/model/test_cuda.py, where pytest and what the suite's fixtures import are installed
+    tests      tests/nightly/test_cuda.py, where pytest and what the suite's fixtures import are installed
 
 Each part is a command of its own, which is printed: what fails or runs out of time is told at the end, and the others
 are run all the same. Compiling takes Triton and a C compiler. The results are JSON files, by default in
@@ -31,7 +31,7 @@ from pathlib import Path
 REPOSITORY = Path(__file__).parents[1]
 LIMIT_S = 8 * 60 - 10
 PRESETS = ("tiny_iit", "large_iit")
-TESTS = "tests/model/test_cuda.py"
+TESTS = "tests/nightly/test_cuda.py"
 TESTS_NEED = ("pytest", "pytest_timeout", "hypothesis", "tokenizers")
 
 

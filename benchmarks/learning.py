@@ -31,15 +31,15 @@ import torch.nn.functional as F
 from results import keep
 from torch import Tensor, nn
 
-from model.checkpoint import load_checkpoint, save_checkpoint
-from model.config import Scalar, build_run
-from model.corpus import Corpus, load_corpus
-from model.evaluation import score
-from model.hardware import keep_freed_memory
-from model.tokenizer import TokenizerChoice
-from model.tokens import Span, TokenizedCorpus, tokenize_corpus
-from model.trained import Trained, load_trained
-from model.training import train
+from hpo_model.config import Scalar, build_run
+from hpo_model.data.corpus import Corpus, load_corpus
+from hpo_model.data.tokenizer import TokenizerChoice
+from hpo_model.data.tokens import Span, TokenizedCorpus, tokenize_corpus
+from hpo_model.generation.trained import Trained, load_trained
+from hpo_model.hardware import keep_freed_memory
+from hpo_model.training.checkpoint import load_checkpoint, save_checkpoint
+from hpo_model.training.evaluation import score
+from hpo_model.training.loop import train
 
 WIDTH, HEADS, LAYERS, DROPOUT = 200, 2, 2, 0.2  # of the example as it ships
 STREAMS, PIECE, LEARNING_RATE, CLIP = 20, 35, 5.0, 0.25

@@ -15,15 +15,15 @@ from unittest import mock
 
 import sqlalchemy as sa
 
+from hpo.database.connection import Database
 from hpo.home import Home
-from hpo.storage import Database
-from hpo.study_file import StudySpec
-from hpo.sweep import Sweep, create_sweep
-from hpo.worker import Link, WorkerOrder, work
-from model.checkpoint import save_checkpoint
-from model.config import RunConfig
-from model.evaluation import Evaluation
-from model.training import Decision, TrainingResult, load_history
+from hpo.study.spec import StudySpec
+from hpo.sweep.sweep import Sweep, create_sweep
+from hpo.worker.worker import Link, WorkerOrder, work
+from hpo_model.config import RunConfig
+from hpo_model.training.checkpoint import save_checkpoint
+from hpo_model.training.evaluation import Evaluation
+from hpo_model.training.loop import Decision, TrainingResult, load_history
 
 EVALUATIONS = 10
 
@@ -129,9 +129,9 @@ def sleeping_work(order: WorkerOrder, link: Link) -> None:
         return idle_train(config, corpus, pause_s=0.05, **named)
 
     with (
-        mock.patch("hpo.objective.train", train),
-        mock.patch("hpo.objective.peak_tensor_bytes", return_value=0),  # there is no text
-        mock.patch("hpo.worker.open_tokens"),
+        mock.patch("hpo.worker.objective.train", train),
+        mock.patch("hpo.worker.objective.peak_tensor_bytes", return_value=0),  # there is no text
+        mock.patch("hpo.worker.worker.open_tokens"),
     ):
         work(order, link)
 

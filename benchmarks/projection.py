@@ -27,7 +27,7 @@ from typing import Any
 import numpy as np
 from results import keep
 
-from reports.projection.calibration import (
+from hpo_reports.projection.calibration import (
     KIN,
     Calibration,
     Target,
@@ -39,9 +39,16 @@ from reports.projection.calibration import (
     siblings_of,
     truths_of,
 )
-from reports.projection.curves import Curve, read_curves, reference_curves
-from reports.projection.pool import pooled
-from reports.projection.project import CALIBRATION, Projection, Range, calibration_json, project, shipped_calibration
+from hpo_reports.projection.curves import Curve, read_curves, reference_curves
+from hpo_reports.projection.pool import pooled
+from hpo_reports.projection.project import (
+    CALIBRATION,
+    Projection,
+    Range,
+    calibration_json,
+    project,
+    shipped_calibration,
+)
 
 SHARES = (0.05, 0.2, 0.4, 0.6)
 BETWEEN = (1, 4, 8)  # epochs from which others before the horizon are projected
@@ -210,7 +217,7 @@ def main() -> None:
     arguments = parser.parse_args()
     own = list(reference_curves())
     if arguments.calibrate:
-        target = Path(__file__).parents[1] / "reports" / CALIBRATION
+        target = Path(__file__).parents[1] / "reports" / "hpo_reports" / "projection" / CALIBRATION
         target.write_text(calibration_json(own), encoding="utf-8")
         return
     figures: dict[str, Any] = {}

@@ -27,13 +27,13 @@ from unittest import mock
 from measuring import database_url, idle_train, make_sweep, order_for
 from results import keep
 
+from hpo.database.connection import open_database
 from hpo.executors.local import run_local
 from hpo.executors.stop import Stop, StopLevel
-from hpo.storage import open_database
-from hpo.sweep import Sweep, open_sweep
-from hpo.worker import Event, Link, WorkerOrder, work
-from model.config import RunConfig
-from model.training import TrainingResult
+from hpo.sweep.sweep import Sweep, open_sweep
+from hpo.worker.worker import Event, Link, WorkerOrder, work
+from hpo_model.config import RunConfig
+from hpo_model.training.loop import TrainingResult
 
 STUDY = "recovery"
 DEATHS_HERE = 20
@@ -49,9 +49,9 @@ def slow_work(order: WorkerOrder, link: Link) -> None:
 
     link.tell(Event(kind="warned", worker=order.name, message=str(os.getpid())))
     with (
-        mock.patch("hpo.objective.train", train),
-        mock.patch("hpo.objective.peak_tensor_bytes", return_value=0),  # there is no text
-        mock.patch("hpo.worker.open_tokens"),
+        mock.patch("hpo.worker.objective.train", train),
+        mock.patch("hpo.worker.objective.peak_tensor_bytes", return_value=0),  # there is no text
+        mock.patch("hpo.worker.worker.open_tokens"),
     ):
         work(order, link)
 

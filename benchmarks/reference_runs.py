@@ -24,14 +24,14 @@ from typing import Any
 
 import torch
 
-from model.config import RunConfig, Scalar, build_run
-from model.corpus import Corpus, load_corpus
-from model.tokenizer import TokenizerChoice
-from model.tokens import TokenizedCorpus, tokenize_corpus
-from model.training import train
-from model.transformer import Transformer
+from hpo_model.config import RunConfig, Scalar, build_run
+from hpo_model.data.corpus import Corpus, load_corpus
+from hpo_model.data.tokenizer import TokenizerChoice
+from hpo_model.data.tokens import TokenizedCorpus, tokenize_corpus
+from hpo_model.network.transformer import Transformer
+from hpo_model.training.loop import train
 
-LIBRARY = Path(__file__).parents[1] / "reports" / "reference_runs.jsonl"
+LIBRARY = Path(__file__).parents[1] / "reports" / "hpo_reports" / "projection" / "reference_runs.jsonl"
 EPOCHS = 20
 VOCABULARY = 2048
 VALID_WORDS = 15_000

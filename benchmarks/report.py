@@ -25,7 +25,7 @@ from optuna.distributions import FloatDistribution
 from optuna.trial import FrozenTrial, TrialState, create_trial
 from results import FOLDER, keep
 
-from hpo.storage import open_database
+from hpo.database.connection import open_database
 
 PARAMETERS = ("learning_rate", "dropout", "lambda_phi", "weight_decay", "noise", "warmup", "phi_target", "phi_floor",
               "clip_norm", "memory_share")  # fmt: skip

@@ -19,9 +19,9 @@ import optuna
 from measuring import database_url, fill, idle_train, make_sweep, order_for, server_version
 from results import keep
 
-from hpo.search_space import make_pruner, make_sampler, suggest
-from hpo.storage import open_database
-from hpo.worker import Event, _Worker
+from hpo.database.connection import open_database
+from hpo.study.search_space import make_pruner, make_sampler, suggest
+from hpo.worker.worker import Event, _Worker
 
 SIZES = (40, 2000)  # finished trials in the study while the next ones are measured
 MEASURED = 30
@@ -59,9 +59,9 @@ def measure(url: str, size: int) -> dict[str, float]:
     bare.sampler, bare.pruner = make_sampler(sweep.spec, 0), make_pruner(sweep.spec)
     with (
         tempfile.TemporaryDirectory() as home,
-        mock.patch("hpo.objective.train", idle_train),
-        mock.patch("hpo.objective.peak_tensor_bytes", return_value=0),  # there is no text
-        mock.patch("hpo.worker.open_tokens"),
+        mock.patch("hpo.worker.objective.train", idle_train),
+        mock.patch("hpo.worker.objective.peak_tensor_bytes", return_value=0),  # there is no text
+        mock.patch("hpo.worker.worker.open_tokens"),
     ):
         worker = _Worker(order_for(sweep, url, Path(home), "worker"), Deaf())
 

@@ -30,8 +30,8 @@ import checks
 from arms import DROPOUT, VOCABULARY, Arm, Build, Setting, matrix_product, training_arms
 from results import FOLDER, keep
 
-from model.config import PRESETS, Architecture
-from model.hardware import cpu_cores, gpu_count
+from hpo_model.config import PRESETS, Architecture
+from hpo_model.hardware import cpu_cores, gpu_count
 
 WARM_UP = 3  # rounds: memory is asked for, graphs are compiled
 MATRICES = {"cpu": (2048, 4096), "cuda": (4096, 8192)}  # by device: rows and columns

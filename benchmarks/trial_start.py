@@ -28,13 +28,13 @@ from results import FOLDER, keep
 from torch import Tensor
 
 from hpo.executors.local import run_local
+from hpo.executors.placement import Wish
 from hpo.executors.stop import Stop
 from hpo.home import Home
-from hpo.launch import Launch, Request, prepare
-from hpo.placement import Wish
-from hpo.worker import Event, Link, WorkerOrder, work
-from model.config import PRESETS, build_run
-from model.training import Run, TrainingResult, train
+from hpo.search.launch import Launch, Request, prepare
+from hpo.worker.worker import Event, Link, WorkerOrder, work
+from hpo_model.config import PRESETS, build_run
+from hpo_model.training.loop import Run, TrainingResult, train
 
 UPDATES_OF_A_TRIAL = 4
 VOCABULARIES = {"nano": 2048}  # as the profile `cpu` of lambda_phi has it; the others 8,192, as `cuda` has
@@ -94,7 +94,7 @@ def clocked_work(order: WorkerOrder, link: Link, *, only_one: bool = False) -> N
         line.tell(Event(kind="warned", worker=order.name, message=TRAINED))
         return result
 
-    with mock.patch("model.training.Run.update", update), mock.patch("hpo.objective.train", trained):
+    with mock.patch("hpo_model.training.loop.Run.update", update), mock.patch("hpo.worker.objective.train", trained):
         work(order, line)
 
 

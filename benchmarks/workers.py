@@ -18,10 +18,10 @@ from pathlib import Path
 from measuring import database_url, make_sweep, order_for, server_version, sleeping_work
 from results import keep
 
+from hpo.database.connection import open_database
 from hpo.executors.local import run_local
 from hpo.executors.stop import Stop
-from hpo.storage import open_database
-from hpo.worker import Event
+from hpo.worker.worker import Event
 
 CREWS = (1, 2, 4, 8, 16, 32)
 TRIALS_EACH = 16

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from hpo.commands import architecture, compare, evaluate, export, generate, import_log, train, watch
-from hpo.commands.shared import (
+from hpo.commands.options import (
     DataOption,
     StorageOption,
     StudyArgument,
@@ -23,13 +23,13 @@ from hpo.commands.shared import (
     open_studies,
 )
 from hpo.errors import HpoError
-from model.errors import ModelError
-from reports.errors import ReportError
+from hpo_model.errors import ModelError
+from hpo_reports.errors import ReportError
 
 if TYPE_CHECKING:
-    from hpo.launch import Executor, Request
-    from hpo.placement import Wish
-    from hpo.session import Session
+    from hpo.executors.placement import Wish
+    from hpo.search.launch import Executor, Request
+    from hpo.search.session import Session
 
 STOP_PATIENCE_S = 60.0  # with a database that is away, before `hpo stop` has not been heard
 
@@ -108,8 +108,8 @@ def run(
     storage: StorageOption = None,
 ) -> None:
     """Run a study until it has TRIALS finished trials, and its finalists; run it again to resume."""
-    from hpo.launch import Request, prepare
-    from hpo.session import search
+    from hpo.search.launch import Request, prepare
+    from hpo.search.session import search
 
     request = Request(
         study=study,
@@ -136,8 +136,8 @@ def worker(
     storage: StorageOption = None,
 ) -> None:
     """Work on a study that is in the database already, beside whoever else does, until it is done."""
-    from hpo.launch import Request, join
-    from hpo.session import search
+    from hpo.search.launch import Request, join
+    from hpo.search.session import search
 
     request = Request(
         study=study,
@@ -172,8 +172,8 @@ def replicate(
     storage: StorageOption = None,
 ) -> None:
     """Run the best trials of a study and its baseline again, under the same fresh seeds; both options are totals."""
-    from hpo.launch import Request
-    from hpo.session import replicate as run_again
+    from hpo.search.launch import Request
+    from hpo.search.session import replicate as run_again
 
     if study is None:
         study = named_or_last(None, open_studies(storage)[1])
@@ -193,11 +193,11 @@ def stop(
     storage: StorageOption = None,
 ) -> None:
     """Let all workers of a study leave at their next evaluation, on every machine; `hpo run` goes on later."""
-    from hpo.finalists import find_finalists
-    from hpo.patience import Patience
-    from hpo.storage import storage_errors
-    from hpo.sweep import open_sweep
-    from hpo.view import drained
+    from hpo.database.connection import storage_errors
+    from hpo.database.retry import Patience
+    from hpo.monitor.console import drained
+    from hpo.sweep.finalists import find_finalists
+    from hpo.sweep.sweep import open_sweep
 
     url, opened = open_studies(storage, Patience(longest_s=STOP_PATIENCE_S, announce=typer.echo))
     with storage_errors(url):
@@ -215,10 +215,10 @@ def stop(
 @app.command()
 def status(study: StudyArgument = None, storage: StorageOption = None) -> None:
     """Show what a study has done and who works on it."""
-    from hpo.finalists import find_finalists
-    from hpo.storage import storage_errors
-    from hpo.sweep import open_sweep
-    from hpo.view import describe_progress
+    from hpo.database.connection import storage_errors
+    from hpo.monitor.console import describe_progress
+    from hpo.sweep.finalists import find_finalists
+    from hpo.sweep.sweep import open_sweep
 
     url, opened = open_studies(storage)
     with storage_errors(url):
@@ -232,10 +232,10 @@ def status(study: StudyArgument = None, storage: StorageOption = None) -> None:
 @app.command()
 def studies(storage: StorageOption = None) -> None:
     """List the study files that come with the program and the studies of the database."""
+    from hpo.database.connection import storage_errors
     from hpo.errors import StorageError
-    from hpo.storage import storage_errors
-    from hpo.study_file import shipped_studies
-    from hpo.sweep import describe_studies
+    from hpo.study.spec import shipped_studies
+    from hpo.sweep.sweep import describe_studies
 
     typer.echo("study files:")
     for name, description in shipped_studies().items():
@@ -266,13 +266,13 @@ def report(
     storage: StorageOption = None,
 ) -> None:
     """Print the experiment log of a study: table, verdicts, winner, the command to run next."""
+    from hpo.database.connection import storage_errors
     from hpo.files import write_text
-    from hpo.storage import storage_errors
-    from hpo.sweep import load_study
-    from reports.finalists import read_finalists
-    from reports.long_runs import read_long_runs
-    from reports.records import read_study
-    from reports.render import render
+    from hpo.sweep.sweep import load_study
+    from hpo_reports.records.finalists import read_finalists
+    from hpo_reports.records.long_runs import read_long_runs
+    from hpo_reports.records.study import read_study
+    from hpo_reports.render import render
 
     url, opened = open_studies(storage)
     with storage_errors(url):
@@ -296,7 +296,7 @@ def copy_storage(
 ) -> None:
     """Copy studies to another database, with their slots: the copy goes on where the original stands."""
     from hpo.home import Home
-    from hpo.transfer import copy_studies
+    from hpo.transfer.copying import copy_studies
 
     for line in copy_studies(source, target, study, Home.from_environment()):
         typer.echo(line)
@@ -305,8 +305,8 @@ def copy_storage(
 @storage_commands.command("upgrade")
 def upgrade_storage(storage: StorageOption = None) -> None:
     """Bring a database that an older version made to this one's tables."""
+    from hpo.database.connection import storage_url, upgrade
     from hpo.home import Home
-    from hpo.storage import storage_url, upgrade
 
     for line in upgrade(storage_url(storage, Home.from_environment())) or [
         "nothing to do: its tables are of this version"
@@ -326,9 +326,9 @@ def dashboard(
     storage: StorageOption = None,
 ) -> None:
     """Serve the Optuna dashboard, with reports and figures, to this machine, or to those who know a password."""
-    from hpo.dashboard import Door, read_password, serve
+    from hpo.dashboard.publishing import publishing_all
+    from hpo.dashboard.server import Door, read_password, serve
     from hpo.home import Home
-    from hpo.publishing import publishing_all
 
     door = Door(host=host, port=port, password=None if password_file is None else read_password(password_file))
     url, opened = open_studies(storage)
@@ -337,9 +337,9 @@ def dashboard(
 
 
 def _session(request: Request, storage: str | None, timeout: float | None, **options: bool) -> Session:
+    from hpo.database.connection import storage_url
     from hpo.home import Home
-    from hpo.session import Session
-    from hpo.storage import storage_url
+    from hpo.search.session import Session
 
     home = Home.from_environment()
     return Session(request=request, url=storage_url(storage, home), home=home, timeout_min=timeout, **options)
@@ -356,14 +356,14 @@ app.command()(architecture.validate_architecture)
 
 
 def _wish(workers: str, gpus: str | None, trials_per_gpu: int | None) -> Wish:
-    from hpo.placement import Wish, parse_gpus, parse_workers
+    from hpo.executors.placement import Wish, parse_gpus, parse_workers
 
     return Wish(workers=parse_workers(workers), gpus=parse_gpus(gpus), trials_per_gpu=trials_per_gpu)
 
 
 def _executor(kind: Literal["local", "ray", "slurm"], ray_address: str | None, slurm: list[str] | None) -> Executor:
     from hpo.errors import UsageError
-    from hpo.launch import Executor
+    from hpo.search.launch import Executor
 
     options = {}
     for option in slurm or ():

@@ -7,8 +7,8 @@
     ├── StorageError      a database that cannot be used
     └── WorkerError       workers that cannot go on
 
-The command line turns these, `model.errors.ModelError` and `reports.errors.ReportError` into one line and exit code 1.
-Anything else is a defect and keeps its traceback.
+The command line turns these, `hpo_model.errors.ModelError` and `hpo_reports.errors.ReportError` into one line and
+exit code 1. Anything else is a defect and keeps its traceback.
 """
 
 

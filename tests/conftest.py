@@ -14,10 +14,13 @@ from typing import TYPE_CHECKING
 import pytest
 from hypothesis import settings
 
-if TYPE_CHECKING:
-    from model.tokens import TokenizedCorpus
+from tests.support.paths import REPOSITORY
 
-REPOSITORY = Path(__file__).parents[1]
+if TYPE_CHECKING:
+    from hpo_model.data.tokens import TokenizedCorpus
+
+pytest_plugins = ["tests.support.database_fixtures"]
+
 WIKITEXT2_FILES = ("wiki.train.tokens", "wiki.valid.tokens", "wiki.test.tokens")
 
 # Two shared cores make wall-clock deadlines flaky; a fixed seed makes a failure in CI the failure at the desk.
@@ -34,9 +37,9 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def python_docs(cache: Path) -> TokenizedCorpus:
     """python-docs under a BPE of 512 tokens: about a million training tokens."""
-    from model.corpus import load_corpus
-    from model.tokenizer import TokenizerChoice
-    from model.tokens import tokenize_corpus
+    from hpo_model.data.corpus import load_corpus
+    from hpo_model.data.tokenizer import TokenizerChoice
+    from hpo_model.data.tokens import tokenize_corpus
 
     return tokenize_corpus(load_corpus("python-docs", cache), TokenizerChoice(vocabulary=512), cache)
 
@@ -44,9 +47,9 @@ def python_docs(cache: Path) -> TokenizedCorpus:
 @pytest.fixture(scope="session")
 def small_corpus(cache: Path) -> TokenizedCorpus:
     """The first pages of python-docs under a BPE of 300 tokens: some 30,000 training and 3,000 validation tokens."""
-    from model.corpus import Corpus, load_corpus
-    from model.tokenizer import TokenizerChoice
-    from model.tokens import tokenize_corpus
+    from hpo_model.data.corpus import Corpus, load_corpus
+    from hpo_model.data.tokenizer import TokenizerChoice
+    from hpo_model.data.tokens import tokenize_corpus
 
     texts = load_corpus("python-docs", cache).texts
     pages = {"train": texts["train"][:60_000], "valid": texts["valid"][:6_000], "test": texts["test"][:6_000]}

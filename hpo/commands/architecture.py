@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from hpo.commands.shared import DataOption
+from hpo.commands.options import DataOption
 
 
 def validate_architecture(
@@ -22,10 +22,10 @@ def validate_architecture(
     """
     os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # torch's profiler would tell when it begins and ends
     from hpo.home import Home
-    from model.corpus import load_corpus
-    from model.laws import validate
-    from model.tokenizer import TokenizerChoice
-    from model.tokens import tokenize_corpus
+    from hpo_model.data.corpus import load_corpus
+    from hpo_model.data.tokenizer import TokenizerChoice
+    from hpo_model.data.tokens import tokenize_corpus
+    from hpo_model.training.conformance import validate
 
     cache = Home.from_environment().cache
     text = load_corpus(str(data or "python-docs"), cache / "corpora")

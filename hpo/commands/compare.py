@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from hpo.commands.shared import StorageOption, open_studies
+from hpo.commands.options import StorageOption, open_studies
 
 
 def compare(
@@ -16,12 +16,12 @@ def compare(
     storage: StorageOption = None,
 ) -> None:
     """Hold the winners of studies of equal budget and text against each other."""
-    from hpo.storage import storage_errors
-    from hpo.sweep import load_study
-    from reports.across import compare_studies
-    from reports.across_text import across_json, across_markdown
-    from reports.finalists import read_finalists
-    from reports.records import read_study
+    from hpo.database.connection import storage_errors
+    from hpo.sweep.sweep import load_study
+    from hpo_reports.analysis.across import compare_studies
+    from hpo_reports.records.finalists import read_finalists
+    from hpo_reports.records.study import read_study
+    from hpo_reports.sections.across import across_json, across_markdown
 
     url, opened = open_studies(storage)
     with storage_errors(url):

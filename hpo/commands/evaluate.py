@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from hpo.commands.shared import DataOption, NetworkOption, StorageOption
+from hpo.commands.options import DataOption, NetworkOption, StorageOption
 
 if TYPE_CHECKING:
-    from hpo.evaluate import Evaluated
+    from hpo.inference.evaluate import Evaluated
 
 
 def evaluate(
@@ -28,12 +28,12 @@ def evaluate(
     storage: StorageOption = None,
 ) -> None:
     """Measure trained networks: perplexities, Φ, and the quality of what they write, beside people's text."""
-    from hpo.checkpoints import find_checkpoint, open_checkpoints
-    from hpo.evaluate import EvaluateRequest
-    from hpo.evaluate import evaluate as measure
-    from hpo.evaluation_tables import evaluation_text
     from hpo.files import write_text
     from hpo.home import Home
+    from hpo.inference.evaluate import EvaluateRequest
+    from hpo.inference.evaluate import evaluate as measure
+    from hpo.inference.find import find_checkpoint, open_checkpoints
+    from hpo.inference.tables import evaluation_text
 
     home = Home.from_environment()
     trained = open_checkpoints([find_checkpoint(named, storage, home) for named in checkpoints], network or [])

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from hpo.commands.shared import StorageOption
+from hpo.commands.options import StorageOption
 
 
 def export(
@@ -22,8 +22,8 @@ def export(
     storage: StorageOption = None,
 ) -> None:
     """Write weights, program, tokenizer, configuration and model card into a new folder."""
-    from hpo.checkpoints import find_checkpoint
-    from hpo.export import export as write
     from hpo.home import Home
+    from hpo.inference.export import export as write
+    from hpo.inference.find import find_checkpoint
 
     write(checkpoint, find_checkpoint(checkpoint, storage, Home.from_environment()), to, network, typer.echo)

@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from hpo.commands.shared import NetworkOption, StorageOption
+from hpo.commands.options import NetworkOption, StorageOption
 
 if TYPE_CHECKING:
-    from hpo.generate import GeneratedText
-    from model.trained import Trained
+    from hpo.inference.generate import GeneratedText
+    from hpo_model.generation.trained import Trained
 
 
 def generate(
@@ -49,10 +49,10 @@ def generate(
     storage: StorageOption = None,
 ) -> None:
     """Write on from a prompt with a trained network."""
-    from hpo.checkpoints import find_checkpoint, open_checkpoints
     from hpo.errors import UsageError
-    from hpo.generate import GenerateRequest, generate_texts, read_prompts, sampling_of, stream_text
     from hpo.home import Home
+    from hpo.inference.find import find_checkpoint, open_checkpoints
+    from hpo.inference.generate import GenerateRequest, generate_texts, read_prompts, sampling_of, stream_text
 
     values = {
         "temperature": temperature,

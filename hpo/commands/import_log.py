@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from hpo.commands.shared import StorageOption
+from hpo.commands.options import StorageOption
 
 
 def import_log(
@@ -18,9 +18,9 @@ def import_log(
     """Make a study of a table of past experiments, to be reported; it is never run."""
     from shlex import quote
 
+    from hpo.database.connection import open_database, storage_errors, storage_url
     from hpo.home import Home
-    from hpo.past_experiments import import_experiments, read_experiments
-    from hpo.storage import open_database, storage_errors, storage_url
+    from hpo.transfer.importing import import_experiments, read_experiments
 
     past = read_experiments(file)
     study = name or file.stem

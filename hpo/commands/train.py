@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from hpo.commands.shared import INTERRUPTED, DataOption, StorageOption
-from model.config import LearningRateSchedule
+from hpo.commands.options import INTERRUPTED, DataOption, StorageOption
+from hpo_model.config import LearningRateSchedule
 
 if TYPE_CHECKING:
-    from model.tokenizer import TokenizerChoice
+    from hpo_model.data.tokenizer import TokenizerChoice
 
 TokenizerKind = Literal["bpe", "word"]
 EPOCHS = 20
@@ -59,12 +59,12 @@ def train(
 
     Exit codes: 0 complete or stopped, 1 a wrong argument, 3 it diverged or found no memory, 130 interrupted.
     """
+    from hpo.dashboard.publishing import publish_quietly
+    from hpo.database.connection import storage_url
     from hpo.errors import UsageError
     from hpo.home import Home
-    from hpo.long_run import Conditions, describe, run_long
-    from hpo.publishing import publish_quietly
-    from hpo.run_request import PresetRequest, TrialRequest, prepare_preset_run, prepare_trial_run, read_values
-    from hpo.storage import storage_url
+    from hpo.long_run.request import PresetRequest, TrialRequest, prepare_preset_run, prepare_trial_run, read_values
+    from hpo.long_run.run import Conditions, describe, run_long
 
     if (study is None) == (preset is None):
         raise UsageError("one of --from STUDY and --preset NAME says what to train")
@@ -120,6 +120,6 @@ def _trial(text: str) -> int | None:
 
 
 def _choice(kind: TokenizerKind | None, vocabulary: int | None) -> TokenizerChoice:
-    from model.tokenizer import TokenizerChoice
+    from hpo_model.data.tokenizer import TokenizerChoice
 
     return TokenizerChoice(kind=kind or "bpe", vocabulary=vocabulary or 0)

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from hpo.commands.shared import INTERRUPTED, StorageOption, StudyArgument, named_or_last, open_studies
+from hpo.commands.options import INTERRUPTED, StorageOption, StudyArgument, named_or_last, open_studies
 
 PATIENCE_S = 600.0  # with a database that is away, as workers have
 
@@ -32,12 +32,12 @@ def watch(
     """
     from rich.console import Console
 
+    from hpo.database.connection import storage_errors
+    from hpo.database.retry import Patience
     from hpo.errors import StorageError
-    from hpo.patience import Patience
-    from hpo.storage import storage_errors
-    from hpo.sweep import open_sweep
-    from hpo.watching import ending_of_loss, timeout_in_s, watch_study
-    from hpo.webhook import Webhook
+    from hpo.monitor.watch import ending_of_loss, timeout_in_s, watch_study
+    from hpo.monitor.webhook import Webhook
+    from hpo.sweep.sweep import open_sweep
 
     limit_s = timeout_in_s(timeout)
     webhook = None if notify is None else Webhook.parse(notify)

@@ -1,1 +1,1 @@
-"""Who starts workers. Every executor calls the same `hpo.worker.work`."""
+"""Who starts workers, and where. Every executor calls the same `hpo.worker.worker.work`."""

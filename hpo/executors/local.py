@@ -19,11 +19,11 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 from hpo.errors import HpoError, WorkerError
-from hpo.executors.crew import PULSE_S, Crew, note_end
 from hpo.executors.stop import Stop, StopLevel
-from hpo.slots import Slots
-from hpo.worker import Event, Link, WorkerOrder, new_owner, work
-from model.errors import ModelError
+from hpo.executors.supervisor import PULSE_S, Crew, note_end
+from hpo.sweep.slots import Slots
+from hpo.worker.worker import Event, Link, WorkerOrder, new_owner, work
+from hpo_model.errors import ModelError
 
 LOST = 255  # exit code that multiprocessing gives a process whose fork server has died
 Work = Callable[[WorkerOrder, Link], None]  # what a worker's process runs
@@ -177,7 +177,7 @@ def process_context() -> SpawnContext | ForkServerContext:
     if "forkserver" not in multiprocessing.get_all_start_methods():  # Windows
         return multiprocessing.get_context("spawn")
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["hpo.worker"])
+    context.set_forkserver_preload(["hpo.worker.worker"])
     return context
 
 

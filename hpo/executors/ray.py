@@ -20,12 +20,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from hpo.errors import HpoError, WorkerError
-from hpo.executors.crew import PULSE_S, Crew, note_end
 from hpo.executors.ray_cluster import Share, amounts, connected, nodes
 from hpo.executors.stop import Stop, StopLevel
-from hpo.slots import Slots
-from hpo.worker import Event, WorkerOrder, new_owner, work
-from model.errors import ModelError
+from hpo.executors.supervisor import PULSE_S, Crew, note_end
+from hpo.sweep.slots import Slots
+from hpo.worker.worker import Event, WorkerOrder, new_owner, work
+from hpo_model.errors import ModelError
 
 LISTEN_S = 0.25  # for which a worker waits for something to tell before it answers
 ROOM_S = 20.0  # without an answer from a new worker, after which it is said that it waits for room

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from hpo.errors import WorkerError
-from hpo.worker import WorkerOrder
+from hpo.worker.worker import WorkerOrder
 
 CONNECT_S = 5.0
 PROBE_S = 20.0  # for an answer that tells a Ray cluster from whatever else listens

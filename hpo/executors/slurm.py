@@ -22,12 +22,12 @@ from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
 
+from hpo.dashboard.publishing import publish_quietly
+from hpo.database.connection import masked, open_database
 from hpo.errors import HpoError, StorageError, UsageError, WorkerError
-from hpo.publishing import publish_quietly
-from hpo.storage import masked, open_database
-from hpo.sweep import open_sweep
-from hpo.worker import Event, WorkerOrder, new_owner, work
-from model.errors import ModelError
+from hpo.sweep.sweep import open_sweep
+from hpo.worker.worker import Event, WorkerOrder, new_owner, work
+from hpo_model.errors import ModelError
 
 if TYPE_CHECKING:
     from submitit.core.utils import DelayedSubmission

@@ -1,0 +1,68 @@
+"""What a study's notes were written of, and which studies have moved on since."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.metadata import version
+
+import sqlalchemy as sa
+from optuna.storages._rdb.models import StudyModel, StudyUserAttributeModel
+
+from hpo.dashboard.notes import Stamp, read_stamps
+from hpo.database import tables as schema
+from hpo.database.connection import Database
+from hpo.study.spec import FINALISTS
+from hpo.sweep.sweep import LAST_RUN_ATTRIBUTE
+
+
+@dataclass(frozen=True, kw_only=True)
+class State:
+    """How far a study has come, its finalists included: they are in its report."""
+
+    study_id: int
+    finished: int  # trials that have ended; it only grows
+    digest: str  # of that, of what is noted of the study, as its long runs are, and of the program
+    stamp: Stamp  # of its notes
+
+    @property
+    def behind(self) -> bool:
+        """Whether there is something to show that the notes do not."""
+        return self.finished > 0 and self.stamp.state != self.digest
+
+
+def states(database: Database) -> dict[str, State]:
+    """The state of each study of ours, by name."""
+    if not schema.check(database.engine):
+        return {}
+    slots, studies = schema.slots.c, schema.studies.c
+    done = sa.select(sa.func.count()).where((slots.study_id == studies.study_id) & (slots.state == "done"))
+    query = sa.select(StudyModel.study_name, StudyModel.study_id, done.scalar_subquery()).join(
+        schema.studies, studies.study_id == StudyModel.study_id
+    )
+    noted = sa.select(
+        StudyUserAttributeModel.study_id, StudyUserAttributeModel.key, StudyUserAttributeModel.value_json
+    ).where(StudyUserAttributeModel.key != LAST_RUN_ATTRIBUTE)
+    with database.engine.connect() as connection:
+        found = {str(name): (int(study_id), int(finished)) for name, study_id, finished in connection.execute(query)}
+        facts: Mapping[int, list[str]] = defaultdict(list)
+        for study_id, key, text in connection.execute(noted):
+            facts[study_id].append(f"{key}={text}")
+    stamps = read_stamps(database)
+    return {name: _state(name, found, facts, stamps) for name in found}
+
+
+def _state(
+    name: str,
+    found: Mapping[str, tuple[int, int]],
+    facts: Mapping[int, list[str]],
+    stamps: Mapping[int, Stamp],
+) -> State:
+    parts = [found[each] for each in (name, name + FINALISTS) if each in found]
+    finished = sum(done for _, done in parts)
+    content = [version("assay-hpo"), str(finished), *(fact for number, _ in parts for fact in sorted(facts[number]))]
+    digest = hashlib.sha256("\n".join(content).encode()).hexdigest()[:16]
+    study_id = parts[0][0]
+    return State(study_id=study_id, finished=finished, digest=digest, stamp=stamps.get(study_id, Stamp()))

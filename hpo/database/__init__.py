@@ -1,0 +1,1 @@
+"""The studies' database: URL, connection, tables, retries, and Optuna's private names."""

@@ -1,0 +1,118 @@
+"""What executors share that watch their workers: deaths, successors, faults, leases of the dead."""
+
+from __future__ import annotations
+
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Generic, Protocol, TypeVar
+
+from hpo.database.retry import is_away
+from hpo.errors import HpoError
+from hpo.executors.stop import Stop, StopLevel
+from hpo.sweep.slots import Slots
+from hpo.worker.worker import DEATHS, Event, WorkerOrder
+from hpo_model.errors import ModelError
+
+RESTARTS = DEATHS  # of each worker in a row, without an evaluation between: a deadly trial is given up before
+STRAGGLERS_S = 15.0  # between two looks, once a worker has left, whether what still runs hangs
+PULSE_S = 0.25  # longest time between two looks at clock and signals
+
+
+def note_end(error: HpoError | ModelError) -> None:
+    """Write into a worker's log why it ends: a line, and the traceback of what lies beneath if something does."""
+    if error.__cause__ is None:
+        print(error, file=sys.stderr, flush=True)
+    else:
+        traceback.print_exception(error)
+
+
+class Member(Protocol):
+    """A worker as its supervisor sees it."""
+
+    order: WorkerOrder
+    log: Path
+    restarts: int
+
+
+_Member = TypeVar("_Member", bound=Member)
+
+
+class Crew(Generic[_Member]):
+    """The workers of one run, from the first start to the last end.
+
+    Args:
+        slots: of the sweep, to free the leases of dead workers.
+        on_event: told what workers tell.
+        stop: raised here after a fault.
+    """
+
+    def __init__(self, slots: Slots, on_event: Callable[[Event], None], stop: Stop) -> None:
+        self.slots, self.on_event, self.stop = slots.impatient(), on_event, stop
+        self.running: list[_Member] = []
+        self.gone: list[tuple[str, bool]] = []  # owners whose leases are still to be freed, and whether they died
+        self.faults: list[str] = []
+        self.looked_at: float | None = None  # for stragglers; None until a worker has left of itself
+
+    def start(self, order: WorkerOrder, log: Path, restarts: int) -> _Member:
+        """Start a worker under a new owner's name."""
+        raise NotImplementedError
+
+    def leaving(self) -> bool:
+        """Whether workers are to leave."""
+        return self.stop.level > StopLevel.NONE
+
+    def hear(self, worker: _Member, event: Event) -> None:
+        """Take in what a worker has told."""
+        self.on_event(event)
+        if event.kind in ("evaluated", "finished"):
+            worker.restarts = 0
+        elif event.kind == "fatal":
+            self.fault(event.message)
+
+    def fault(self, message: str) -> None:
+        """Let all leave at their next evaluation, because of this."""
+        self.faults.append(message)
+        self.stop.wish(StopLevel.AT_NEXT_EVALUATION, "a fault")
+
+    def left(self) -> None:
+        """Note that a worker has found nothing more to do, or was asked to leave."""
+        if not self.leaving():
+            self.looked_at = self.looked_at or time.monotonic()
+
+    def replace(self, worker: _Member, reason: str, *, died: bool) -> None:
+        """Free a dead worker's lease and start its successor, if it may have one."""
+        self.gone.append((worker.order.owner, died))
+        self.free_leases()
+        if self.leaving():
+            return
+        if worker.restarts == RESTARTS:
+            self.fault(f"{reason}; it died {RESTARTS + 1} times, so the run ends here")
+            return
+        self.on_event(Event(kind="restarted", worker=worker.order.name, message=f"{reason}; it is started again"))
+        self.running.append(self.start(worker.order, worker.log, worker.restarts + 1))
+
+    def free_leases(self) -> None:
+        """Give back what gone workers held; while the database is away, at a later pulse."""
+        for owner, died in list(self.gone):
+            try:
+                self.slots.release_owner(owner, died=died)
+            except Exception as error:
+                if not is_away(error):
+                    raise
+                return
+            self.gone.remove((owner, died))
+
+    def only_stragglers(self, total: int | None) -> bool:
+        """Whether what still runs hangs: others have finished its slots. Workers that `hpo stop` asked do not hang."""
+        if self.looked_at is None or time.monotonic() < self.looked_at + STRAGGLERS_S:
+            return False
+        self.looked_at = time.monotonic()
+        try:
+            return self.slots.counts(total).begun == 0
+        except Exception as error:
+            if not is_away(error):
+                raise
+            return False

@@ -1,0 +1,1 @@
+"""The full training run with a chosen configuration: `hpo train`."""

@@ -1,0 +1,118 @@
+"""The test split, which is looked at once: by the winner of the finalists, under each of its seeds."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from optuna.trial import FrozenTrial
+
+from hpo.errors import StudyError
+from hpo.home import Home
+from hpo.study.spec import FINALISTS
+from hpo.sweep.sweep import Sweep, is_feasible
+from hpo.worker.objective import newest_checkpoint
+from hpo_model.data.tokens import TokenizedCorpus
+from hpo_model.errors import CheckpointError
+from hpo_model.generation.trained import load_trained
+from hpo_model.hardware import cpu_cores, default_device
+from hpo_model.training.evaluation import Scores, score
+
+TEST_ATTRIBUTE = "hpo:test_split"  # of a companion study: its looks at the test split, in order
+
+
+@dataclass(frozen=True, kw_only=True)
+class Look:
+    """A look at the test split that was taken."""
+
+    candidate: int  # number in the search
+    taken_at: float  # seconds since 1970
+
+
+def looks(companion: Sweep) -> tuple[Look, ...]:
+    """The looks that were taken so far, in order."""
+    stored = companion.study.user_attrs.get(TEST_ATTRIBUTE, [])
+    return tuple(Look(candidate=each["candidate"], taken_at=each["evaluated_at"]) for each in stored)
+
+
+def look_at_test_split(
+    companion: Sweep, candidate: int, corpus: TokenizedCorpus, home: Home, announce: Callable[[str], None]
+) -> None:
+    """Measure a candidate's complete replicates on the test split, and store what was seen with the companion study.
+
+    Args:
+        companion: the finalists' study.
+        candidate: number in the search.
+        corpus: the study's text.
+        home: where checkpoints lie.
+        announce: told of each replicate.
+
+    Raises:
+        StudyError: the text has no test split, or a checkpoint is not on this machine; nothing was looked at.
+        CheckpointError: a checkpoint cannot be read.
+    """
+    if "test" not in corpus.splits:
+        raise StudyError(f"{corpus.corpus_name} has no test split; the winner stays unmeasured on one")
+    taken = len(looks(companion))
+    checkpoints = _checkpoints(companion, candidate, home)
+    torch.set_num_threads(cpu_cores())
+    scores = []
+    for trial, checkpoint in checkpoints:
+        seed = int(trial.params["seed"])
+        measured = _measured(checkpoint, corpus, companion.spec.model.network)
+        announce(f"test split, seed {seed}: ppl {measured.perplexity:.2f}, word ppl {measured.word_perplexity:.2f}")
+        scores.append(
+            {
+                "seed": seed,
+                "trial": trial.number,
+                "loss": measured.loss,
+                "ppl": measured.perplexity,
+                "word_ppl": measured.word_perplexity,
+                "bits_per_byte": measured.bits_per_byte,
+            }
+        )
+    if len(looks(companion)) > taken:
+        return  # somebody else has looked meanwhile
+    look = {"candidate": candidate, "evaluated_at": time.time(), "scores": scores}
+    before: list[Any] = companion.study.user_attrs.get(TEST_ATTRIBUTE, [])
+    companion.study.set_user_attr(TEST_ATTRIBUTE, [*before, look])
+
+
+def _measured(checkpoint: Path, corpus: TokenizedCorpus, own: str) -> Scores:
+    """A replicate's network on the test split; its checkpoint must be of this network and text."""
+    trained = load_trained(checkpoint, default_device(), [own] if own else [])
+    for what, mine, its in (
+        ("network", own, trained.config.architecture.network),
+        ("corpus", corpus.corpus_digest, trained.corpus_digest),
+        ("tokenizer", corpus.tokenizer.digest, trained.tokenizer.digest),
+    ):
+        if its != mine:
+            raise CheckpointError(f"{checkpoint}: written by a run with another {what}; it is not measured on this one")
+    return score(trained.network, corpus.span("test"), torch.device(default_device()))
+
+
+def _checkpoints(companion: Sweep, candidate: int, home: Home) -> list[tuple[FrozenTrial, Path]]:
+    """The candidate's complete replicates and their checkpoints, in the order of the seeds.
+
+    Raises:
+        StudyError: one of them lies elsewhere.
+    """
+    trials = [trial for trial in companion.study.get_trials(deepcopy=False) if is_feasible(trial)]
+    mine = [trial for trial in trials if trial.user_attrs.get("hpo:candidate") == candidate]
+    found = []
+    for trial in sorted(mine, key=lambda trial: int(trial.params["seed"])):
+        folder = home.trial(companion.spec.name, companion.uid, trial.number)
+        machine = trial.user_attrs.get("hpo:machine", {})
+        checkpoint, _ = newest_checkpoint(folder, machine.get("device", "cpu"))
+        if checkpoint is None:
+            host = machine.get("host", "another machine")
+            raise StudyError(
+                f"no checkpoint of trial {trial.number} of {companion.spec.name} in {folder}; it was trained on "
+                f"{host}, where `hpo replicate {companion.spec.name.removesuffix(FINALISTS)}` finds it"
+            )
+        found.append((trial, checkpoint))
+    return found

@@ -1,0 +1,1 @@
+"""Study files, and what they mean to Optuna."""

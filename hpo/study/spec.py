@@ -1,0 +1,469 @@
+"""Study files: TOML in, a frozen and validated `StudySpec` out.
+
+A study file is one complete named configuration. `[run]` holds the values that every trial shares, `[search]` those
+that are searched; both use the names of `hpo_model.config`. `[profile.cpu]` and `[profile.cuda]` override any section.
+The grammar is documented in docs/study-files.md.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.resources
+import itertools
+import json
+import tomllib
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from hpo.errors import StudyFileError
+from hpo_model.config import RunConfig, Scalar, build_run, parameter_type
+from hpo_model.data.tokenizer import TokenizerChoice, TokenizerKind
+from hpo_model.errors import ConfigError
+
+Profile = Literal["cpu", "cuda"]
+T = TypeVar("T")
+Role = Literal["baseline", "known", "grid", "search", "finalist"]
+Objective = Literal["val_loss", "phi"]  # of a trial's last evaluation: nats per token, the less the better; Φ, the more
+PLANNED: tuple[Role, ...] = ("baseline", "known", "grid", "finalist")  # of trials whose values no sampler chooses
+FINALISTS = "--finalists"  # ends the name of a companion study, and of no other
+SHARED = ("budget_tokens", "evaluations", "evaluation_tokens", "seed")  # never searched
+LARGEST = 2.0**53  # beyond it a float no longer holds every whole number
+Positive = Annotated[int, Field(gt=0, le=1_000_000)]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+
+class Dimension(_Section):
+    """One searched value: an interval (`low`, `high`, `log`, `step`) or a list (`choices`)."""
+
+    low: float | None = Field(default=None, allow_inf_nan=False)
+    high: float | None = Field(default=None, allow_inf_nan=False)
+    log: bool = False
+    step: float | None = Field(default=None, gt=0, allow_inf_nan=False)
+    choices: tuple[Scalar, ...] | None = Field(default=None, strict=False)
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Dimension:
+        if self.choices is not None:
+            if (self.low, self.high, self.step, self.log) != (None, None, None, False):
+                raise ValueError("choices stand alone, without low, high, log or step")
+            if len(set(self.choices)) != len(self.choices) or not self.choices:
+                raise ValueError(f"choices must be different values, at least one, got {list(self.choices)}")
+            return self
+        if self.low is None or self.high is None:
+            raise ValueError("needs low and high, or choices")
+        if self.low > self.high:
+            raise ValueError(f"low {self.low:g} is above high {self.high:g}")
+        if self.log and self.low <= 0:
+            raise ValueError(f"a logarithmic scale must start above 0, got low {self.low:g}")
+        if self.log and self.step is not None:
+            raise ValueError("log and step exclude each other")
+        if not _is_multiple(self.high - self.low, self.step):
+            raise ValueError(f"high {self.high:g} is no whole number of steps of {self.step:g} above low {self.low:g}")
+        if max(abs(self.low), abs(self.high)) > LARGEST:
+            raise ValueError(f"low and high must be within ±{LARGEST:g}")
+        return self
+
+    @property
+    def corners(self) -> tuple[Scalar, ...]:
+        """The values between which, or out of which, a trial's value comes."""
+        if self.choices is not None:
+            return self.choices
+        assert self.low is not None
+        assert self.high is not None
+        return self.low, self.high
+
+    def holds(self, value: Scalar) -> bool:
+        """Whether a trial may have this value."""
+        if self.choices is not None:
+            return value in self.choices
+        assert self.low is not None
+        assert self.high is not None
+        if isinstance(value, str | bool) or not self.low <= value <= self.high:
+            return False
+        return _is_multiple(value - self.low, self.step)
+
+
+def _is_multiple(distance: float, step: float | None) -> bool:
+    return step is None or abs(distance / step - round(distance / step)) < 1e-9
+
+
+class TextSection(_Section):
+    """What is read, and in which tokens."""
+
+    corpus: str = "auto"
+    tokenizer: TokenizerKind = "bpe"
+    vocabulary: int = Field(default=0, ge=0)
+
+    @property
+    def choice(self) -> TokenizerChoice:
+        """The tokenizer to train."""
+        return TokenizerChoice(kind=self.tokenizer, vocabulary=self.vocabulary)
+
+
+class ModelSection(_Section):
+    """Which network is trained."""
+
+    network: str = ""  # "module:Class" of the user's own; "": the transformer
+
+
+class SamplerSection(_Section):
+    """How new configurations are proposed."""
+
+    kind: Literal["tpe", "random", "grid"] = "tpe"
+    startup_trials: int = Field(default=8, ge=1)  # random ones before TPE models anything; it counts the planned ones
+    seed: int = Field(default=1, ge=0)
+
+
+class PrunerSection(_Section):
+    """How trials that fall behind are ended early, at evaluation milestones; planned ones never are."""
+
+    kind: Literal["successive_halving", "percentile", "median", "none"] = "successive_halving"
+    first_milestone: Positive = 3  # earliest evaluation after which a trial may be pruned
+    reduction: int = Field(default=4, ge=2)  # successive halving: one in so many goes on
+    percentile: float = Field(default=25.0, gt=0, lt=100)  # of the complete trials' losses: who is above it is pruned
+    peers: Positive = 3  # other trials needed at a milestone before one is pruned there; complete ones but for halving
+
+
+class StoppingSection(_Section):
+    """When the whole study ends before its total."""
+
+    trials_without_improvement: Positive | None = None
+
+
+class FinalistsSection(_Section):
+    """What is run again after the search, beside the baseline; either at 0: nothing is."""
+
+    count: int = Field(ge=0, le=100)  # the best so many configurations
+    replicates: int = Field(ge=0, le=1000)  # fresh seeds, the same for all of them
+
+
+# A verdict on k candidates takes 1 + log2(k / 0.05) pairs: 7 for three, 6 for one (docs/decisions.md, 2026-11-26).
+FINALISTS_BY_PROFILE: Mapping[str, Mapping[str, int]] = {
+    "cpu": {"count": 1, "replicates": 6},
+    "cuda": {"count": 3, "replicates": 7},
+}
+
+
+class Candidate(_Section):
+    """A configuration of the search that is run again."""
+
+    trial: int  # its number in the search
+    role: Literal["baseline", "finalist"]
+    parameters: dict[str, Scalar]  # the searched ones
+    val_loss: float  # of its one run in the search, by which it was chosen
+
+
+class Replication(_Section):
+    """What a companion study runs again. The program writes it; no study file has it."""
+
+    study: str  # the search
+    created_at: float | None = None  # of the search: tells it from another of its name
+    screened: int  # complete, feasible trials among which the candidates were chosen, the last time that some were
+    candidates: tuple[Candidate, ...] = Field(strict=False)
+    seeds: tuple[int, ...] = Field(strict=False)
+    runs: tuple[tuple[int, int], ...] = Field(strict=False)  # by slot: candidate and seed; only ever added to
+    rounds: tuple[int, ...] = Field(strict=False)  # seeds that were planned, each time that there were more
+
+    @field_validator("runs", mode="before")
+    @classmethod
+    def _pairs(cls, runs: Any) -> Any:
+        return [tuple(run) for run in runs]  # JSON knows no tuples
+
+    def planned(self) -> tuple[tuple[Role, dict[str, Scalar]], ...]:
+        """Role and values of each run, in the order of the slots."""
+        candidates = {candidate.trial: candidate for candidate in self.candidates}
+        chosen = ((candidates[trial], seed) for trial, seed in self.runs)
+        return tuple((candidate.role, {**candidate.parameters, "seed": seed}) for candidate, seed in chosen)
+
+
+class StudySpec(_Section):
+    """A complete, validated study, with the profile's overrides applied."""
+
+    name: str = Field(min_length=1, max_length=200)
+    description: str = ""
+    trials: Positive = 40
+    profile: Profile
+    objectives: tuple[Objective, ...] = Field(default=("val_loss",), strict=False)
+    text: TextSection = TextSection()
+    model: ModelSection = ModelSection()
+    run: dict[str, Scalar]
+    search: dict[str, Dimension] = Field(min_length=1)
+    baseline: dict[str, Scalar] = {}
+    known: tuple[dict[str, Scalar], ...] = Field(default=(), strict=False)
+    sampler: SamplerSection = SamplerSection()
+    pruner: PrunerSection = PrunerSection()
+    stopping: StoppingSection = StoppingSection()
+    finalists: FinalistsSection
+    replication: Replication | None = None  # of companion studies
+
+    @model_validator(mode="before")
+    @classmethod
+    def _finalists_by_profile(cls, content: Any) -> Any:
+        """What a file leaves out of `[finalists]` is what its profile's hardware can afford."""
+        given, objectives = content.get("finalists", {}), content.get("objectives", ())
+        if not isinstance(given, Mapping):
+            return content
+        several = isinstance(objectives, list | tuple) and len(objectives) > 1
+        usual = {"count": 0, "replicates": 0} if several else FINALISTS_BY_PROFILE.get(str(content.get("profile")), {})
+        return {**content, "finalists": {**usual, **given}}
+
+    @model_validator(mode="after")
+    def _name_is_no_companions(self) -> StudySpec:
+        if self.replication is None and self.name.endswith(FINALISTS):
+            raise ValueError(f"name: {FINALISTS} at its end is for studies that the program makes, got {self.name!r}")
+        return self
+
+    @field_validator("name")
+    @classmethod
+    def _printable(cls, name: str) -> str:
+        if not name.isprintable() or name != name.strip():
+            raise ValueError(f"must be printable text without blanks at its ends, got {name!r}")
+        return name
+
+    @field_validator("objectives", mode="before")
+    @classmethod
+    def _loss_first(cls, objectives: Any) -> Any:
+        allowed = (["val_loss"], ["val_loss", "phi"])
+        if not isinstance(objectives, (list, tuple)) or list(objectives) not in allowed:
+            raise ValueError(f'must be ["val_loss"] or ["val_loss", "phi"], got {objectives!r}')
+        return objectives
+
+    @model_validator(mode="before")
+    @classmethod
+    def _two_objectives_prune_nothing(cls, content: Any) -> Any:
+        """With several there is no order in which a trial could be behind; a [pruner] of the file is checked below."""
+        several = isinstance(content, dict) and content.get("objectives") not in (None, ["val_loss"], ("val_loss",))
+        return {"pruner": {"kind": "none"}, **content} if several else content
+
+    @model_validator(mode="after")
+    def _two_objectives_have_no_best(self) -> StudySpec:
+        if len(self.objectives) > 1 and self.pruner.kind != "none":
+            raise ValueError(f'pruner.kind: must be "none" with two objectives, got {self.pruner.kind!r}')
+        if len(self.objectives) > 1 and self.stopping.trials_without_improvement is not None:
+            raise ValueError(
+                "stopping.trials_without_improvement: with two objectives no trial is the best to improve on"
+            )
+        if len(self.objectives) > 1 and self.finalists.count and self.finalists.replicates:
+            raise ValueError("finalists: with two objectives no trial is the best; leave them out")
+        return self
+
+    @model_validator(mode="after")
+    def _runs_can_be_built(self) -> StudySpec:
+        """Every value a trial could get is one that a run accepts; so are the configurations that are run first."""
+        for section, names in (("run", self.run), ("search", self.search)):
+            if "network" in names:
+                raise ValueError(f'{section}.network: all trials share it; put network = "module:Class" under [model]')
+        for name in self.run:
+            _named("run", name, parameter_type, name)
+        _named("run", "", build_run, self.run)
+        _named("model", "network", self.run_with, {})
+        _named("text", "", lambda: self.text.choice)
+        for name, dimension in self.search.items():
+            if self.replication is None or name != "seed":
+                _check_dimension(name, dimension)
+            for value in dimension.corners:
+                _named("search", name, self.run_with, {name: _typed(name, value)})
+        for place, given in enumerate((self.baseline, *self.known)):
+            section = f"known[{place - 1}]" if place else "baseline"
+            for name, value in given.items():
+                if name not in self.search:
+                    raise ValueError(f"{section}.{name}: not a searched value; put what all trials share under [run]")
+                if not self.search[name].holds(value):
+                    raise ValueError(f"{section}.{name}: {value!r} is outside search.{name}")
+            _named(section, "", self.run_with, given)
+            for name, value in self._complete(given).items():
+                if not self.search[name].holds(value):
+                    raise ValueError(f"{section}.{name}: missing, and the run's own {value!r} is outside search.{name}")
+        self._check_grid()
+        return self
+
+    def _check_grid(self) -> None:
+        if self.sampler.kind != "grid":
+            return
+        if any(dimension.choices is None for dimension in self.search.values()):
+            raise ValueError("sampler.kind: a grid needs choices for every searched value")
+
+    def default_total(self) -> int:
+        """The total where the user names none: the file's, but no more than a grid has points."""
+        return min(self.trials, len(self.planned())) if self.sampler.kind == "grid" else self.trials
+
+    def run_with(self, parameters: Mapping[str, Scalar]) -> RunConfig:
+        """The run of a trial with these searched values.
+
+        Raises:
+            ConfigError: a value that a run does not accept.
+        """
+        return build_run({**self.run, **parameters, "network": self.model.network})
+
+    def planned(self) -> tuple[tuple[Role, dict[str, Scalar]], ...]:
+        """What is run first, in order: the baseline, known configurations, and a grid's remaining points.
+
+        Of a companion study: all of its runs.
+        """
+        if self.replication is not None:
+            return self.replication.planned()
+        wanted: list[tuple[Role, dict[str, Scalar]]] = [("baseline", self._complete(self.baseline))]
+        wanted += [("known", self._complete(given)) for given in self.known]
+        wanted += [("grid", point) for point in self._grid()] if self.sampler.kind == "grid" else []
+        plan: list[tuple[Role, dict[str, Scalar]]] = []
+        for role, parameters in wanted:
+            if parameters not in (planned for _, planned in plan):
+                plan.append((role, parameters))
+        return tuple(plan)
+
+    def most_trials(self) -> int | None:
+        """How many different trials there are: a grid's size, a companion's runs, or None for no limit."""
+        if self.replication is not None:
+            return len(self.replication.runs)
+        return len(self.planned()) if self.sampler.kind == "grid" else None
+
+    def identity(self) -> dict[str, Any]:
+        """What must be equal for two sessions to work on one study; totals and texts for people are not in it.
+
+        The corpus is absent because its content counts, not the name under which it was found.
+        """
+        people = {"description", "trials", "stopping", "finalists", "replication", "profile"}
+        content: dict[str, Any] = self.model_dump(mode="json", exclude=people)
+        del content["text"]["corpus"]
+        content["run"] = {name: _typed(name, value) for name, value in self.run.items()}
+        return content
+
+    def digest(self) -> str:
+        """Sixteen hexadecimal digits of the identity."""
+        return hashlib.sha256(json.dumps(self.identity(), sort_keys=True).encode()).hexdigest()[:16]
+
+    def _complete(self, given: Mapping[str, Scalar]) -> dict[str, Scalar]:
+        """Values for all searched names: the given ones, else what a run has anyway."""
+        whole = {"preset": self.run.get("preset", ""), **self.run_with(given).parameters(), **given}
+        return {name: _typed(name, whole[name]) for name in self.search}
+
+    def _grid(self) -> Iterator[dict[str, Scalar]]:
+        choices = [[_typed(name, value) for value in dimension.corners] for name, dimension in self.search.items()]
+        for point in itertools.product(*choices):
+            yield dict(zip(self.search, point, strict=True))
+
+
+def load_study_file(study: str, profile: Profile) -> StudySpec:
+    """Load a study by the name of a shipped file, or from a path.
+
+    Args:
+        study: a name such as `lambda_phi`, or a path that ends in `.toml`.
+        profile: whose overrides to apply.
+
+    Raises:
+        StudyFileError: unknown, unreadable or inconsistent; the message names the key or the line.
+    """
+    if study.endswith(".toml"):
+        origin, text = study, _read(Path(study))
+    elif study in shipped_studies():
+        origin = f"studies/{study}.toml"
+        text = importlib.resources.files("hpo_studies").joinpath(f"{study}.toml").read_text(encoding="utf-8")
+    else:
+        names = ", ".join(shipped_studies())
+        raise StudyFileError(f"unknown study {study!r}: shipped are {names}; a file of your own ends in .toml")
+    return parse_study(text, origin, profile)
+
+
+def shipped_studies() -> dict[str, str]:
+    """Name and description of every study file that comes with the program."""
+    files = importlib.resources.files("hpo_studies").iterdir()
+    texts = {file.name.removesuffix(".toml"): file.read_text("utf-8") for file in files if file.name.endswith(".toml")}
+    return {name: tomllib.loads(text).get("description", "") for name, text in sorted(texts.items())}
+
+
+def parse_study(text: str, origin: str, profile: Profile) -> StudySpec:
+    """Parse and validate a study file's text; `origin` is its name in messages.
+
+    Raises:
+        StudyFileError: as `load_study_file`.
+    """
+    try:
+        content = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise StudyFileError(f"{origin}: not valid TOML: {error}") from error
+    profiles = content.pop("profile", {})
+    if not isinstance(profiles, dict) or not set(profiles) <= {"cpu", "cuda"}:
+        raise StudyFileError(f"{origin}: profile: only [profile.cpu] and [profile.cuda] are known")
+    for name, override in profiles.items():
+        if not isinstance(override, dict):
+            raise StudyFileError(f"{origin}: profile.{name}: must be a table, got {override!r}")
+        if "profile" in override:
+            raise StudyFileError(f"{origin}: profile.{name}.profile: unknown key")
+    spec = _validated(origin, _merged(content, profiles.get(profile, {})), profile)
+    other: Profile = "cuda" if profile == "cpu" else "cpu"  # so that a file that works here works there
+    _validated(f"{origin} (profile {other})", _merged(content, profiles.get(other, {})), other)
+    return spec
+
+
+def _validated(origin: str, content: dict[str, Any], profile: Profile) -> StudySpec:
+    if "replication" in content:
+        raise StudyFileError(f"{origin}: replication: unknown key")
+    try:
+        return StudySpec.model_validate({**content, "profile": profile})
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        place = [str(part) for part in first["loc"]]
+        rule = first["msg"].removeprefix("Value error, ")
+        if place and place[-1] in ("bool", "int", "float", "str"):  # a kind that pydantic tried
+            place.pop()
+            rule = f"must be one number, text or truth value, got {first['input']!r}"
+        elif first["type"] == "extra_forbidden":
+            rule = "unknown key"
+        elif first["type"] not in ("value_error", "missing"):
+            rule = f"{rule}, got {first['input']!r}"
+        raise StudyFileError(": ".join([origin, ".".join(place), rule] if place else [origin, rule])) from error
+
+
+def _merged(base: Mapping[str, Any], override: Mapping[str, Any]) -> dict[str, Any]:
+    """Sections are merged key by key; a searched value is replaced whole."""
+    merged = dict(base)
+    for section, content in override.items():
+        old = base.get(section)
+        merged[section] = {**old, **content} if isinstance(old, dict) and isinstance(content, dict) else content
+    return merged
+
+
+def _check_dimension(name: str, dimension: Dimension) -> None:
+    if name in SHARED:
+        raise ValueError(f"search.{name}: all trials share it, or they could not be compared; put it under [run]")
+    expected = _named("search", name, parameter_type, name)
+    if dimension.choices is None:
+        if expected not in (int, float):
+            raise ValueError(f"search.{name}: is {expected.__name__}, so it needs choices")
+        whole = (dimension.low, dimension.high, dimension.step or 1)
+        if expected is int and any(value != int(value) for value in whole if value is not None):
+            raise ValueError(f"search.{name}: is a whole number, so low, high and step are too")
+
+
+def _typed(name: str, value: Scalar) -> Scalar:
+    """A value from a file as the type that a run has it in: 1 becomes 1.0, 2.0 becomes 2."""
+    expected = parameter_type(name)
+    if expected is float and type(value) is int:
+        return float(value)
+    if expected is int and type(value) is float and value.is_integer():
+        return int(value)
+    return value
+
+
+def _named(section: str, name: str, build: Callable[..., T], *arguments: Any) -> T:
+    """Build with the arguments; a configuration error is told with the key it belongs to."""
+    try:
+        return build(*arguments)
+    except ConfigError as error:
+        rule = str(error).removeprefix(f"{name}: ")
+        raise ValueError(f"{section}.{name}: {rule}" if name else f"{section}: {rule}") from error
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise StudyFileError(f"{path}: cannot be read ({error.strerror})") from error
+    except UnicodeDecodeError as error:
+        raise StudyFileError(f"{path}: not UTF-8 at byte {error.start}") from error

@@ -1,0 +1,1 @@
+"""Studies from elsewhere: copies from another database, tables of past experiments."""

@@ -1,0 +1,123 @@
+"""Files of a trial for those who look at it in Optuna's dashboard: its history, its checkpoint, samples of its text.
+
+They lie in one folder under the ids that Optuna knows them by, as its own `FileSystemArtifactStore` keeps them, so that
+`optuna-dashboard --artifact-dir` shows them too. Checkpoints are linked there, or copied where links are
+not to be had: they take their place once.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import mimetypes
+import os
+import shutil
+import uuid
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hpo.database.connection import Database
+from hpo.home import Home
+
+PREFIX = "artifacts:"  # of Optuna's attributes, one for each file
+_NAMES = uuid.UUID("6f0a2f0e-2f6f-4a57-9c0b-0b6a2d0f5c11")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Artifact:
+    """A file of a trial. The same file of the same trial has the same id, whoever offers it."""
+
+    id: str
+    filename: str
+
+    def describe(self) -> str:
+        """What Optuna stores of it."""
+        mimetype, encoding = mimetypes.guess_type(self.filename)
+        facts = {"artifact_id": self.id, "filename": self.filename, "encoding": encoding}
+        return json.dumps({**facts, "mimetype": mimetype or "application/octet-stream"})
+
+
+def offer(
+    database: Database, home: Home, trial_id: int, folder: Path, history: Iterable[Mapping[str, Any]], files: list[Path]
+) -> None:
+    """Offer a trial's files. Before the trial has ended: Optuna's readers keep an ended trial as they first saw it.
+
+    Args:
+        database: that holds the trial.
+        home: where the files are to lie.
+        trial_id: Optuna's id of the trial.
+        folder: the trial's own, which names it among all trials of this home.
+        history: its evaluations.
+        files: its checkpoint and what else lies in its folder; linked.
+
+    Raises:
+        OSError: the files cannot be written.
+    """
+    home.artifacts.mkdir(parents=True, exist_ok=True)
+    offered = []
+    rows = list(history)
+    if rows:
+        offered.append(_artifact(folder, "history.csv"))
+        _replace(home.artifacts / offered[-1].id, _table(rows))
+    for path in files:
+        offered.append(_artifact(folder, _shown_name(path)))
+        _link(path, home.artifacts / offered[-1].id)
+    database.set_system_attributes(trial_id, {f"{PREFIX}{each.id}": each.describe() for each in offered})
+
+
+def moved(attributes: Mapping[str, Any], home: Home, folder: Path) -> dict[str, Any]:
+    """A trial's attributes for its copy, which gets files of its own: links to those that lie here.
+
+    Args:
+        attributes: Optuna's, of the original.
+        home: where the files lie.
+        folder: of the copy.
+    """
+    result = {key: value for key, value in attributes.items() if not key.startswith(PREFIX)}
+    for key, value in attributes.items():
+        facts = json.loads(value) if key.startswith(PREFIX) else None
+        if facts is None:  # no file, or one that was removed
+            continue
+        own = _artifact(folder, facts["artifact_id"]).id
+        if (home.artifacts / facts["artifact_id"]).is_file():
+            _link(home.artifacts / facts["artifact_id"], home.artifacts / own)
+        result[f"{PREFIX}{own}"] = json.dumps({**facts, "artifact_id": own})
+    return result
+
+
+def _artifact(folder: Path, filename: str) -> Artifact:
+    return Artifact(id=str(uuid.uuid5(_NAMES, f"{folder.parent.name}/{folder.name}/{filename}")), filename=filename)
+
+
+def _shown_name(path: Path) -> str:
+    """A checkpoint's name without the number of the lease that wrote it."""
+    return "checkpoint.pt" if path.name.startswith("checkpoint-") else path.name
+
+
+def _table(history: list[Mapping[str, Any]]) -> bytes:
+    """The evaluations as CSV, a column for each of their values."""
+    file = io.StringIO()
+    writer = csv.DictWriter(file, list(dict.fromkeys(name for row in history for name in row)), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(history)
+    return file.getvalue().encode()
+
+
+def _replace(path: Path, content: bytes) -> None:
+    draft = path.with_name(f".{path.name}.{os.getpid()}")
+    draft.write_bytes(content)
+    os.replace(draft, path)
+
+
+def _link(source: Path, target: Path) -> None:
+    draft = target.with_name(f".{target.name}.{os.getpid()}")
+    draft.unlink(missing_ok=True)
+    try:
+        os.link(source, draft)
+    except OSError:  # a disk without links
+        shutil.copy2(source, draft)
+    os.replace(draft, target)
+    draft.unlink(missing_ok=True)  # where both were links to one file already, it stays

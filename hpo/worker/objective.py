@@ -1,0 +1,234 @@
+"""One trial: parameters -> training -> report, prune, outcome. The only room of the search that trains."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import math
+import platform
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import optuna
+import torch
+
+from hpo.study.search_space import is_behind
+from hpo.study.spec import StudySpec
+from hpo.sweep.slots import TrialOutcome
+from hpo_model.config import RunConfig, Scalar
+from hpo_model.data.tokens import TokenizedCorpus
+from hpo_model.errors import CheckpointError, ConfigError, OtherDeviceError
+from hpo_model.training.evaluation import Evaluation
+from hpo_model.training.loop import Decision, TrainingResult, load_history, train
+from hpo_model.training.memory_estimate import peak_tensor_bytes
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrialSetting:
+    """What a trial needs besides its parameters."""
+
+    spec: StudySpec
+    corpus: TokenizedCorpus
+    folder: Path  # of this trial's checkpoints
+    epoch: int  # of the lease: a later holder never writes over an earlier one's file, nor the other way round
+    device: str
+    announce: Callable[[str], None] = logger.warning  # told where a trial has to repeat what it had reached
+
+
+class Interrupted(Exception):
+    """The trial was left at a checkpoint, to be continued."""
+
+
+def run_trial(
+    trial: optuna.Trial,
+    parameters: Mapping[str, Scalar],
+    setting: TrialSetting,
+    on_evaluation: Callable[[Evaluation], bool],
+) -> TrialOutcome:
+    """Train the trial's network, from its last checkpoint if there is one.
+
+    Args:
+        trial: a running Optuna trial, new or continued.
+        parameters: its searched values.
+        setting: study, text, folder, device.
+        on_evaluation: told of each evaluation after Optuna was; False: leave now. What it raises ends the trial here.
+
+    Raises:
+        Interrupted: `on_evaluation` said so; the checkpoint is written.
+        ModelError: text, disk or network do not allow training.
+    """
+    try:
+        config = setting.spec.run_with(parameters)
+    except ConfigError as error:  # each value is sound, this combination is not
+        facts = {"hpo:outcome": "failed", "hpo:reason": str(error)}
+        return TrialOutcome(state="PRUNED", violations=("invalid",), attributes=facts)
+
+    def report(evaluation: Evaluation) -> Decision:
+        _report(trial, evaluation)
+        go_on = on_evaluation(evaluation)
+        if behind(evaluation):
+            return Decision.PRUNE
+        return Decision.CONTINUE if go_on else Decision.INTERRUPT
+
+    def behind(evaluation: Evaluation) -> bool:
+        last = evaluation.milestone == config.training.evaluations
+        return not last and is_behind(setting.spec, trial, evaluation.milestone)
+
+    resume_from, history = newest_checkpoint(setting.folder, setting.device)
+    reached = reached_before(trial)
+    for evaluation in history[reached:]:  # a crash came between checkpoint and report
+        _report(trial, evaluation)
+    if len(history) < reached:
+        _tell_of_loss(trial, reached, len(history), setting)
+    attributes: dict[str, Any] = {
+        "hpo:run": config.parameters(),
+        "hpo:machine": _machine(config, setting),
+        "hpo:continued": 0 if resume_from is None else setting.epoch - 1,
+    }
+    if history and behind(history[-1]):  # a stop came between this evaluation and the question
+        reason = f"behind its peers at {history[-1].tokens:,} tokens"
+        return _outcome(TrainingResult(outcome="pruned", reason=reason, history=history), setting.spec, attributes)
+    result = train(
+        config,
+        setting.corpus,
+        device=setting.device,
+        save_to=setting.folder / f"checkpoint-{setting.epoch}.pt",
+        resume_from=resume_from,
+        on_evaluation=report,
+    )
+    if result.outcome == "interrupted":
+        raise Interrupted(result.reason)
+    return _outcome(result, setting.spec, attributes)
+
+
+def reached_before(trial: optuna.Trial) -> int:
+    """The last evaluation that had been reported when this trial object was made; 0 where there was none."""
+    return max(trial._cached_frozen_trial.intermediate_values, default=0)
+
+
+def failed(error: Exception, log: Path) -> TrialOutcome:
+    """The outcome of a trial that raised what nobody expected."""
+    reason = f"{type(error).__name__}: {error}; see {log}"
+    return TrialOutcome(state="FAIL", attributes={"hpo:outcome": "failed", "hpo:reason": reason})
+
+
+def deadly(deaths: int, log: Path) -> TrialOutcome:
+    """The outcome of a trial whose process died under it again and again, as by the system's out-of-memory killer."""
+    reason = f"its process died {deaths} times; see {log}"
+    attributes = {"hpo:outcome": "failed", "hpo:reason": reason}
+    return TrialOutcome(state="PRUNED", violations=("process_died",), attributes=attributes)
+
+
+def newest_checkpoint(folder: Path, device: str) -> tuple[Path | None, tuple[Evaluation, ...]]:
+    """The checkpoint of the latest lease that this device can continue, and its evaluations.
+
+    A damaged one is set aside, and one of another kind of device is left for that; the log tells.
+    """
+    for path in reversed(_checkpoints(folder)):
+        try:
+            return path, load_history(path, device)
+        except OtherDeviceError as error:
+            logger.warning("%s", error)
+        except CheckpointError as error:
+            logger.warning("%s; set aside as %s.damaged", error, path.name)
+            path.rename(path.with_name(f"{path.name}.damaged"))
+    return None, ()
+
+
+def discard(folder: Path, epoch: int, *, ended: bool) -> None:
+    """Remove what a worker wrote that had lost its lease, where a later holder has written or ended the trial since."""
+    paths = _checkpoints(folder)
+    if ended or (paths and _epoch(paths[-1]) > epoch):
+        (folder / f"checkpoint-{epoch}.pt").unlink(missing_ok=True)
+    if folder.is_dir() and not any(folder.iterdir()):
+        folder.rmdir()
+
+
+def _epoch(checkpoint: Path) -> int:
+    return int(checkpoint.stem.rpartition("-")[2])
+
+
+def _checkpoints(folder: Path) -> list[Path]:
+    """A trial's checkpoints in the order of the leases that wrote them."""
+    return sorted(folder.glob("checkpoint-*.pt"), key=_epoch)
+
+
+def tidy(folder: Path, outcome: TrialOutcome) -> None:
+    """Keep the last checkpoint of a complete trial; nothing of the others."""
+    if outcome.state != "COMPLETE":
+        shutil.rmtree(folder, ignore_errors=True)
+        return
+    for path in (*_checkpoints(folder)[:-1], *folder.glob(".checkpoint-*")):
+        path.unlink(missing_ok=True)
+
+
+def files_to_show(folder: Path, outcome: TrialOutcome) -> list[Path]:
+    """What of a trial's folder is worth keeping for those who look at the trial: of a complete one alone."""
+    return [*_checkpoints(folder)[-1:], *sorted(folder.glob("samples*"))] if outcome.state == "COMPLETE" else []
+
+
+def _report(trial: optuna.Trial, evaluation: Evaluation) -> None:
+    """Report an evaluation's loss, in place of an earlier one where the trial had to start over.
+
+    `Trial.report` would ignore the second one, and refuses studies with two objectives, which nobody prunes: there the
+    reports say how far a trial has come, and draw its curve.
+    """
+    repeated = evaluation.milestone in trial._cached_frozen_trial.intermediate_values
+    if repeated or len(trial.study.directions) > 1:
+        trial.storage.set_trial_intermediate_value(trial._trial_id, evaluation.milestone, evaluation.val_loss)
+    else:
+        trial.report(evaluation.val_loss, evaluation.milestone)
+
+
+def _tell_of_loss(trial: optuna.Trial, reached: int, kept: int, setting: TrialSetting) -> None:
+    """Say that checkpoints are missing, as where they lie on the disk of another machine, and note how many."""
+    begins = f"goes on from evaluation {kept}" if kept else "starts over"
+    setting.announce(
+        f"trial {trial.number} {begins}, though it had reached evaluation {reached}: {platform.node()} has no later "
+        f"checkpoint in {setting.folder} that its {setting.device} can continue"
+    )
+    trial.set_user_attr("hpo:repeated", trial.user_attrs.get("hpo:repeated", 0) + reached - kept)
+
+
+def _outcome(result: TrainingResult, spec: StudySpec, attributes: dict[str, Any]) -> TrialOutcome:
+    attributes["hpo:machine"]["peak_memory_bytes"] = max(
+        (each.peak_memory_bytes for each in result.history if each.peak_memory_bytes is not None), default=None
+    )
+    attributes |= {
+        "hpo:outcome": result.outcome,
+        "hpo:reason": result.reason,
+        "hpo:suspicious": result.suspicious,
+        "hpo:history": [_finite(dataclasses.asdict(evaluation)) for evaluation in result.history],
+    }
+    values = tuple(getattr(last, objective) for last in result.history[-1:] for objective in spec.objectives)
+    if not all(map(math.isfinite, values)):
+        values = ()
+    if result.outcome == "complete":
+        violations: tuple[str, ...] = ("suspicious",) if result.suspicious else ()
+        return TrialOutcome(state="COMPLETE", values=values, violations=violations, attributes=attributes)
+    violations = (result.outcome,) if result.outcome in ("diverged", "out_of_memory") else ()
+    return TrialOutcome(state="PRUNED", values=values, violations=violations, attributes=attributes)
+
+
+def _machine(config: RunConfig, setting: TrialSetting) -> dict[str, Any]:
+    """Where a trial ran and, before it is known, the most that its tensors should hold with the whole batch at once."""
+    vocabulary, train_tokens = setting.corpus.tokenizer.vocabulary, setting.corpus.tokens("train")
+    device_type = torch.device(setting.device).type
+    own = config.architecture.network  # whose memory nobody knows beforehand
+    predicted = None if own else peak_tensor_bytes(config, vocabulary, train_tokens, device_type=device_type)
+    return {
+        "host": platform.node(),
+        "device": setting.device,
+        "threads": torch.get_num_threads(),
+        "predicted_peak_bytes": predicted,
+    }
+
+
+def _finite(values: dict[str, Any]) -> dict[str, Any]:
+    """JSON knows neither infinity nor NaN: such a value is missing."""
+    return {name: None if isinstance(v, float) and not math.isfinite(v) else v for name, v in values.items()}

@@ -1,0 +1,288 @@
+"""One process on one device: claim a slot, train its trial, finish, again.
+
+The same function serves wherever a worker runs. It tells what it does and hears of a stop through a `Link`; everything
+that must not be lost goes through the database and the trial's folder.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import platform
+import time
+import traceback
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import torch
+from optuna.exceptions import StorageInternalError, UpdateFinishedTrialError
+from sqlalchemy.exc import IntegrityError, SQLAlchemyError
+
+from hpo.database.connection import open_database, storage_errors
+from hpo.database.retry import Patience, is_away
+from hpo.errors import WorkerError
+from hpo.home import Home
+from hpo.study.search_space import suggest
+from hpo.sweep.corpus import check_same_text, load_text
+from hpo.sweep.meaning import check_same_meaning
+from hpo.sweep.network import check_same_network
+from hpo.sweep.slots import LEASE_S, Lease, LeaseLost, Slots, TrialOutcome
+from hpo.sweep.sweep import open_sweep
+from hpo.worker.artifacts import offer
+from hpo.worker.objective import (
+    Interrupted,
+    TrialSetting,
+    deadly,
+    discard,
+    failed,
+    files_to_show,
+    reached_before,
+    run_trial,
+    tidy,
+)
+from hpo_model.config import Scalar
+from hpo_model.data.tokens import TokenizedCorpus, open_tokens
+from hpo_model.errors import ModelError
+from hpo_model.training.evaluation import Evaluation
+
+WAIT_S = 0.5  # between looks for a free slot while other workers hold the rest
+OUTAGE_S = 600.0  # for which workers wait for a database that is away
+DEATHS = 5  # of leases over one trial without progress, after which it is taken to be the cause
+FAILURES_IN_A_ROW = 3  # after which a worker takes the fault to be the machine's or the program's
+BEYOND_A_TRIAL = (
+    ModelError,
+    OSError,
+    MemoryError,  # beside the training itself, which takes it for an outcome
+    SQLAlchemyError,
+    StorageInternalError,
+)  # faults that another trial would meet too
+ROW_GONE = (KeyError, IntegrityError)  # Optuna's and the database's word for it: its study may have been deleted
+
+EventKind = Literal["started", "evaluated", "finished", "waiting", "warned", "restarted", "fatal"]
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class WorkerOrder:
+    """Everything a worker needs to know; plain data, so that it can be sent anywhere."""
+
+    storage_url: str = field(repr=False)
+    study_name: str
+    total: int | None  # slots to fill; None: all that there are, or will be meanwhile
+    home: Home
+    tokens: Path | None = None  # folder of token files on this machine; None: made from the study's text
+    data: Path | None = None  # folder of that text, if not where the study recorded it
+    device: str
+    threads: int
+    memory_fraction: float = 1.0  # of the GPU's memory: beyond it the trial is out of memory, not its neighbours
+    name: str  # of this worker, for people: worker-0
+    owner: str = ""  # of its leases: `new_owner`, for every process anew
+    stops: int | None = None  # stops asked of the study before this order; None: before the worker begins
+    lease_s: float = LEASE_S
+
+
+def new_owner(worker: str) -> str:
+    """A name for the leases of one process, different from that of every process before."""
+    return f"{worker}@{platform.node()}-{uuid.uuid4().hex[:12]}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Event:
+    """What a worker tells while it works."""
+
+    kind: EventKind
+    worker: str
+    trial: int | None = None
+    parameters: dict[str, Scalar] = field(default_factory=dict)
+    evaluation: Evaluation | None = None
+    outcome: TrialOutcome | None = None
+    message: str = ""
+
+
+class Link(Protocol):
+    """A worker's line to whoever started it."""
+
+    def tell(self, event: Event) -> None:
+        """Pass an event on; an unheard event is no error."""
+
+    def stop_wanted(self) -> bool:
+        """Whether to leave at the next evaluation."""
+
+
+def work(order: WorkerOrder, link: Link) -> None:
+    """Fill slots until all are done or a stop is wanted.
+
+    Raises:
+        HpoError, ModelError: the worker cannot go on; its trial is kept for another.
+    """
+    try:
+        with storage_errors(order.storage_url):
+            worker = None
+            try:
+                worker = _Worker(order, link)
+                worker.fill_slots()
+            except Exception as error:
+                if worker is not None and isinstance(error, ROW_GONE):
+                    worker.sweep.check_there()
+                if not (is_away(error) and link.stop_wanted()):
+                    raise
+                logger.warning("left without a word to the database, which is away; the lease expires by itself")
+    except (OSError, MemoryError) as error:
+        raise WorkerError(f"{order.name}: {error}; run again to go on") from error
+
+
+class _Worker:
+    def __init__(self, order: WorkerOrder, link: Link) -> None:
+        self.order, self.link = order, link
+        patience = Patience(longest_s=OUTAGE_S, give_up=link.stop_wanted, announce=lambda line: self.warn(line))
+        database = open_database(order.storage_url, create=False, patience=patience)
+        self.sweep = open_sweep(database, order.study_name, order.lease_s)
+        check_same_meaning(self.sweep.spec, self.sweep.record)  # a fleet's machines may have different versions
+        self.slots = self.sweep.slots
+        self.stops = self.slots.stops() if order.stops is None else order.stops
+        self.stop_asked = False
+        self.corpus = self.open_corpus()
+        check_same_network(self.sweep)
+        self.log = order.home.worker_log(order.study_name, self.sweep.uid, order.name)
+        self.failures = 0
+        if order.device.startswith("cuda"):
+            torch.cuda.set_per_process_memory_fraction(order.memory_fraction, torch.device(order.device))
+
+    def open_corpus(self) -> TokenizedCorpus:
+        """The token files that a supervisor on this machine has prepared, else the study's text."""
+        if self.order.tokens is not None:
+            return open_tokens(self.order.tokens)
+        corpus = load_text(self.sweep.spec, self.order.data, self.sweep, self.order.home, logger.info)
+        check_same_text(self.sweep, corpus)
+        return corpus
+
+    def folder(self, trial: int) -> Path:
+        return self.order.home.trial(self.order.study_name, self.sweep.uid, trial)
+
+    def fill_slots(self) -> None:
+        total = self.order.total
+        while True:
+            self.look_for_stop()
+            if self.stop_wanted():
+                return
+            self.sweep.database.check_file()
+            begin_new = not self.sweep.stopped_improving()
+            lease = self.slots.claim(self.order.owner, total, begin_new=begin_new)
+            if lease is not None:
+                self.fill(lease)
+                continue
+            counts = self.slots.counts(total)
+            if counts.begun == 0 and (counts.open == 0 or not begin_new):
+                return
+            self.tell("waiting")
+            time.sleep(WAIT_S)
+
+    def stop_wanted(self) -> bool:
+        return self.stop_asked or self.link.stop_wanted()
+
+    def look_for_stop(self, slots: Slots | None = None) -> None:
+        """See whether `hpo stop` was asked since this worker was ordered."""
+        self.stop_asked = self.stop_asked or (slots or self.slots).stops() > self.stops
+
+    def fill(self, lease: Lease) -> None:
+        """Take one slot from where it stands to done, or give it back."""
+        impatient = self.slots.impatient()
+        try:
+            with self.sweep.holding(lease, on_renewal=lambda: self.look_for_stop(impatient)):
+                if lease.outcome is None:
+                    self.run(lease)
+                else:  # whoever ran the trial died before telling Optuna
+                    assert lease.trial_number is not None, "a trial is bound before it ends"
+                    self.settle(lease, lease.trial_number, lease.outcome)
+        except LeaseLost:
+            logger.warning("slot %d: lease lost to another worker, which goes on with its trial", lease.slot)
+        except UpdateFinishedTrialError:
+            self.warn(f"the trial of slot {lease.slot} was ended by somebody else, as through Optuna's dashboard")
+            self.slots.done(lease)
+        except Interrupted:
+            self.slots.release(lease)
+        except BEYOND_A_TRIAL:
+            with contextlib.suppress(SQLAlchemyError):
+                self.slots.impatient().release(lease)
+            raise
+
+    def run(self, lease: Lease) -> None:
+        trial = self.sweep.begin(lease)
+        parameters = suggest(self.sweep.spec, trial)
+        facts: dict[str, Any] = {"trial": trial.number, "parameters": parameters}
+        self.tell("started", **facts)
+        torch.set_num_threads(self.order.threads)  # a continued trial may have changed it to its own
+        setting = TrialSetting(
+            spec=self.sweep.spec,
+            corpus=self.corpus,
+            folder=self.folder(trial.number),
+            epoch=lease.epoch,
+            device=self.order.device,
+            announce=self.warn,
+        )
+        furthest = reached_before(trial)
+        on_trial = lease.deaths > 0  # for killing its process
+
+        def on_evaluation(evaluation: Evaluation) -> bool:
+            nonlocal on_trial
+            if on_trial and evaluation.milestone > furthest:
+                self.slots.forgive(lease)
+                on_trial = False
+            self.tell("evaluated", evaluation=evaluation, **facts)
+            return not self.stop_wanted()
+
+        if lease.deaths >= DEATHS:
+            outcome = deadly(lease.deaths, self.log)
+        else:
+            try:
+                outcome = self.outcome_of(lambda: run_trial(trial, parameters, setting, on_evaluation))
+            except LeaseLost:
+                discard(setting.folder, lease.epoch, ended=self.slots.is_done(lease.slot))
+                raise
+        if not self.slots.finish(lease, outcome):
+            raise LeaseLost
+        self.settle(lease, trial.number, outcome)
+        self.tell("finished", outcome=outcome, **facts)
+        if self.failures >= FAILURES_IN_A_ROW:
+            raise WorkerError(f"{self.failures} trials in a row failed, the last by {outcome.attributes['hpo:reason']}")
+
+    def settle(self, lease: Lease, trial: int, outcome: TrialOutcome) -> None:
+        try:
+            offer(
+                self.sweep.database,
+                self.order.home,
+                self.sweep.trial_id(trial),
+                self.folder(trial),
+                outcome.attributes.get("hpo:history", ()),
+                files_to_show(self.folder(trial), outcome),
+            )
+        except OSError as error:
+            self.warn(f"trial {trial}: its files are not shown in the dashboard ({error}); nothing else is lost")
+        self.sweep.settle(lease, trial, outcome)
+        tidy(self.folder(trial), outcome)
+
+    def outcome_of(self, run: Callable[[], TrialOutcome]) -> TrialOutcome:
+        """The trial's outcome; an unforeseen exception is one too, with its traceback in the worker's log."""
+        try:
+            outcome = run()
+        except (LeaseLost, Interrupted, UpdateFinishedTrialError, *BEYOND_A_TRIAL):
+            raise
+        except Exception as error:
+            if isinstance(error, ROW_GONE):
+                self.sweep.check_there()
+            traceback.print_exc()
+            self.failures += 1
+            return failed(error, self.log)
+        self.failures = 0
+        return outcome
+
+    def warn(self, line: str) -> None:
+        logger.warning("%s", line)
+        self.tell("warned", message=line)
+
+    def tell(self, kind: EventKind, **facts: Any) -> None:
+        self.link.tell(Event(kind=kind, worker=self.order.name, **facts))

@@ -1,0 +1,255 @@
+"""What one training run is: architecture, Φ objective, training. No torch here.
+
+A run is one flat set of named values (`preset`, `lambda_phi`, `learning_rate`, ...), so that a study file can fix
+some of them and search over others by name; `build_run` turns such a set into the frozen, validated `RunConfig`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import math
+import re
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from hpo_model.errors import ConfigError
+
+Scalar = bool | int | float | str
+_NETWORK_NAME = r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*"
+
+BlockPattern = Literal["attention", "convolution+attention", "attention+convolution"]
+MemoryGate = Literal["static", "dynamic"]
+PhiObjective = Literal["v5.2", "bounded"]
+LambdaSchedule = Literal["constant", "warmup", "linear", "cosine", "adaptive"]
+LearningRateSchedule = Literal["cosine", "constant", "plateau"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Architecture:
+    """The network's shape. Two runs with equal architectures have parameters of equal shapes."""
+
+    width: int  # channels D of the residual stream
+    layers: int  # residual blocks
+    heads: int  # attention heads; width / heads channels each
+    sequence_length: int = 256  # tokens T that the network sees at once
+    blocks: BlockPattern = "attention"  # kinds of block, repeated over the layers
+    tie_embeddings: bool = True  # one matrix for input embedding and output layer
+    iit: bool = True  # False: the control arm, the same network without Φ term, memory and noise
+    phi_probes: int = 32  # query positions from which attention diversity is estimated
+    memory_slots: int = 64  # 0: no memory
+    memory_gate: MemoryGate = "dynamic"  # one gate for all positions, or one computed from each
+    network: str = ""  # "module:Class" of a network of the user's own (hpo_model.network.custom); "": the transformer
+
+    def __post_init__(self) -> None:
+        _positive(self, "width", "layers", "heads", "phi_probes")
+        _require(self.width % self.heads == 0, f"heads must divide width, got {self.heads} and {self.width}")
+        _require(self.sequence_length >= 8, f"sequence_length must be at least 8 tokens, got {self.sequence_length}")
+        _require(
+            not self.network or re.fullmatch(_NETWORK_NAME, self.network) is not None,
+            f'network must be "module:Class", importable names, got {self.network!r}',
+        )
+        _require(self.memory_slots >= 0, f"memory_slots must be 0 or more, got {self.memory_slots}")
+        _require(
+            "attention" in self.block_kinds,
+            f"blocks = '{self.blocks}' over {self.layers} layer(s) has no attention, which Φ and memory need",
+        )
+
+    @property
+    def block_kinds(self) -> tuple[str, ...]:
+        """The kind of each layer, the pattern repeated."""
+        pattern = self.blocks.split("+")
+        return tuple(pattern[layer % len(pattern)] for layer in range(self.layers))
+
+    @property
+    def has_memory(self) -> bool:
+        """Whether the network reads and writes an external memory."""
+        return self.iit and self.memory_slots > 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class PhiTerm:
+    """The Φ term of the loss: λ_phi times the objective's ΔΦ."""
+
+    lambda_phi: float = 0.05  # weight of ΔΦ against nats per token
+    phi_objective: PhiObjective = "v5.2"
+    phi_target: float = 0.8  # Φ* of the bounded objective
+    lambda_schedule: LambdaSchedule = "constant"
+    phi_floor: float = 0.7  # the Φ that the adaptive schedule holds
+
+    def __post_init__(self) -> None:
+        _require(self.lambda_phi >= 0, f"lambda_phi must be 0 or more, got {self.lambda_phi}")
+        for name in ("phi_target", "phi_floor"):
+            _require(0 < getattr(self, name) < 1, f"{name} must be between 0 and 1, got {getattr(self, name)}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Training:
+    """How the network is trained. The budget is in tokens, so that batch sizes compare fairly."""
+
+    budget_tokens: int  # training tokens to read, rounded up to whole updates
+    batch_size: int = 16  # sequences per update
+    learning_rate: float = 1e-3  # peak
+    learning_rate_schedule: LearningRateSchedule = "cosine"  # to a tenth of the peak, flat, or halved on a plateau
+    warmup: float = 0.1  # share of the budget over which the learning rate rises
+    weight_decay: float = 0.1  # on matrices only
+    dropout: float = 0.1
+    noise: float = 0.01  # standard deviation of the exploration noise on the last hidden states
+    clip_norm: float = 1.0  # largest gradient norm
+    evaluations: int = 10  # evenly spaced over the budget; the last one reads the whole validation split
+    evaluation_tokens: int = 65_536  # validation and training tokens read at each interim evaluation
+    seed: int = 1  # of initialisation, data order, dropout and noise
+
+    def __post_init__(self) -> None:
+        _positive(self, "budget_tokens", "batch_size", "learning_rate", "clip_norm", "evaluations")
+        _positive(self, "evaluation_tokens")
+        _require(0 <= self.dropout < 1, f"dropout must be at least 0 and below 1, got {self.dropout}")
+        _require(0 <= self.warmup < 1, f"warmup must be at least 0 and below 1, got {self.warmup}")
+        _require(self.noise >= 0, f"noise must be 0 or more, got {self.noise}")
+        _require(self.weight_decay >= 0, f"weight_decay must be 0 or more, got {self.weight_decay}")
+        _require(0 <= self.seed < 2**31, f"seed must be at least 0 and below 2**31, got {self.seed}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """One complete run."""
+
+    architecture: Architecture
+    phi: PhiTerm
+    training: Training
+
+    def __post_init__(self) -> None:
+        evaluations, length = self.training.evaluations, self.architecture.sequence_length
+        _require(
+            evaluations <= self.steps,
+            f"evaluations must be at most the {self.steps} updates of budget_tokens, got {evaluations}",
+        )
+        _require(
+            self.training.evaluation_tokens
+            >= 2 * length,  # a sample of whole lines may hold but half of what was asked
+            f"evaluation_tokens must be at least two sequences of {length}, got {self.training.evaluation_tokens}",
+        )
+
+    @property
+    def tokens_per_step(self) -> int:
+        """Training tokens read by one update."""
+        return self.training.batch_size * self.architecture.sequence_length
+
+    @property
+    def steps(self) -> int:
+        """Updates in the whole run: the budget, rounded up to whole updates."""
+        return -(-self.training.budget_tokens // self.tokens_per_step)
+
+    def milestone_step(self, milestone: int) -> int:
+        """The update after which evaluation number `milestone` (1 to `evaluations`) takes place."""
+        return -(-self.steps * milestone // self.training.evaluations)
+
+    def parameters(self) -> dict[str, Scalar]:
+        """The run as the flat set of values from which `build_run` builds it again."""
+        sections = (self.architecture, self.phi, self.training)
+        return {field.name: getattr(part, field.name) for part in sections for field in dataclasses.fields(part)}
+
+    def digest(self) -> str:
+        """Sixteen hexadecimal digits that differ between runs that differ in any value."""
+        text = json.dumps(self.parameters(), sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+# Raised whenever runs of equal values train otherwise than before: initialisation, order of the data, dropout, loss. A
+# preset's or a default's other value needs no raise. 2: initialisation by width, dropout from sixteen bits.
+RUNS_VERSION = 2
+
+# Width, layers and heads are those of the logs this project systematises; micro and small differ in training only.
+# Learning rates were measured for nano and tiny_iit; those of the larger ones are of before the present initialisation.
+PRESETS: Mapping[str, Mapping[str, Scalar]] = types.MappingProxyType(
+    {
+        "nano": dict(
+            width=128,
+            layers=2,
+            heads=4,
+            sequence_length=128,
+            batch_size=8,
+            learning_rate=4e-3,
+            warmup=0.2,
+            evaluation_tokens=8192,
+        ),
+        "tiny_iit": dict(width=256, layers=2, heads=4, batch_size=16, learning_rate=2e-3),
+        "micro_iit": dict(width=384, layers=3, heads=6, batch_size=16, learning_rate=6e-4, dropout=0.1),
+        "small_iit": dict(width=384, layers=3, heads=6, batch_size=32, learning_rate=1e-3, dropout=0.2),
+        "medium_iit": dict(width=448, layers=4, heads=8, batch_size=32, learning_rate=6e-4, dropout=0.2),
+        "large_iit": dict(width=512, layers=4, heads=8, batch_size=32, learning_rate=5e-4, dropout=0.25),
+    }
+)
+PRESET_BUDGET_TOKENS = 2_000_000  # about one pass over WikiText-2; a study file says its own
+
+
+def build_run(parameters: Mapping[str, Scalar]) -> RunConfig:
+    """Build a run from named values; `preset` names the values that the others override.
+
+    Args:
+        parameters: values by field name of `Architecture`, `PhiTerm` or `Training`, and optionally `preset`.
+
+    Raises:
+        ConfigError: an unknown name, a wrong type, a value outside its range.
+    """
+    named = dict(parameters)
+    preset = named.pop("preset", "nano")
+    if preset not in PRESETS:
+        raise ConfigError(f"preset: unknown preset {preset!r}, one of {', '.join(PRESETS)}")
+    values: dict[str, Any] = {"budget_tokens": PRESET_BUDGET_TOKENS, **PRESETS[str(preset)], **named}
+    for name, value in values.items():
+        values[name] = _checked(name, value)
+    parts = {part: {name: values[name] for name in names if name in values} for part, names in _FIELDS.items()}
+    return RunConfig(
+        architecture=Architecture(**parts[Architecture]),
+        phi=PhiTerm(**parts[PhiTerm]),
+        training=Training(**parts[Training]),
+    )
+
+
+def parameter_type(name: str) -> type[Scalar]:
+    """The type of a run's value: bool, int, float or str.
+
+    Raises:
+        ConfigError: the name is not one of a run's.
+    """
+    if name not in _TYPES:
+        known = ", ".join(sorted(_TYPES))
+        raise ConfigError(f"{name}: not a value of a run; known are {known}")
+    hint = _TYPES[name]
+    return str if typing.get_origin(hint) is Literal else hint
+
+
+def _checked(name: str, value: Scalar) -> Any:
+    expected = parameter_type(name)
+    options = typing.get_args(_TYPES[name])
+    if options and value not in options:
+        raise ConfigError(f"{name} must be one of {', '.join(map(repr, options))}, got {value!r}")
+    if expected is float and type(value) is int:
+        value = float(value)
+    if type(value) is not expected or value in (math.inf, -math.inf) or value != value:
+        raise ConfigError(f"{name} must be of type {expected.__name__} and finite, got {value!r}")
+    return value
+
+
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise ConfigError(message)
+
+
+def _positive(config: object, *names: str) -> None:
+    for name in names:
+        _require(getattr(config, name) > 0, f"{name} must be above 0, got {getattr(config, name)}")
+
+
+_FIELDS: dict[type, tuple[str, ...]] = {
+    part: tuple(field.name for field in dataclasses.fields(part)) for part in (Architecture, PhiTerm, Training)
+}
+_TYPES: dict[str, Any] = {
+    "preset": str,
+    **{name: hint for part in _FIELDS for name, hint in typing.get_type_hints(part).items()},
+}

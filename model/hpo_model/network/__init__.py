@@ -1,0 +1,1 @@
+"""The network: transformer, Φ, memory, loss, and networks of a user's own."""

@@ -1,0 +1,95 @@
+"""One piece of a batch: through the network, Φ and the loss. What is compiled is compiled here.
+
+Shapes: B sequences, T positions, D channels.
+
+λ_phi, the target, dropout and noise are tensors: a second run with other values of them compiles nothing.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from hpo_model.config import PhiObjective
+from hpo_model.hardware import mixed_precision
+from hpo_model.network import phi
+from hpo_model.network.custom import Network
+from hpo_model.network.loss import nats_per_token
+from hpo_model.network.memory import Candidates
+from hpo_model.network.transformer import Transformer
+
+ADAM_BETAS = (0.9, 0.95)
+GRAPHS = 128  # compiled variants that a process keeps, one per shape of network and batch
+
+
+class Measured(NamedTuple):
+    """What one pass tells about Φ. Only `delta_phi` holds a graph."""
+
+    delta_phi: Tensor
+    phi_B: Tensor
+    candidates: Candidates | None  # for the memory, if there is one
+
+
+Observe = Callable[[Network, PhiObjective, Tensor, Tensor], tuple[Tensor, Measured | None]]
+
+
+def observe(
+    network: Network, objective: PhiObjective, phi_target: Tensor, inputs_BT: Tensor
+) -> tuple[Tensor, Measured | None]:
+    """Take sequences through the network and measure Φ on the way.
+
+    Returns:
+        Final states (B, T, D), and what the Φ term needs; None of it for the control arm.
+    """
+    with mixed_precision(inputs_BT.device):
+        states = network(inputs_BT)
+    if not network.architecture.iit:
+        return states.hidden_BTD, None
+    assert isinstance(network, Transformer), "others are control arms"
+    assert states.attention is not None
+    received_BT = phi.attention_received(states.attention, network.architecture.phi_probes)
+    components_BC = phi.components(states.hidden_BTD, received_BT)
+    phi_B = phi.weighted(components_BC, network.phi_weight_logits)
+    fixed_phi_B = phi.weighted(components_BC, network.initial_phi_weight_logits)
+    input_phi_B = phi_B  # needed by the bounded objective alone
+    if objective == "bounded":
+        input_phi_B = phi.weighted(phi.components(states.embedded_BTD, received_BT), network.phi_weight_logits)
+    delta_phi = phi.delta_phi(objective, phi_B, fixed_phi_B, input_phi_B, phi_target)
+    memory = network.memory
+    candidates = None if memory is None else memory.candidates(states.stream_BTD.detach(), received_BT.detach())
+    return states.hidden_BTD, Measured(delta_phi, phi_B.detach(), candidates)
+
+
+@functools.cache
+def compiled_observe(*, replayed: bool) -> Observe:
+    """`observe`, compiled at its first use in this process for each shape of network and batch.
+
+    Args:
+        replayed: record CUDA graphs. Not for batches in several pieces: a replay writes over the gradients of the one
+            before.
+    """
+    torch._dynamo.config.recompile_limit = GRAPHS
+    return torch.compile(observe, dynamic=False, mode="reduce-overhead" if replayed else None)
+
+
+def total_loss(
+    network: Network, hidden_BTD: Tensor, targets_BT: Tensor, measured: Measured | None, lambda_phi: Tensor
+) -> Tensor:
+    """Nats per token, plus λ_phi · ΔΦ unless this is the control arm."""
+    with mixed_precision(targets_BT.device):
+        nats = nats_per_token(hidden_BTD.flatten(0, 1), network.output.weight, targets_BT.flatten())
+    return nats if measured is None else nats + lambda_phi * measured.delta_phi
+
+
+def make_optimizer(network: Network, weight_decay: float) -> torch.optim.AdamW:
+    """AdamW with weight decay on matrices only."""
+    parameters = [parameter for parameter in network.parameters() if parameter.requires_grad]
+    groups = [
+        {"params": [parameter for parameter in parameters if parameter.ndim >= 2], "weight_decay": weight_decay},
+        {"params": [parameter for parameter in parameters if parameter.ndim < 2], "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(groups, betas=ADAM_BETAS, fused=True)

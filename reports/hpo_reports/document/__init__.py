@@ -1,0 +1,1 @@
+"""Documents and their parts: Markdown, HTML, tables, messages."""

@@ -1,0 +1,1 @@
+"""Figures: their data, and Plotly's drawing of them."""

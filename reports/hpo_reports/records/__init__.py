@@ -1,0 +1,1 @@
+"""An Optuna study as frozen records."""

@@ -1,0 +1,125 @@
+"""What many sections say: names of trials, verdicts, headings of tables."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+from hpo_reports.analysis.judging import CandidateJudgement
+from hpo_reports.analysis.judging import Standing as FinalStanding
+from hpo_reports.analysis.verdicts import Standing, Verdict
+from hpo_reports.document.catalogue import Catalogue
+from hpo_reports.document.formats import MISSING, percent
+from hpo_reports.document.markdown import Markdown, escape
+from hpo_reports.document.tables import PARAMETER, Table
+from hpo_reports.records.study import TrialRecord
+
+MOST_NAMED = 10  # trials in a sentence; the tables have them all
+
+_SIGN: Mapping[Standing, str] = {
+    "baseline": "baseline",
+    "better": "one_run",
+    "worse": "one_run",
+    "not_distinguishable": "not_distinguishable",
+    "suspicious": "warning",
+}
+
+
+_FINAL_SIGN: Mapping[FinalStanding, str] = {
+    "baseline": "baseline",
+    "better": "better",
+    "worse": "worse",
+    "not_distinguishable": "not_distinguishable",
+    "too_few_seeds": "one_run",
+    "pending": "partly",
+    "unstable": "warning",
+}
+
+
+def trials_named(trials: Sequence[TrialRecord], say: Catalogue) -> Markdown:
+    """Trials by their numbers, in a sentence."""
+    numbers = say.listed(trial.number for trial in trials[:MOST_NAMED])
+    more = say("trials.more", n=len(trials) - MOST_NAMED) if len(trials) > MOST_NAMED else ""
+    return Markdown(f"{say('trials.one' if len(trials) == 1 else 'trials.several', numbers=numbers)}{more}")
+
+
+def numbers_named(numbers: Sequence[int], say: Catalogue) -> Markdown:
+    """Trials by their numbers, all of them."""
+    return say("trials.one" if len(numbers) == 1 else "trials.several", numbers=say.listed(numbers))
+
+
+def candidate_verdict(candidate: CandidateJudgement, say: Catalogue) -> Markdown:
+    """How a finalist stands to the baseline, with its evidence."""
+    sign = _FINAL_SIGN.get(candidate.standing)
+    words = _candidate_verdict(candidate, say)
+    return words if sign is None else Markdown(f"{say.sign(sign)}{words}")
+
+
+def _candidate_verdict(candidate: CandidateJudgement, say: Catalogue) -> Markdown:
+    if candidate.percent is None or candidate.standing in ("baseline", "unstable", "pending", "not_compared"):
+        return say(f"final.{candidate.standing}")
+    evidence = say("final.evidence", n=candidate.pairs, p=p_value(candidate.p_adjusted))
+    return say(f"final.{candidate.standing}", difference=difference(candidate.percent, say), evidence=evidence)
+
+
+def p_value(p: float | None) -> str:
+    """A p-value to three decimals."""
+    return MISSING if p is None else "< 0.001" if p < 0.001 else f"{p:.3f}"
+
+
+def difference(percent_above: float, say: Catalogue) -> Markdown:
+    """How far one perplexity is from another."""
+    if percent_above == 0:
+        return say("verdict.equal")
+    return say(
+        "verdict.percent_better" if percent_above < 0 else "verdict.percent_worse", p=percent(abs(percent_above))
+    )
+
+
+def verdict_text(verdict: Verdict, say: Catalogue) -> Markdown:
+    """A verdict in words, with its evidence and its sign."""
+    return Markdown(f"{verdict_sign(verdict, say)}{_verdict(verdict, say)}")
+
+
+def verdict_sign(verdict: Verdict, say: Catalogue) -> str:
+    """The emoji of a verdict, if it has one."""
+    return say.sign(_SIGN[verdict.standing]) if verdict.standing in _SIGN else ""
+
+
+def _verdict(verdict: Verdict, say: Catalogue) -> Markdown:
+    if verdict.percent is None:
+        return say(f"standing.{verdict.standing}")
+    key = "verdict.not_distinguishable" if verdict.standing == "not_distinguishable" else "verdict.one_run"
+    return say(key, difference=difference(verdict.percent, say))
+
+
+def headings(table: Table, say: Catalogue) -> Mapping[str, str]:
+    """Column headings; a parameter without one of its own is headed by its name."""
+    return {name: _heading(name, say) for name in table.columns}
+
+
+def parameter_name(name: str, say: Catalogue) -> Markdown:
+    """A parameter as the log calls it."""
+    return Markdown(_heading(f"{PARAMETER}{name}", say))
+
+
+def _heading(column: str, say: Catalogue) -> str:
+    key = f"column.{column}"
+    return say(key) if key in say.messages else escape(column.removeprefix(PARAMETER))
+
+
+def change(before: float | None, after: float | None, shown: Callable[[float | None], str]) -> Markdown:
+    """From a figure to another, with the difference in per cent of the first."""
+    return Markdown(f"{shown(before)} → {shown(after)}{_parenthesis(percent_change(before, after))}")
+
+
+def percent_change(before: float | None, after: float | None) -> Markdown:
+    """The difference in per cent of the first figure; a dash where there is none."""
+    if before is None or after is None or before <= 0:
+        return Markdown(MISSING)
+    p = 100 * (after / before - 1)
+    sign = "±" if round(abs(p), 1) == 0 else "+" if p > 0 else "−"
+    return Markdown(f"{sign}{percent(abs(p))} %")
+
+
+def _parenthesis(text: str) -> str:
+    return "" if text == MISSING else f" ({text})"

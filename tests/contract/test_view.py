@@ -1,0 +1,380 @@
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import sqlalchemy as sa
+from optuna.trial import TrialState, create_trial
+from rich.console import Console
+
+import hpo.monitor.console
+from hpo.database.connection import Database, open_database
+from hpo.monitor.console import (
+    Board,
+    Lines,
+    LiveTable,
+    clock,
+    describe_best,
+    describe_parameters,
+    drained,
+    open_view,
+    sentence,
+)
+from hpo.sweep.slots import TrialOutcome
+from tests.support.sweeps import COMPLETE, complete, lost_connection, make_evaluation, make_event, make_sweep, run_slot
+
+
+@pytest.fixture(scope="module")
+def own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Database]:
+    database = open_database(f"sqlite:///{tmp_path_factory.mktemp('view')}/studies.db", create=True)
+    yield database
+    database.engine.dispose()
+
+
+@pytest.fixture
+def board(own: Database) -> Board:
+    return Board(make_sweep(own), slots=10)
+
+
+class Screen:
+    def __init__(self, *, terminal: bool = False, width: int = 200) -> None:
+        self.file = io.StringIO()
+        self.console = Console(
+            file=self.file, force_terminal=terminal, width=width, color_system=None, legacy_windows=False, _environ={}
+        )
+
+    @property
+    def text(self) -> str:
+        return self.file.getvalue()
+
+
+def outcome(state: Any, name: str, reason: str, val_ppl: float | None = 54.6) -> TrialOutcome:
+    attributes = {"hpo:outcome": name, "hpo:reason": reason, "hpo:history": [{"val_ppl": 99.0}, {"val_ppl": val_ppl}]}
+    return TrialOutcome(state=state, values=(4.0,) if state == "COMPLETE" else (), attributes=attributes)
+
+
+# ---------------------------------------------------------------------------------------------- plain lines
+
+PARAMETERS = {"dropout": 0.123456, "layers": 2, "iit": True, "blocks": "attention"}
+ENDINGS = {
+    "complete": (
+        outcome("COMPLETE", "complete", "reached its budget"),
+        "trial 3 complete: val ppl 54.60, reached its budget",
+    ),
+    "pruned": (
+        outcome("PRUNED", "pruned", "behind at milestone 2"),
+        "trial 3 pruned: val ppl 54.60, behind at milestone 2",
+    ),
+    "diverged": (
+        outcome("PRUNED", "diverged", "loss is not finite", None),
+        "trial 3 diverged: loss is not finite",
+    ),
+    "failed": (
+        TrialOutcome(state="FAIL", attributes={"hpo:outcome": "failed", "hpo:reason": "OSError: x; see worker-0.log"}),
+        "trial 3 failed: OSError: x; see worker-0.log",
+    ),
+}
+
+
+@pytest.mark.parametrize("ending", ENDINGS)
+def test_a_finished_trial_is_one_line_with_its_parameters_and_the_totals(ending: str, board: Board) -> None:
+    told, line = ENDINGS[ending]
+    screen = Screen(width=40)  # lines are not wrapped: a pipe has no width
+    Lines(board, screen.console).hear(make_event("finished", trial=3, parameters=PARAMETERS, outcome=told))
+    assert screen.text == f"{line} · dropout=0.1235 layers=2 iit=True blocks=attention  [0/10 trials]\n"
+
+
+def test_an_outcome_without_words_is_told_by_its_state() -> None:
+    event = make_event("finished", trial=3, outcome=TrialOutcome(state="FAIL"))
+    assert sentence(event).startswith("trial 3 fail: ")
+
+
+@pytest.mark.parametrize("kind", ["started", "evaluated", "waiting"])
+def test_what_is_no_news_is_no_line(kind: str, board: Board) -> None:
+    screen = Screen()
+    with Lines(board, screen.console) as view:
+        view.hear(make_event(kind, trial=3, evaluation=make_evaluation()))
+        view.pulse()
+    assert screen.text == ""
+
+
+def test_a_restart_is_told(board: Board) -> None:
+    screen = Screen()
+    message = "worker-0 was killed by SIGKILL (see worker-0.log); it is started again"
+    Lines(board, screen.console).hear(make_event("restarted", message=message))
+    assert screen.text == f"{message}\n"
+
+
+def test_a_warning_is_told_with_its_worker_and_leaves_the_table_as_it_is(board: Board) -> None:
+    screen = Screen()
+    view = Lines(board, screen.console)
+    view.hear(make_event("evaluated", trial=3, evaluation=make_evaluation()))
+    view.hear(make_event("warned", message="the database is away (x); waiting for it"))
+    assert screen.text == "worker-0: the database is away (x); waiting for it\n"
+    assert board.workers["worker-0"].trial == 3
+
+
+MARKUP = ["[bold]not bold[/bold]", "[/nothing to close]", "[red", "ends in \\", "\\[x]", "[link=file:///etc]x[/link]"]
+
+
+@pytest.mark.parametrize("text", MARKUP)
+def test_markup_in_a_line_is_text(text: str, board: Board) -> None:
+    screen = Screen(terminal=True)
+    told = outcome("FAIL", "failed", text)
+    Lines(board, screen.console).hear(make_event("finished", trial=3, parameters={"blocks": text}, outcome=told))
+    assert screen.text.count(text) == 2
+    Lines(board, screen.console).say(text)
+    assert screen.text.endswith(f"{text}\n")
+
+
+# ---------------------------------------------------------------------------------------------- the live table
+
+
+def drawn(view: LiveTable, screen: Screen) -> str:
+    screen.console.print(view.draw())
+    return screen.text
+
+
+def test_the_table_shows_each_worker_s_trial(board: Board) -> None:
+    screen = Screen()
+    view = LiveTable(board, screen.console)
+    view.hear(make_event("started", trial=4, worker="worker-1"))
+    evaluation = make_evaluation(3, val_ppl=123.456, tokens_per_s=45_678.9)
+    view.hear(make_event("evaluated", trial=3, evaluation=evaluation))
+    lines = drawn(view, screen).splitlines()
+    first, second = (next(line for line in lines if line.startswith(name)) for name in ("worker-0", "worker-1"))
+    assert first.split()[1:3] == ["3", "dropout=0.1"]
+    assert first.split()[-3:] == ["3/10", "123.46", "45,679"]
+    assert second.split()[-1] == "0/10"
+    assert lines[-1].strip() == "0/10 trials · 45,679 tokens/s · 0:00 so far"
+
+
+def test_a_worker_without_a_trial_waits(board: Board) -> None:
+    screen = Screen()
+    view = LiveTable(board, screen.console)
+    view.hear(make_event("waiting"))
+    assert "worker-0 waiting for other workers' trials" in " ".join(drawn(view, screen).split())
+
+
+def test_a_finished_trial_s_progress_is_full(board: Board) -> None:
+    screen = Screen()
+    view = LiveTable(board, screen.console)
+    view.hear(make_event("finished", trial=3, outcome=outcome("COMPLETE", "complete", "reached its budget")))
+    assert "10/10" in drawn(view, screen)
+
+
+@pytest.mark.parametrize("text", MARKUP)
+def test_markup_in_the_table_is_text(text: str, board: Board) -> None:
+    screen = Screen()
+    view = LiveTable(board, screen.console)
+    view.hear(make_event("started", trial=3, parameters={"blocks": text}))
+    assert f"blocks={text} " in drawn(view, screen)
+
+
+def test_finished_trials_scroll_past_above_the_table(board: Board) -> None:
+    screen = Screen(terminal=True)
+    with LiveTable(board, screen.console) as view:
+        view.hear(make_event("started", trial=3))
+        view.pulse()
+        view.hear(make_event("finished", trial=3, outcome=outcome("PRUNED", "pruned", "behind at milestone 2")))
+    assert "trial 3 pruned: val ppl 54.60, behind at milestone 2 · dropout=0.1  [0/10 trials]" in screen.text
+    assert "worker-0" in screen.text
+
+
+def test_the_table_is_for_terminals(board: Board) -> None:
+    assert type(open_view(board, Screen(terminal=True).console)) is LiveTable
+    assert type(open_view(board, Screen(terminal=False).console)) is Lines
+
+
+# ---------------------------------------------------------------------------------------------- totals
+
+
+def test_totals_without_a_best_trial(board: Board) -> None:
+    assert board.summary() == "0/10 trials"
+    assert board.ending() == "0 of 10 trials finished"
+    assert board.seconds_left() is None
+    assert not board.search_is_over()
+
+
+def test_totals_with_a_best_trial(board: Board) -> None:
+    run_slot(board.sweep, complete(4.0))
+    run_slot(board.sweep, complete(3.0))
+    board.hear(make_event("finished", trial=1, outcome=COMPLETE))
+    assert board.summary().startswith("2/10 trials · best value 3 (trial 1) · ")
+    assert board.summary().endswith(" left")
+    assert board.ending() == "2 of 10 trials finished · best value 3 (trial 1)"
+
+
+def test_totals_of_two_objectives_name_both_ends_of_the_front(own: Database) -> None:
+    board = Board(make_sweep(own, objectives=["val_loss", "phi"], pruner={"kind": "none"}), slots=10)
+    for values in ((4.0, 0.9), (3.0, 0.7), (3.5, 0.8), (5.0, 0.85)):
+        run_slot(board.sweep, TrialOutcome(state="COMPLETE", values=values))
+    board.refresh()
+    assert board.ending() == "4 of 10 trials finished · front of 3, from value 3 (trial 1) to Φ 0.9000 (trial 0)"
+    event = make_event("finished", trial=1, outcome=TrialOutcome(state="COMPLETE", values=(3.0, 0.7)))
+    assert sentence(event).startswith("trial 1 complete: Φ 0.7000, ")
+
+
+def test_the_time_left_counts_this_session_s_trials_alone(own: Database) -> None:
+    sweep = make_sweep(own)
+    for _ in range(4):
+        run_slot(sweep, COMPLETE)
+    board = Board(sweep, slots=10)
+    assert board.seconds_left() is None
+    run_slot(sweep, COMPLETE)
+    run_slot(sweep, COMPLETE)
+    board.refresh()
+    board.started_at -= 60  # two trials in a minute
+    assert board.seconds_left() == pytest.approx(120, abs=5)
+
+
+def test_nothing_is_left_when_all_are_done(own: Database) -> None:
+    sweep = make_sweep(own)
+    board = Board(sweep, slots=1)
+    run_slot(sweep, COMPLETE)
+    board.refresh()
+    assert board.search_is_over()
+    assert board.summary() == "1/1 trials · best value 4 (trial 0)"
+
+
+def test_a_search_that_stopped_improving_is_over(own: Database) -> None:
+    board = Board(make_sweep(own, stopping={"trials_without_improvement": 2}), slots=10)
+    for loss in (1.0, 2.0, 2.0):
+        assert not board.search_is_over()
+        run_slot(board.sweep, complete(loss))
+        board.refresh()
+    assert board.search_is_over()
+    assert board.ending() == "3 of 10 trials finished · ended after 2 without improvement · best value 1 (trial 0)"
+
+
+def test_speed_is_that_of_all_workers_together(board: Board) -> None:
+    for place, speed in enumerate((1000.0, 2000.0)):
+        evaluation = make_evaluation(tokens_per_s=speed)
+        board.hear(make_event("evaluated", trial=place, worker=f"worker-{place}", evaluation=evaluation))
+    assert board.tokens_per_s() == 3000.0
+    board.hear(make_event("waiting", worker="worker-0"))
+    assert board.tokens_per_s() == 2000.0
+
+
+def test_a_board_without_a_number_of_slots_is_about_all_there_are(own: Database) -> None:
+    sweep = make_sweep(own, trials=3)
+    board = Board(sweep)
+    assert board.total == 3
+    sweep.slots.ensure(5)
+    run_slot(sweep, COMPLETE)
+    board.refresh()
+    assert (board.total, board.ending()) == (5, "1 of 5 trials finished · best value 4 (trial 0)")
+    assert Board(sweep, slots=2).total == 2
+
+
+def test_what_was_known_stands_while_the_database_is_away(board: Board, monkeypatch: pytest.MonkeyPatch) -> None:
+    run_slot(board.sweep, COMPLETE)
+    board.refresh()
+    errors: list[Exception] = [sa.exc.OperationalError("SELECT", {}, lost_connection(board.sweep.database.engine))]
+    monkeypatch.setattr(board.sweep.slots, "counts", lambda total: raise_(errors[-1]))
+    board.hear(make_event("finished", trial=1, outcome=COMPLETE))
+    assert board.counts.done == 1
+    with pytest.raises(sa.exc.OperationalError):
+        board.refresh()  # when somebody has to know
+    errors.append(ValueError("a defect"))
+    with pytest.raises(ValueError, match="a defect"):
+        board.hear(make_event("finished", trial=1, outcome=COMPLETE))
+
+
+def raise_(error: Exception) -> None:
+    raise error
+
+
+# ---------------------------------------------------------------------------------------------- who still works
+
+
+class Lull:
+    """Stands for `time`: at each pause something happens."""
+
+    def __init__(self, *happenings: Callable[[], object]) -> None:
+        self.left = list(happenings)
+
+    def sleep(self, pause_s: float) -> None:
+        assert pause_s > 0
+        self.left.pop(0)()
+
+
+def test_without_workers_nobody_is_waited_for(own: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hpo.monitor.console, "time", Lull())
+    drained(make_sweep(own).slots, (said := []).append)
+    assert said == ["no worker is left"]
+
+
+def test_workers_are_waited_for_and_named_when_they_change(own: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    sweep = make_sweep(own)
+    leases = {owner: sweep.slots.claim(owner, 10) for owner in ("b", "a")}
+    for lease in leases.values():
+        assert lease is not None
+        sweep.begin(lease)
+    steps = [sweep.slots.stops, *(lambda lease=lease: sweep.slots.release(lease) for lease in leases.values())]
+    monkeypatch.setattr(hpo.monitor.console, "time", Lull(*steps))
+    drained(sweep.slots, (said := []).append)
+    assert said == ["at work: a, b", "at work: a", "no worker is left"]
+
+
+def test_a_worker_that_is_about_to_begin_its_trial_is_waited_for(
+    own: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slots = make_sweep(own).slots
+    slots.claim("worker", 10)
+    monkeypatch.setattr(hpo.monitor.console, "time", Lull(lambda: slots.release_owner("worker", died=False)))
+    drained(slots, (said := []).append)
+    assert said == ["at work: worker", "no worker is left"]
+
+
+@pytest.mark.parametrize(
+    ("history", "expected"),
+    [
+        ([{"val_ppl": 9.0}, {"val_ppl": 131.204}], "val ppl 131.20 (trial 7)"),
+        ([{"val_ppl": None}], "value 4.877 (trial 7)"),
+        ([], "value 4.877 (trial 7)"),
+        (None, "value 4.877 (trial 7)"),
+    ],
+)
+def test_the_best_trial_is_told_in_perplexity_where_it_is_known(history: Any, expected: str) -> None:
+    attributes = {} if history is None else {"hpo:history": history}
+    trial = create_trial(state=TrialState.COMPLETE, value=4.87654, user_attrs=attributes)
+    trial.number = 7
+    assert describe_best(trial) == expected
+
+
+def test_parameters_are_told_in_four_digits() -> None:
+    parameters = {"learning_rate": 1.23456e-05, "dropout": 0.1, "layers": 12345, "iit": False, "blocks": "attention"}
+    expected = "learning_rate=1.235e-05 dropout=0.1 layers=12345 iit=False blocks=attention"
+    assert describe_parameters(parameters) == expected
+
+
+@pytest.mark.parametrize(
+    ("seconds", "expected"),
+    [
+        (0, "0:00"),
+        (4.6, "0:05"),
+        (59.6, "1:00"),
+        (245, "4:05"),
+        (3599.4, "59:59"),
+        (3600, "1:00:00"),
+        (90_061, "25:01:01"),
+    ],
+)
+def test_the_clock(seconds: float, expected: str) -> None:
+    assert clock(seconds) == expected
+
+
+def test_a_name_between_colons_is_no_emoji(board: Board) -> None:
+    screen = Screen()
+    Lines(board, screen.console).say("see /data/:key:/worker-0.log")
+    assert screen.text == "see /data/:key:/worker-0.log\n"
+
+
+def test_a_restarted_worker_is_told_so_in_the_table(board: Board) -> None:
+    screen = Screen()
+    view = LiveTable(board, screen.console)
+    board.hear(make_event("restarted", message="worker-0 was killed"))
+    assert "waiting" not in drawn(view, screen)

@@ -1,0 +1,1 @@
+"""Executors, browser, containers: the real thing beside us."""

@@ -1,0 +1,1 @@
+"""What takes long: chaos campaigns, benchmarks, GPUs, whole corpora."""

@@ -1,0 +1,187 @@
+"""What the side processes of tests run; a module of its own, so that they import little."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import sys
+import threading
+import time
+from multiprocessing.synchronize import Barrier
+
+from hpo.database.connection import open_database
+from hpo.errors import StorageError
+from hpo.executors.supervisor import RESTARTS
+from hpo.sweep.slots import Slots
+from hpo.sweep.sweep import open_sweep
+from hpo.worker.worker import Event, Link, WorkerOrder
+
+PROCESSES = 4
+_starts: list[Barrier] = []
+
+
+def share(start: Barrier) -> None:
+    """Give a new process the barrier at which all begin together."""
+    _starts.append(start)
+
+
+def claim_all(url: str, study_id: int, total: int, owner: str) -> list[tuple[int, int]]:
+    """Claim until nothing is free; slot and epoch of each claim."""
+    database = open_database(url, create=False)
+    slots = Slots(database, study_id)
+    _starts[0].wait(60)
+    claimed = []
+    while (lease := slots.claim(owner, total)) is not None:
+        claimed.append((lease.slot, lease.epoch))
+    database.engine.dispose()
+    return claimed
+
+
+def fill_all(url: str, name: str, owner: str, seed: int) -> int:
+    """Fill slots until none is free, on a connection that loses a third of its answers; how many it lost."""
+    from tests.support.sweeps import PATIENT, complete, opened, unheard
+
+    dice = random.Random(seed)
+    losses = [number for number in range(1, 10_000) if dice.random() < 0.3]
+    with opened(url, PATIENT) as database:
+        sweep = open_sweep(database, name)
+        _starts[0].wait(60)
+        with unheard(database, *losses) as broken:
+            while (lease := sweep.slots.claim(owner, None)) is not None:
+                with sweep.slots.fence(lease):
+                    trial = sweep.begin(lease)
+                    trial.storage.set_trial_intermediate_value(trial._trial_id, 1, 5.0)
+                    assert sweep.slots.finish(lease, complete(4.0))
+                    sweep.settle(lease, trial.number, complete(4.0))
+        return len(broken)
+
+
+def make_study(url: str, name: str) -> str:
+    """Open a database that is perhaps not there yet, make a sweep in it, and say whose record stands."""
+    from hpo.sweep.sweep import create_sweep
+    from tests.support.sweeps import make_record, make_spec
+
+    spec = make_spec(name=name)
+    _starts[0].wait(60)
+    database = open_database(url, create=True)
+    try:
+        return create_sweep(database, name, make_record(spec)).uid
+    finally:
+        database.engine.dispose()
+
+
+def rehearse_badly(config: object, tokens: object, device: str, threads: int, start: Barrier, line: object) -> None:
+    """Die, or wait for one who does, as a rehearsal does where memory is short."""
+    if device == "dies":
+        os.kill(os.getpid(), signal.SIGKILL)
+    start.wait(60)
+
+
+# ---------------------------------------------------------------------------------------------- what workers do
+
+
+def leaves(order: WorkerOrder, link: Link) -> None:
+    _note(order)
+
+
+def waits_for_stop(order: WorkerOrder, link: Link) -> None:
+    _note(order)
+    _wait(order, link)
+
+
+def dies_once(order: WorkerOrder, link: Link) -> None:
+    if _note(order) == 0:
+        print("no memory is left\n\n", flush=True)
+        os.kill(os.getpid(), signal.SIGKILL)
+    _wait(order, link)
+
+
+def dies_always(order: WorkerOrder, link: Link) -> None:
+    """The first of a crew: each time in another way. The others wait for a stop."""
+    if order.name != "worker-0":
+        waits_for_stop(order, link)
+        return
+    times = _note(order)
+    if times == 0:
+        raise ValueError("a defect")
+    if times == 1:
+        os.kill(os.getpid(), signal.SIGTERM)
+    os._exit(3)
+
+
+def dies_after_progress(order: WorkerOrder, link: Link) -> None:
+    if _note(order) <= RESTARTS:
+        link.tell(Event(kind="evaluated", worker=order.name, trial=0))
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def dies_when_stopped(order: WorkerOrder, link: Link) -> None:
+    waits_for_stop(order, link)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def cannot_go_on(order: WorkerOrder, link: Link) -> None:
+    """The first of a crew. The others wait for a stop."""
+    if order.name != "worker-0":
+        waits_for_stop(order, link)
+        return
+    raise StorageError("the database is gone")
+
+
+def dies_over_its_trial(order: WorkerOrder, link: Link) -> None:
+    if _note(order) == 0:
+        database = open_database(order.storage_url, create=False)
+        sweep = open_sweep(database, order.study_name)
+        lease = sweep.slots.claim(order.owner, None)
+        assert lease is not None
+        sweep.begin(lease)
+        os.kill(os.getpid(), signal.SIGKILL)
+    _wait(order, link)
+
+
+def hangs(order: WorkerOrder, link: Link) -> None:
+    """The first of a crew. The others leave."""
+    _note(order)
+    if order.name == "worker-0":
+        threading.Event().wait()
+
+
+def works_on(order: WorkerOrder, link: Link) -> None:
+    """The first of a crew: on its trial, until a file is there. The others leave at once."""
+    _note(order)
+    if order.name != "worker-0":
+        return
+    database = open_database(order.storage_url, create=False)
+    sweep = open_sweep(database, order.study_name)
+    lease = sweep.slots.claim(order.owner, None)
+    assert lease is not None
+    with sweep.holding(lease):
+        sweep.begin(lease)
+        link.tell(Event(kind="started", worker=order.name, trial=0))
+        while not (order.home.root / "evaluated").exists():
+            time.sleep(0.01)
+    sweep.slots.release(lease)
+    (order.home.root / f"left-{order.name}").touch()
+
+
+def _wait(order: WorkerOrder, link: Link) -> None:
+    while not link.stop_wanted():
+        time.sleep(0.01)
+    (order.home.root / f"left-{order.name}").touch()
+
+
+def _note(order: WorkerOrder) -> int:
+    """Leave a trace of this process; how many of this worker there were before it."""
+    before = len(list(order.home.root.glob(f"{order.name}-*")))
+    facts = {
+        "pid": os.getpid(),
+        "parent": os.getppid(),
+        "module": id(sys.modules["hpo.worker.worker"]),
+        "owner": order.owner,
+    }
+    draft = order.home.root / f"draft-{order.name}"
+    draft.write_text(json.dumps(facts))
+    draft.rename(order.home.root / f"{order.name}-{before}")
+    return before

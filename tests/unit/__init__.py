@@ -1,0 +1,1 @@
+"""No process, no server, no training worth the name."""

@@ -1,0 +1,92 @@
+"""Which configuration a long run has. Nothing here trains; `hpo train` itself is in test_run.py."""
+
+from __future__ import annotations
+
+import json
+import pydoc_data.topics
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hpo.errors import StudyError
+from hpo.executors.placement import Wish
+from hpo.home import Home
+from hpo.long_run.request import TrialRequest, prepare_trial_run
+from hpo.long_run.run import LongRun
+from hpo.search.launch import Request, prepare
+from hpo.sweep.sweep import Sweep
+from hpo_model.config import RUNS_VERSION, build_run
+from tests.support.sweeps import FAIL, complete, run_slot
+
+STUDY = """
+name = "small"
+[text]
+vocabulary = 300
+[run]
+preset = "nano"
+[search]
+dropout = { low = 0.0, high = 0.4 }
+"""
+RECORDED = build_run({"preset": "nano", "dropout": 0.3, "learning_rate": 0.0007, "width": 64}).parameters()
+
+
+class Study:
+    """A study without trials, and its text."""
+
+    def __init__(self, folder: Path) -> None:
+        self.url, self.home = f"sqlite:///{folder}/studies.db", Home(folder / "home")
+        self.text = folder / "text"
+        self.text.mkdir()
+        for name in ("train", "valid"):
+            text = "\n".join(list(pydoc_data.topics.topics.values())[:6])
+            (self.text / f"{name}.txt").write_text(text, encoding="utf-8")
+        (folder / "small.toml").write_text(STUDY, encoding="utf-8")
+        request = Request(study=str(folder / "small.toml"), data=self.text, wish=Wish(workers=0))
+        self.sweep: Sweep = prepare(request, self.url, self.home, lambda line: None).sweep
+        self.said: list[str] = []
+
+    def long_run(self, trial: int | None = None, epochs: int = 3) -> LongRun:
+        request = TrialRequest(study="small", trial=trial, epochs=epochs)
+        return prepare_trial_run(self.url, self.home, request, self.said.append)
+
+
+@pytest.fixture
+def study(tmp_path: Path) -> Iterator[Study]:
+    made = Study(tmp_path)
+    yield made
+    made.sweep.database.engine.dispose()
+
+
+def add_trial(study: Study, recorded: dict[str, Any] | None) -> int:
+    number = run_slot(study.sweep, complete(4.0) if recorded else FAIL)
+    if recorded:
+        trial_id = study.sweep.study.get_trials()[number]._trial_id
+        study.sweep.database.set_user_attributes(trial_id, {"hpo:run": recorded})
+    return number
+
+
+def test_a_long_run_has_the_values_that_the_trial_was_run_with_but_for_its_budget(study: Study) -> None:
+    add_trial(study, RECORDED)
+    run = study.long_run()
+    kept = {name: value for name, value in run.config.parameters().items() if name in RECORDED}
+    budget = {"budget_tokens": 3 * run.corpus.tokens("train"), "evaluations": 12}
+    assert kept == {**RECORDED, **budget}
+    assert study.said == []
+
+
+def test_a_trial_without_a_record_of_its_run_is_refused(study: Study) -> None:
+    number = add_trial(study, None)
+    with pytest.raises(StudyError, match=rf"\Atrial {number} of study 'small' is FAIL and has no record of its run"):
+        study.long_run(trial=number)
+
+
+def test_a_study_whose_values_meant_something_else_is_told(study: Study) -> None:
+    add_trial(study, RECORDED)
+    record = json.loads(json.dumps(study.sweep.record))
+    del record["meaning"]
+    study.sweep.slots.replace_record(record)
+    assert study.long_run().config.training.learning_rate == 0.0007
+    assert RUNS_VERSION > 1
+    assert study.said == ["the study's runs are of version 1; with equal values this program trains otherwise"]

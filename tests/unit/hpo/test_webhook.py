@@ -1,0 +1,128 @@
+from __future__ import annotations
+
+import json
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+
+import hpo.monitor.webhook
+from hpo.errors import UsageError
+from hpo.monitor.webhook import Webhook
+
+BODY = {"event": "study_ended", "text": "study ä finished"}
+
+
+class Receiver:
+    """A server on this machine that answers as it is told, and keeps what it got."""
+
+    def __init__(self) -> None:
+        self.answers: list[int] = []  # statuses, one per request; then 204
+        self.bodies: list[bytes] = []
+        self.headers: list[dict[str, str]] = []
+        self.paths: list[str] = []
+        outer = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_POST(self) -> None:
+                outer.bodies.append(self.rfile.read(int(self.headers["Content-Length"])))
+                outer.headers.append(dict(self.headers))
+                outer.paths.append(self.path)
+                self.send_response(outer.answers.pop(0) if outer.answers else 204)
+                self.send_header("Location", "/elsewhere")
+                self.send_header("Content-Length", "0")
+                self.end_headers()
+
+            def do_GET(self) -> None:
+                outer.paths.append(f"GET {self.path}")
+                self.send_response(204)
+                self.end_headers()
+
+            def log_message(self, format: str, *arguments: object) -> None:
+                pass
+
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.host = f"127.0.0.1:{self.server.server_address[1]}"
+        threading.Thread(target=self.server.serve_forever, daemon=True).start()
+
+
+@pytest.fixture
+def receiver(monkeypatch: pytest.MonkeyPatch) -> Iterator[Receiver]:
+    monkeypatch.setattr(hpo.monitor.webhook, "FIRST_PAUSE_S", 0.01)
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    receiver = Receiver()
+    yield receiver
+    receiver.server.shutdown()
+    receiver.server.server_close()
+
+
+def test_a_body_arrives_as_json(receiver: Receiver) -> None:
+    said: list[str] = []
+    assert Webhook.parse(f"http://{receiver.host}/hook/key?token=t").send(BODY, said.append)
+    assert json.loads(receiver.bodies[0]) == BODY
+    assert receiver.headers[0]["Content-Type"] == "application/json"
+    assert receiver.paths == ["/hook/key?token=t"]
+    assert said == []
+
+
+def test_user_and_password_are_sent_as_basic_authentication(receiver: Receiver) -> None:
+    assert Webhook.parse(f"http://me:p%40ss@{receiver.host}/").send(BODY, print)
+    assert receiver.headers[0]["Authorization"] == "Basic bWU6cEBzcw=="
+
+
+@pytest.mark.parametrize("answers", [[500, 503], [429], [408, 425, 500]])
+def test_what_may_be_mended_is_tried_again(receiver: Receiver, answers: list[int]) -> None:
+    receiver.answers = list(answers)
+    assert Webhook.parse(f"http://{receiver.host}/").send(BODY, print)
+    assert len(receiver.bodies) == len(answers) + 1
+
+
+@pytest.mark.parametrize(("status", "attempts"), [(404, 1), (401, 1), (302, 1), (500, hpo.monitor.webhook.ATTEMPTS)])
+def test_what_does_not_arrive_is_one_line_without_the_secrets(receiver: Receiver, status: int, attempts: int) -> None:
+    receiver.answers = [status] * 9
+    said: list[str] = []
+    assert not Webhook.parse(f"http://me:sesame@{receiver.host}/hook/sesame?key=sesame").send(BODY, said.append)
+    assert said == [f"webhook http://{receiver.host}/***: not delivered (HTTP {status}, attempt {attempts})"]
+    assert len(receiver.paths) == attempts  # and no redirect was followed
+
+
+def test_nobody_there_is_one_line(receiver: Receiver) -> None:
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        host = f"127.0.0.1:{unused.getsockname()[1]}"
+        said: list[str] = []
+        assert not Webhook.parse(f"http://{host}/sesame").send(BODY, said.append)
+    assert said == [f"webhook http://{host}/***: not delivered (Connection refused, attempt 4)"]
+
+
+def test_a_server_that_never_answers_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hpo.monitor.webhook, "LONGEST_S", 0.3)
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))
+        silent.listen()
+        said: list[str] = []
+        began = time.monotonic()
+        assert not Webhook.parse(f"http://127.0.0.1:{silent.getsockname()[1]}/").send(BODY, said.append)
+        assert time.monotonic() - began < 5
+    assert "no answer within 0.3 s" in said[0]
+
+
+BAD = ["", "example.org/sesame", "ftp://h/sesame", "http:///sesame", "http://[sesame", "http://h:port/sesame"]
+
+
+@pytest.mark.parametrize("url", [*BAD, "http://h/ä-sesame", "http://h/a b", "http://h/\nsesame", "file:///etc/passwd"])
+def test_what_is_no_web_address_is_refused_without_showing_it(url: str) -> None:
+    with pytest.raises(UsageError, match="--notify takes a URL like") as caught:
+        Webhook.parse(url)
+    assert "sesame" not in str(caught.value)
+
+
+def test_its_repr_holds_no_secret() -> None:
+    webhook = Webhook.parse("https://me:sesame@example.org:8443/sesame?key=sesame#sesame")
+    assert "sesame" not in repr(webhook)
+    assert webhook.shown == "https://example.org:8443/***"
+    assert webhook.url == "https://example.org:8443/sesame?key=sesame"

@@ -1,0 +1,86 @@
+"""Each law is kept by a network that keeps it and broken by one that breaks it."""
+
+from __future__ import annotations
+
+import pytest
+
+import hpo_model.training.conformance
+import hpo_model.training.loop
+from hpo_model.data.tokens import TokenizedCorpus
+from hpo_model.errors import ConfigError, NetworkError
+from hpo_model.training.conformance import LAWS, Broken, Finding, trial_of, validate
+from tests.support.paths import SUPPORT
+
+
+@pytest.fixture(autouse=True)
+def own_networks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(SUPPORT))
+    monkeypatch.setattr(hpo_model.training.conformance, "REHEARSAL_S", 0.2)
+    monkeypatch.setitem(hpo_model.training.conformance.RUN, "budget_tokens", 16_000)
+    monkeypatch.setitem(hpo_model.training.conformance.RUN, "learning_rate", 1e-2)
+
+
+def findings(name: str, corpus: TokenizedCorpus) -> dict[str, Finding]:
+    return {finding.law: finding for finding in validate(f"networks:{name}", corpus)}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["Recurrent", "WithPhi"])
+def test_a_good_network_keeps_all_laws(name: str, small_corpus: TokenizedCorpus) -> None:
+    found = findings(name, small_corpus)
+    assert list(found) == list(LAWS)
+    assert {finding.state for finding in found.values()} == {"kept"}, found
+    assert "× the control arm's" in found["speed"].evidence
+    assert "→" in found["learns"].evidence
+
+
+BREAKERS = {
+    "Broken": ("interface", "cannot be used for 64 tokens: RuntimeError: on purpose"),
+    "Fixed": ("interface", "must return states of shape (1, 1, 64) for `output`, got (1, 64, 64)"),
+    "Infinite": ("finite gradients", "not finite: inner.embedding.weight"),
+    "Idle": ("finite gradients", "no gradient reaches inner.unused.weight, inner.unused.bias"),
+    "Reversed": ("causality", "changing"),
+    "Mixing": ("causality", "in training other sequences of the batch moved a sequence's logits by up to"),
+    "Neighbours": ("causality", "in training other sequences of the batch moved a sequence's logits by up to"),
+    "Dice": ("causality", "in training equal tokens gave logits that differ by up to"),
+}
+
+
+@pytest.mark.parametrize("name", BREAKERS)
+def test_what_breaks_a_ground_is_told_and_nothing_is_trained(name: str, small_corpus: TokenizedCorpus) -> None:
+    law, evidence = BREAKERS[name]
+    found = findings(name, small_corpus)
+    assert found[law].state == "broken"
+    assert evidence in found[law].evidence
+    assert "\n" not in found[law].evidence
+    after = list(LAWS)[list(LAWS).index(law) + 1 :]
+    assert {found[each].state for each in after} == {"not tried"}
+    assert all(f"breaks this: {law}" in found[each].evidence for each in after)
+
+
+@pytest.mark.parametrize(
+    ("name", "law", "evidence"),
+    [
+        ("Anchored", "beginnings", "the first 1 tokens alone gave logits that differ by up to"),
+        ("Counting", "resume", "state belongs into parameters or buffers"),
+        ("Hungry", "memory", "at most 4 × is allowed"),
+        ("Slow", "speed", "at least 0.1 × is asked for"),
+        ("Dull", "learns", "a gain of 0.2 is asked for"),
+    ],
+)
+def test_what_training_shows_is_told(name: str, law: str, evidence: str, small_corpus: TokenizedCorpus) -> None:
+    with pytest.raises(Broken, match=evidence):
+        LAWS[law](trial_of(f"networks:{name}", small_corpus))
+
+
+def test_runs_that_differ_are_told(small_corpus: TokenizedCorpus, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hpo_model.training.loop, "check_causality", lambda network: None)
+    with pytest.raises(Broken, match="two runs of one seed differ in evaluation 1"):
+        LAWS["determinism"](trial_of("networks:Dice", small_corpus))
+
+
+def test_bad_input(small_corpus: TokenizedCorpus) -> None:
+    with pytest.raises(ConfigError, match='network must be "module:Class"'):
+        list(validate("networks.py", small_corpus))
+    with pytest.raises(NetworkError, match="networks has no class of this name"):
+        list(validate("networks:Nobody", small_corpus))
