@@ -19,7 +19,8 @@ from hpo.database.connection import Database
 from hpo.home import Home
 from hpo.study.spec import StudySpec
 from hpo.sweep.sweep import Sweep, create_sweep
-from hpo.worker.worker import Link, WorkerOrder, work
+from hpo.worker.messages import EventSink, WorkerSpec
+from hpo.worker.worker import work
 from hpo_model.config import RunConfig
 from hpo_model.training.checkpoint import save_checkpoint
 from hpo_model.training.evaluation import Evaluation
@@ -71,9 +72,9 @@ def make_sweep(database: Database, name: str, trials: int, lease_s: float = 30.0
     return sweep
 
 
-def order_for(sweep: Sweep, url: str, home: Path, name: str, lease_s: float = 30.0) -> WorkerOrder:
+def order_for(sweep: Sweep, url: str, home: Path, name: str, lease_s: float = 30.0) -> WorkerSpec:
     """What a worker of such a study is told."""
-    return WorkerOrder(
+    return WorkerSpec(
         storage_url=url,
         study_name=sweep.spec.name,
         total=None,
@@ -122,7 +123,7 @@ def idle_train(
     return TrainingResult(outcome="complete", reason="all", history=history)
 
 
-def sleeping_work(order: WorkerOrder, link: Link) -> None:
+def sleeping_work(order: WorkerSpec, sink: EventSink) -> None:
     """The real worker, whose trials sleep half a second."""
 
     def train(config: RunConfig, corpus: object, **named: Any) -> TrainingResult:
@@ -133,7 +134,7 @@ def sleeping_work(order: WorkerOrder, link: Link) -> None:
         mock.patch("hpo.worker.objective.peak_tensor_bytes", return_value=0),  # there is no text
         mock.patch("hpo.worker.worker.open_tokens"),
     ):
-        work(order, link)
+        work(order, sink)
 
 
 def fill(database: Database, study_id: int, trials: int, copies: list[Any]) -> None:

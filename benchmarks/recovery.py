@@ -31,7 +31,8 @@ from hpo.database.connection import open_database
 from hpo.executors.local import run_local
 from hpo.executors.stop import Stop, StopLevel
 from hpo.sweep.sweep import Sweep, open_sweep
-from hpo.worker.worker import Event, Link, WorkerOrder, work
+from hpo.worker.messages import Event, EventSink, WorkerSpec
+from hpo.worker.worker import work
 from hpo_model.config import RunConfig
 from hpo_model.training.loop import TrainingResult
 
@@ -41,19 +42,19 @@ LEASES_S = (3.0, 3.0, 3.0, 30.0)  # the last is the default
 PAUSE_S = 0.2
 
 
-def slow_work(order: WorkerOrder, link: Link) -> None:
+def slow_work(order: WorkerSpec, sink: EventSink) -> None:
     """The real worker, whose trials take two seconds, and which tells its process's number first."""
 
     def train(config: RunConfig, corpus: object, **named: Any) -> TrainingResult:
         return idle_train(config, corpus, pause_s=PAUSE_S, resumes=True, **named)
 
-    link.tell(Event(kind="warned", worker=order.name, message=str(os.getpid())))
+    sink.send(Event(kind="warned", worker=order.name, message=str(os.getpid())))
     with (
         mock.patch("hpo.worker.objective.train", train),
         mock.patch("hpo.worker.objective.peak_tensor_bytes", return_value=0),  # there is no text
         mock.patch("hpo.worker.worker.open_tokens"),
     ):
-        work(order, link)
+        work(order, sink)
 
 
 def supervise(sweep: Sweep, url: str, name: str, lease_s: float, hear: Callable[[Event], None], stop: Stop) -> None:

@@ -21,7 +21,8 @@ from results import keep
 
 from hpo.database.connection import open_database
 from hpo.study.search_space import make_pruner, make_sampler, suggest
-from hpo.worker.worker import Event, _Worker
+from hpo.worker.messages import Event
+from hpo.worker.worker import _Worker
 
 SIZES = (40, 2000)  # finished trials in the study while the next ones are measured
 MEASURED = 30
@@ -31,7 +32,7 @@ PRUNER = {"kind": "successive_halving", "first_milestone": 3, "reduction": 4, "p
 class Deaf:
     """A line to nobody."""
 
-    def tell(self, event: Event) -> None:
+    def send(self, event: Event) -> None:
         """Nothing hears it."""
 
     def stop_wanted(self) -> bool:

@@ -32,7 +32,8 @@ from hpo.executors.placement import Wish
 from hpo.executors.stop import Stop
 from hpo.home import Home
 from hpo.search.launch import Launch, Request, prepare
-from hpo.worker.worker import Event, Link, WorkerOrder, work
+from hpo.worker.messages import Event, EventSink, WorkerSpec
+from hpo.worker.worker import work
 from hpo_model.config import PRESETS, build_run
 from hpo_model.training.loop import Run, TrainingResult, train
 
@@ -65,42 +66,42 @@ class Clocked:
     The clock is one for all processes of a machine.
     """
 
-    def __init__(self, link: Link, *, only_one: bool) -> None:
-        self.link, self.only_one = link, only_one
+    def __init__(self, sink: EventSink, *, only_one: bool) -> None:
+        self.sink, self.only_one = sink, only_one
         self.finished = False
 
-    def tell(self, event: Event) -> None:
+    def send(self, event: Event) -> None:
         """Pass it on with its moment."""
         self.finished = self.finished or event.kind == "finished"
-        self.link.tell(dataclasses.replace(event, message=f"{event.message}@{time.monotonic()}"))
+        self.sink.send(dataclasses.replace(event, message=f"{event.message}@{time.monotonic()}"))
 
     def stop_wanted(self) -> bool:
         """After one trial, if that was asked for."""
-        return (self.only_one and self.finished) or self.link.stop_wanted()
+        return (self.only_one and self.finished) or self.sink.stop_wanted()
 
 
-def clocked_work(order: WorkerOrder, link: Link, *, only_one: bool = False) -> None:
+def clocked_work(order: WorkerSpec, sink: EventSink, *, only_one: bool = False) -> None:
     """The real worker, which also tells when its trials' first updates begin and when their training has ended."""
-    line = Clocked(link, only_one=only_one)
+    line = Clocked(sink, only_one=only_one)
     real_update = Run.update
 
     def update(run: Run, sums: Tensor) -> Tensor:
         if run.step == 0:
-            line.tell(Event(kind="warned", worker=order.name, message=FIRST_UPDATE))
+            line.send(Event(kind="warned", worker=order.name, message=FIRST_UPDATE))
         return real_update(run, sums)
 
     def trained(*positional: Any, **named: Any) -> TrainingResult:
         result = train(*positional, **named)
-        line.tell(Event(kind="warned", worker=order.name, message=TRAINED))
+        line.send(Event(kind="warned", worker=order.name, message=TRAINED))
         return result
 
     with mock.patch("hpo_model.training.loop.Run.update", update), mock.patch("hpo.worker.objective.train", trained):
         work(order, line)
 
 
-def single_work(order: WorkerOrder, link: Link) -> None:
+def single_work(order: WorkerSpec, sink: EventSink) -> None:
     """The same, for one trial."""
-    clocked_work(order, link, only_one=True)
+    clocked_work(order, sink, only_one=True)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

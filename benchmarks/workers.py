@@ -21,7 +21,7 @@ from results import keep
 from hpo.database.connection import open_database
 from hpo.executors.local import run_local
 from hpo.executors.stop import Stop
-from hpo.worker.worker import Event
+from hpo.worker.messages import Event
 
 CREWS = (1, 2, 4, 8, 16, 32)
 TRIALS_EACH = 16

@@ -23,7 +23,7 @@ from hpo.study.spec import FINALISTS
 from hpo.sweep.sweep import load_study
 
 if TYPE_CHECKING:
-    from hpo.worker.worker import Event
+    from hpo.worker.messages import Event
 
 EVERY_S = 20.0  # at the most often
 LARGEST_SHARE = 0.01  # of the time that may go into it

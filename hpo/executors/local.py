@@ -22,21 +22,22 @@ from hpo.errors import HpoError, WorkerError
 from hpo.executors.stop import Stop, StopLevel
 from hpo.executors.supervisor import PULSE_S, Crew, note_end
 from hpo.sweep.slots import Slots
-from hpo.worker.worker import Event, Link, WorkerOrder, new_owner, work
+from hpo.worker.messages import Event, EventSink, WorkerSpec, new_owner
+from hpo.worker.worker import work
 from hpo_model.errors import ModelError
 
 LOST = 255  # exit code that multiprocessing gives a process whose fork server has died
-Work = Callable[[WorkerOrder, Link], None]  # what a worker's process runs
+Work = Callable[[WorkerSpec, EventSink], None]  # what a worker's process runs
 
 
-class _PipeLink:
+class _PipeSink:
     """A worker's end of its line: events go out, and anything that comes in, or its end, means stop."""
 
     def __init__(self, connection: Connection) -> None:
         self.connection = connection
         self.stopped = False
 
-    def tell(self, event: Event) -> None:
+    def send(self, event: Event) -> None:
         try:
             self.connection.send(event)
         except OSError:  # nobody listens any more
@@ -54,7 +55,7 @@ class _PipeLink:
 class _Process:
     """A worker's process as its supervisor sees it."""
 
-    order: WorkerOrder
+    order: WorkerSpec
     log: Path
     process: BaseProcess
     line: Connection
@@ -89,7 +90,7 @@ class _Process:
 
 
 def run_local(
-    orders: Sequence[tuple[WorkerOrder, Path]],
+    orders: Sequence[tuple[WorkerSpec, Path]],
     slots: Slots,
     on_event: Callable[[Event], None],
     on_pulse: Callable[[], None],
@@ -123,7 +124,7 @@ class _Crew(Crew[_Process]):
         super().__init__(slots, on_event, stop)
         self.work = work
 
-    def run(self, orders: Sequence[tuple[WorkerOrder, Path]], on_pulse: Callable[[], None]) -> None:
+    def run(self, orders: Sequence[tuple[WorkerSpec, Path]], on_pulse: Callable[[], None]) -> None:
         """Start the workers and watch them until all have ended or are to end at once."""
         try:
             for order, log in orders:
@@ -156,7 +157,7 @@ class _Crew(Crew[_Process]):
             else:
                 self.replace(worker, f"{worker.order.name} {worker.cause_of_death()}", died=True)
 
-    def start(self, order: WorkerOrder, log: Path, restarts: int) -> _Process:
+    def start(self, order: WorkerSpec, log: Path, restarts: int) -> _Process:
         """Start a worker's process."""
         context = process_context()
         ours, theirs = context.Pipe()
@@ -203,20 +204,20 @@ def start_quietly(process: BaseProcess) -> None:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _run_worker(order: WorkerOrder, log: Path, connection: Connection, work: Work) -> None:
+def _run_worker(order: WorkerSpec, log: Path, connection: Connection, work: Work) -> None:
     """The process's main function: exit code 0 unless it dies."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the supervisor hears Ctrl-C and passes it on
-    link = _PipeLink(connection)
+    sink = _PipeSink(connection)
     try:
         log.parent.mkdir(parents=True, exist_ok=True)
         with log.open("a", encoding="utf-8") as file:
             os.dup2(file.fileno(), 1)
             os.dup2(file.fileno(), 2)
     except OSError as error:
-        link.tell(Event(kind="fatal", worker=order.name, message=f"{log}: cannot be written ({error.strerror})"))
+        sink.send(Event(kind="fatal", worker=order.name, message=f"{log}: cannot be written ({error.strerror})"))
         return
     try:
-        work(order, link)
+        work(order, sink)
     except (HpoError, ModelError) as error:
         note_end(error)
-        link.tell(Event(kind="fatal", worker=order.name, message=str(error)))
+        sink.send(Event(kind="fatal", worker=order.name, message=str(error)))

@@ -24,7 +24,8 @@ from hpo.executors.ray_cluster import Share, amounts, connected, nodes
 from hpo.executors.stop import Stop, StopLevel
 from hpo.executors.supervisor import PULSE_S, Crew, note_end
 from hpo.sweep.slots import Slots
-from hpo.worker.worker import Event, WorkerOrder, new_owner, work
+from hpo.worker.messages import Event, WorkerSpec, new_owner
+from hpo.worker.worker import work
 from hpo_model.errors import ModelError
 
 LISTEN_S = 0.25  # for which a worker waits for something to tell before it answers
@@ -46,7 +47,7 @@ class Answer:
 class RayWorker:
     """A worker on its node: one thread works while Ray's answers."""
 
-    def __init__(self, order: WorkerOrder, log: Path) -> None:
+    def __init__(self, order: WorkerSpec, log: Path) -> None:
         self.told: queue.SimpleQueue[Event] = queue.SimpleQueue()
         self.stopped = False
         self.ended = threading.Event()
@@ -71,7 +72,7 @@ class RayWorker:
         node = ray.get_runtime_context().get_node_id()
         return Answer(node=node, host=platform.node(), events=tuple(events), ended=ended, crash=self.crash)
 
-    def tell(self, event: Event) -> None:
+    def send(self, event: Event) -> None:
         """Keep an event for the next answer."""
         self.told.put(event)
 
@@ -79,7 +80,7 @@ class RayWorker:
         """Whether to leave at the next evaluation."""
         return self.stopped
 
-    def _work(self, order: WorkerOrder, log: Path) -> None:
+    def _work(self, order: WorkerSpec, log: Path) -> None:
         try:
             log.parent.mkdir(parents=True, exist_ok=True)
             with log.open("a", encoding="utf-8") as file:
@@ -88,7 +89,7 @@ class RayWorker:
             work(order, self)
         except (HpoError, ModelError) as error:
             note_end(error)
-            self.tell(Event(kind="fatal", worker=order.name, message=str(error)))
+            self.send(Event(kind="fatal", worker=order.name, message=str(error)))
         except Exception as error:
             traceback.print_exc()
             self.crash = f"{type(error).__name__}: {' '.join(str(error).split())} (in {log})"
@@ -97,7 +98,7 @@ class RayWorker:
 
 
 def run_ray(
-    orders: Sequence[tuple[WorkerOrder, Path]],
+    orders: Sequence[tuple[WorkerSpec, Path]],
     slots: Slots,
     on_event: Callable[[Event], None],
     on_pulse: Callable[[], None],
@@ -139,7 +140,7 @@ def run_ray(
 class _Actor:
     """A worker as its supervisor sees it."""
 
-    def __init__(self, order: WorkerOrder, log: Path, share: Share, restarts: int) -> None:
+    def __init__(self, order: WorkerSpec, log: Path, share: Share, restarts: int) -> None:
         import ray
 
         self.order = dataclasses.replace(share.placed(order), owner=new_owner(order.name))
@@ -172,7 +173,7 @@ class _Fleet(Crew[_Actor]):
         super().__init__(slots, on_event, stop)
         self.share = share
 
-    def run(self, orders: Sequence[tuple[WorkerOrder, Path]], on_pulse: Callable[[], None]) -> None:
+    def run(self, orders: Sequence[tuple[WorkerSpec, Path]], on_pulse: Callable[[], None]) -> None:
         """Start the workers and watch them until all have ended or are to end at once."""
         import ray
 
@@ -191,7 +192,7 @@ class _Fleet(Crew[_Actor]):
                 self.dismiss(worker)
             self.free_leases()
 
-    def start(self, order: WorkerOrder, log: Path, restarts: int) -> _Actor:
+    def start(self, order: WorkerSpec, log: Path, restarts: int) -> _Actor:
         """Start a worker's actor, where there is room for it."""
         return _Actor(order, log, self.share, restarts)
 

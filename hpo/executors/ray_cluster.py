@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from hpo.errors import WorkerError
-from hpo.worker.worker import WorkerOrder
+from hpo.worker.messages import WorkerSpec
 
 CONNECT_S = 5.0
 PROBE_S = 20.0  # for an answer that tells a Ray cluster from whatever else listens
@@ -36,7 +36,7 @@ class Share:
         places = int(resources.get("CPU", 0) / self.cpus)
         return min(places, int(resources.get("GPU", 0) / self.gpus + 1e-6)) if self.gpus else places
 
-    def placed(self, order: WorkerOrder) -> WorkerOrder:
+    def placed(self, order: WorkerSpec) -> WorkerSpec:
         """The order for such a place; Ray shows a worker no other GPU than its own."""
         return dataclasses.replace(
             order,

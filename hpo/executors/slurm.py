@@ -26,7 +26,8 @@ from hpo.dashboard.publishing import publish_quietly
 from hpo.database.connection import masked, open_database
 from hpo.errors import HpoError, StorageError, UsageError, WorkerError
 from hpo.sweep.sweep import open_sweep
-from hpo.worker.worker import Event, WorkerOrder, new_owner, work
+from hpo.worker.messages import Event, WorkerSpec, new_owner
+from hpo.worker.worker import work
 from hpo_model.errors import ModelError
 
 if TYPE_CHECKING:
@@ -51,7 +52,7 @@ OF_SLURM: dict[str, Callable[[str], Any]] = {
 
 
 def submit_slurm(
-    orders: Sequence[tuple[WorkerOrder, Path]], folder: Path, options: Mapping[str, str], *, cluster: str = "slurm"
+    orders: Sequence[tuple[WorkerSpec, Path]], folder: Path, options: Mapping[str, str], *, cluster: str = "slurm"
 ) -> list[str]:
     """Submit one array with a task for each worker.
 
@@ -132,7 +133,7 @@ def _parameters(options: Mapping[str, str]) -> dict[str, Any]:
 class SlurmTask:
     """One worker as Slurm runs it, again and again if need be: each of its processes has leases of its own."""
 
-    order: WorkerOrder
+    order: WorkerSpec
     log: Path
 
     def __call__(self) -> None:
@@ -141,26 +142,26 @@ class SlurmTask:
 
         order = self._placed()
         self._say_where_the_log_is(order.owner)
-        link = _LogLink()
-        signal.signal(signal.SIGTERM, link.ask_to_stop)
+        sink = _LogSink()
+        signal.signal(signal.SIGTERM, sink.ask_to_stop)
         died = True
         try:
-            work(order, link)
+            work(order, sink)
             died = False
-            if not link.stopped:
+            if not sink.stopped:
                 publish_quietly(order.storage_url, order.study_name, lambda line: print(f"{_now()} {line}", flush=True))
         except SystemExit:  # submitit has queued the task again
             died = False
             raise
         except (HpoError, ModelError) as error:
             died = False
-            link.tell(Event(kind="fatal", worker=order.name, message=str(error)))
+            sink.send(Event(kind="fatal", worker=order.name, message=str(error)))
             raise
         finally:
             with contextlib.suppress(HpoError):  # without a database the lease expires by itself
                 database = open_database(order.storage_url, create=False)
                 open_sweep(database, order.study_name).slots.release_owner(order.owner, died=died)
-        if link.stopped and _only_makes_room():
+        if sink.stopped and _only_makes_room():
             signal.raise_signal(signal.Signals[f"SIG{submitit.JobEnvironment.USR_SIG}"])  # submitit queues it again
 
     def checkpoint(self) -> DelayedSubmission:
@@ -169,7 +170,7 @@ class SlurmTask:
 
         return DelayedSubmission(self)
 
-    def _placed(self) -> WorkerOrder:
+    def _placed(self) -> WorkerSpec:
         """The order on what Slurm has given to this task, which sees no other GPU than its own."""
         return dataclasses.replace(
             self.order,
@@ -187,14 +188,14 @@ class SlurmTask:
             print(f"{_now()} {owner}: see {JobEnvironment().paths.stdout}", file=file)
 
 
-class _LogLink:
+class _LogSink:
     """A task's line to whoever reads its log."""
 
     def __init__(self) -> None:
         self.stopped = False
         self.last = ""
 
-    def tell(self, event: Event) -> None:
+    def send(self, event: Event) -> None:
         if not event.kind == self.last == "waiting":
             print(f"{_now()} {_line(event)}", flush=True)
         self.last = event.kind

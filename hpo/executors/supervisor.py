@@ -13,10 +13,10 @@ from hpo.database.retry import is_away
 from hpo.errors import HpoError
 from hpo.executors.stop import Stop, StopLevel
 from hpo.sweep.slots import Slots
-from hpo.worker.worker import DEATHS, Event, WorkerOrder
+from hpo.worker.messages import MAX_CRASHES, Event, WorkerSpec
 from hpo_model.errors import ModelError
 
-RESTARTS = DEATHS  # of each worker in a row, without an evaluation between: a deadly trial is given up before
+RESTARTS = MAX_CRASHES  # of each worker in a row, without an evaluation between: a deadly trial is given up before
 STRAGGLERS_S = 15.0  # between two looks, once a worker has left, whether what still runs hangs
 PULSE_S = 0.25  # longest time between two looks at clock and signals
 
@@ -32,7 +32,7 @@ def note_end(error: HpoError | ModelError) -> None:
 class Member(Protocol):
     """A worker as its supervisor sees it."""
 
-    order: WorkerOrder
+    order: WorkerSpec
     log: Path
     restarts: int
 
@@ -56,7 +56,7 @@ class Crew(Generic[_Member]):
         self.faults: list[str] = []
         self.looked_at: float | None = None  # for stragglers; None until a worker has left of itself
 
-    def start(self, order: WorkerOrder, log: Path, restarts: int) -> _Member:
+    def start(self, order: WorkerSpec, log: Path, restarts: int) -> _Member:
         """Start a worker under a new owner's name."""
         raise NotImplementedError
 

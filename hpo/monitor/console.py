@@ -16,7 +16,7 @@ from rich.text import Text
 from hpo.database.retry import is_away
 from hpo.sweep.slots import SlotCounts, Slots
 from hpo.sweep.sweep import Sweep
-from hpo.worker.worker import Event
+from hpo.worker.messages import Event
 from hpo_model.config import Scalar
 
 DRAIN_PULSE_S = 0.5  # between looks at who still works

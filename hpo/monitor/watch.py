@@ -18,7 +18,7 @@ from hpo.errors import UsageError
 from hpo.monitor.console import Board, Lines, Row, open_view, sentence
 from hpo.sweep.slots import LEASE_S, TrialOutcome
 from hpo.sweep.sweep import Sweep
-from hpo.worker.worker import FAILURES_IN_A_ROW, Event
+from hpo.worker.messages import MAX_FAILURES_IN_A_ROW, Event
 from hpo_model.config import Scalar
 
 PULSE_S = 1.0  # between looks at the database
@@ -172,14 +172,16 @@ class Watched:
         if idle_s >= BETWEEN_TRIALS_S and self._failed_at_last():
             last = self.ended[-1]
             reason = last.user_attrs.get("hpo:reason", "no reason is known")
-            return self.ends("failed", f"its last {FAILURES_IN_A_ROW} trials failed, trial {last.number} by {reason}")
+            return self.ends(
+                "failed", f"its last {MAX_FAILURES_IN_A_ROW} trials failed, trial {last.number} by {reason}"
+            )
         if idle_s >= IDLE_S:
             return self.ends("nothing_running", f"{self.board.ending()}, and nobody works on it; `hpo run` goes on")
         return self.ends("timeout", f"{self.board.ending()} when the time was up") if out_of_time else None
 
     def _failed_at_last(self) -> bool:
-        last = self.ended[-FAILURES_IN_A_ROW:]
-        return len(last) == FAILURES_IN_A_ROW and all(trial.state is TrialState.FAIL for trial in last)
+        last = self.ended[-MAX_FAILURES_IN_A_ROW:]
+        return len(last) == MAX_FAILURES_IN_A_ROW and all(trial.state is TrialState.FAIL for trial in last)
 
     def ends(self, outcome: Outcome, reason: str) -> Ending:
         """The ending, and the last change that tells of it."""

@@ -36,7 +36,7 @@ from hpo.sweep.meaning import check_same_meaning
 from hpo.sweep.network import check_same_network, network_record
 from hpo.sweep.slots import SlotCounts
 from hpo.sweep.sweep import LAST_RUN_ATTRIBUTE, Sweep, create_sweep, find_sweep, open_sweep, publish, take_up
-from hpo.worker.worker import Event, WorkerOrder
+from hpo.worker.messages import Event, WorkerSpec
 from hpo_model.data.tokens import TokenizedCorpus
 from hpo_model.hardware import default_device, describe, gpu_count
 
@@ -72,7 +72,7 @@ class Launch:
     home: Home
     url: str = field(repr=False)
     total: int | None  # None: all slots that there are, or will be meanwhile
-    orders: tuple[tuple[WorkerOrder, Path], ...]
+    orders: tuple[tuple[WorkerSpec, Path], ...]
 
     def describe(self, counts: SlotCounts) -> str:
         """Study, text, workers and database in one line."""
@@ -306,7 +306,7 @@ def _orders(
     home: Home,
     corpus: TokenizedCorpus,
     announce: Callable[[str], None],
-) -> tuple[tuple[WorkerOrder, Path], ...]:
+) -> tuple[tuple[WorkerSpec, Path], ...]:
     """One order per worker; none where nothing is left to do."""
     counts, executor = sweep.slots.counts(total), request.executor
     if counts.done == counts.total or request.wish.workers == 0:
@@ -321,7 +321,7 @@ def _orders(
     orders = []
     for number, place in enumerate(granted[: counts.total]):
         name = f"{crew}-{number}"
-        order = WorkerOrder(
+        order = WorkerSpec(
             storage_url=url,
             study_name=sweep.spec.name,
             total=total,

@@ -21,7 +21,7 @@ from hpo.search.test_split import look_at_test_split, looks
 from hpo.study.spec import FinalistsSection
 from hpo.sweep.finalists import overtaken, plan_finalists
 from hpo.sweep.sweep import Sweep
-from hpo.worker.worker import Event
+from hpo.worker.messages import Event
 from hpo_reports.analysis.judging import CandidateJudgement, Judgement, judge
 from hpo_reports.records.finalists import read_finalists
 

@@ -1,21 +1,18 @@
 """One process on one device: claim a slot, train its trial, finish, again.
 
-The same function serves wherever a worker runs. It tells what it does and hears of a stop through a `Link`; everything
-that must not be lost goes through the database and the trial's folder.
+The same function serves wherever a worker runs. It sends events to an `EventSink`, which also carries requests to
+stop; everything that must not be lost goes through the database and the trial's folder.
 """
 
 from __future__ import annotations
 
 import contextlib
 import logging
-import platform
 import time
 import traceback
-import uuid
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any
 
 import torch
 from optuna.exceptions import StorageInternalError, UpdateFinishedTrialError
@@ -24,14 +21,14 @@ from sqlalchemy.exc import IntegrityError, SQLAlchemyError
 from hpo.database.connection import open_database, storage_errors
 from hpo.database.retry import Patience, is_away
 from hpo.errors import WorkerError
-from hpo.home import Home
 from hpo.study.search_space import suggest
 from hpo.sweep.corpus import check_same_text, load_text
 from hpo.sweep.meaning import check_same_meaning
 from hpo.sweep.network import check_same_network
-from hpo.sweep.slots import LEASE_S, Lease, LeaseLost, Slots, TrialOutcome
+from hpo.sweep.slots import Lease, LeaseLost, Slots, TrialOutcome
 from hpo.sweep.sweep import open_sweep
 from hpo.worker.artifacts import offer
+from hpo.worker.messages import MAX_CRASHES, MAX_FAILURES_IN_A_ROW, Event, EventKind, EventSink, WorkerSpec
 from hpo.worker.objective import (
     Interrupted,
     TrialSetting,
@@ -43,15 +40,12 @@ from hpo.worker.objective import (
     run_trial,
     tidy,
 )
-from hpo_model.config import Scalar
 from hpo_model.data.tokens import TokenizedCorpus, open_tokens
 from hpo_model.errors import ModelError
 from hpo_model.training.evaluation import Evaluation
 
 WAIT_S = 0.5  # between looks for a free slot while other workers hold the rest
 OUTAGE_S = 600.0  # for which workers wait for a database that is away
-DEATHS = 5  # of leases over one trial without progress, after which it is taken to be the cause
-FAILURES_IN_A_ROW = 3  # after which a worker takes the fault to be the machine's or the program's
 BEYOND_A_TRIAL = (
     ModelError,
     OSError,
@@ -61,59 +55,10 @@ BEYOND_A_TRIAL = (
 )  # faults that another trial would meet too
 ROW_GONE = (KeyError, IntegrityError)  # Optuna's and the database's word for it: its study may have been deleted
 
-EventKind = Literal["started", "evaluated", "finished", "waiting", "warned", "restarted", "fatal"]
-
 logger = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, kw_only=True)
-class WorkerOrder:
-    """Everything a worker needs to know; plain data, so that it can be sent anywhere."""
-
-    storage_url: str = field(repr=False)
-    study_name: str
-    total: int | None  # slots to fill; None: all that there are, or will be meanwhile
-    home: Home
-    tokens: Path | None = None  # folder of token files on this machine; None: made from the study's text
-    data: Path | None = None  # folder of that text, if not where the study recorded it
-    device: str
-    threads: int
-    memory_fraction: float = 1.0  # of the GPU's memory: beyond it the trial is out of memory, not its neighbours
-    name: str  # of this worker, for people: worker-0
-    owner: str = ""  # of its leases: `new_owner`, for every process anew
-    stops: int | None = None  # stops asked of the study before this order; None: before the worker begins
-    lease_s: float = LEASE_S
-
-
-def new_owner(worker: str) -> str:
-    """A name for the leases of one process, different from that of every process before."""
-    return f"{worker}@{platform.node()}-{uuid.uuid4().hex[:12]}"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Event:
-    """What a worker tells while it works."""
-
-    kind: EventKind
-    worker: str
-    trial: int | None = None
-    parameters: dict[str, Scalar] = field(default_factory=dict)
-    evaluation: Evaluation | None = None
-    outcome: TrialOutcome | None = None
-    message: str = ""
-
-
-class Link(Protocol):
-    """A worker's line to whoever started it."""
-
-    def tell(self, event: Event) -> None:
-        """Pass an event on; an unheard event is no error."""
-
-    def stop_wanted(self) -> bool:
-        """Whether to leave at the next evaluation."""
-
-
-def work(order: WorkerOrder, link: Link) -> None:
+def work(order: WorkerSpec, sink: EventSink) -> None:
     """Fill slots until all are done or a stop is wanted.
 
     Raises:
@@ -123,12 +68,12 @@ def work(order: WorkerOrder, link: Link) -> None:
         with storage_errors(order.storage_url):
             worker = None
             try:
-                worker = _Worker(order, link)
+                worker = _Worker(order, sink)
                 worker.fill_slots()
             except Exception as error:
                 if worker is not None and isinstance(error, ROW_GONE):
                     worker.sweep.check_there()
-                if not (is_away(error) and link.stop_wanted()):
+                if not (is_away(error) and sink.stop_wanted()):
                     raise
                 logger.warning("left without a word to the database, which is away; the lease expires by itself")
     except (OSError, MemoryError) as error:
@@ -136,9 +81,9 @@ def work(order: WorkerOrder, link: Link) -> None:
 
 
 class _Worker:
-    def __init__(self, order: WorkerOrder, link: Link) -> None:
-        self.order, self.link = order, link
-        patience = Patience(longest_s=OUTAGE_S, give_up=link.stop_wanted, announce=lambda line: self.warn(line))
+    def __init__(self, order: WorkerSpec, sink: EventSink) -> None:
+        self.order, self.sink = order, sink
+        patience = Patience(longest_s=OUTAGE_S, give_up=sink.stop_wanted, announce=lambda line: self.warn(line))
         database = open_database(order.storage_url, create=False, patience=patience)
         self.sweep = open_sweep(database, order.study_name, order.lease_s)
         check_same_meaning(self.sweep.spec, self.sweep.record)  # a fleet's machines may have different versions
@@ -182,7 +127,7 @@ class _Worker:
             time.sleep(WAIT_S)
 
     def stop_wanted(self) -> bool:
-        return self.stop_asked or self.link.stop_wanted()
+        return self.stop_asked or self.sink.stop_wanted()
 
     def look_for_stop(self, slots: Slots | None = None) -> None:
         """See whether `hpo stop` was asked since this worker was ordered."""
@@ -235,7 +180,7 @@ class _Worker:
             self.tell("evaluated", evaluation=evaluation, **facts)
             return not self.stop_wanted()
 
-        if lease.deaths >= DEATHS:
+        if lease.deaths >= MAX_CRASHES:
             outcome = deadly(lease.deaths, self.log)
         else:
             try:
@@ -247,7 +192,7 @@ class _Worker:
             raise LeaseLost
         self.settle(lease, trial.number, outcome)
         self.tell("finished", outcome=outcome, **facts)
-        if self.failures >= FAILURES_IN_A_ROW:
+        if self.failures >= MAX_FAILURES_IN_A_ROW:
             raise WorkerError(f"{self.failures} trials in a row failed, the last by {outcome.attributes['hpo:reason']}")
 
     def settle(self, lease: Lease, trial: int, outcome: TrialOutcome) -> None:
@@ -285,4 +230,4 @@ class _Worker:
         self.tell("warned", message=line)
 
     def tell(self, kind: EventKind, **facts: Any) -> None:
-        self.link.tell(Event(kind=kind, worker=self.order.name, **facts))
+        self.sink.send(Event(kind=kind, worker=self.order.name, **facts))

@@ -20,7 +20,8 @@ from hpo.home import Home
 from hpo.search.launch import Launch, Request, join, prepare
 from hpo.sweep.slots import SlotCounts, TrialOutcome
 from hpo.sweep.sweep import LAST_RUN_ATTRIBUTE, find_sweep, last_run, publish, study_names
-from hpo.worker.worker import Event, work
+from hpo.worker.messages import Event
+from hpo.worker.worker import work
 from hpo_model.config import RUNS_VERSION
 from hpo_model.errors import CorpusError
 from hpo_model.training.loop import Pace
@@ -438,7 +439,7 @@ def test_a_study_whose_values_meant_something_else_is_refused_and_nothing_is_cha
 class Deaf:
     """The line to nobody."""
 
-    def tell(self, event: Event) -> None:
+    def send(self, event: Event) -> None:
         pass
 
     def stop_wanted(self) -> bool:

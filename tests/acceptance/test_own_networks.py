@@ -23,7 +23,8 @@ from hpo.home import Home
 from hpo.long_run.request import TrialRequest, prepare_trial_run
 from hpo.search.launch import Launch, Request, join, prepare
 from hpo.study.spec import parse_study
-from hpo.worker.worker import Event, work
+from hpo.worker.messages import Event
+from hpo.worker.worker import work
 from tests.support.paths import REPOSITORY
 
 DOCUMENT = (REPOSITORY / "docs" / "architectures.md").read_text(encoding="utf-8")
@@ -55,7 +56,7 @@ class Silent:
     def __init__(self) -> None:
         self.events: list[Event] = []
 
-    def tell(self, event: Event) -> None:
+    def send(self, event: Event) -> None:
         self.events.append(event)
 
     def stop_wanted(self) -> bool:

@@ -22,7 +22,8 @@ from hpo.home import Home
 from hpo.study.search_space import suggest
 from hpo.sweep.slots import SlotCounts, Slots
 from hpo.sweep.sweep import Sweep
-from hpo.worker.worker import Event, WorkerOrder, work
+from hpo.worker.messages import Event, WorkerSpec
+from hpo.worker.worker import work
 from hpo_model.data.tokens import TokenizedCorpus
 from tests.support.sweeps import COMPLETE, lost_connection, make_sweep, run_slot
 
@@ -130,7 +131,7 @@ class Site:
         self.heard: list[Event] = []
         self.at: dict[str, Callable[[], object]] = {}  # a kind of event: what happens when it is told first
 
-    def tell(self, event: Event) -> None:
+    def send(self, event: Event) -> None:
         self.heard.append(event)
         self.at.pop(event.kind, lambda: None)()
 
@@ -143,7 +144,7 @@ class Site:
     def work(self, stops: int | None = None) -> None:
         facts: dict[str, Any] = {"study_name": self.sweep.spec.name, "total": None, "tokens": self.corpus.folder}
         work(
-            WorkerOrder(
+            WorkerSpec(
                 **facts,
                 storage_url=self.url,
                 home=Home(self.root),

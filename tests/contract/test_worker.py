@@ -14,7 +14,8 @@ from hpo.executors.supervisor import note_end
 from hpo.home import Home
 from hpo.sweep.slots import Lease, Slots
 from hpo.sweep.sweep import Sweep
-from hpo.worker.worker import Event, WorkerOrder, work
+from hpo.worker.messages import Event, WorkerSpec
+from hpo.worker.worker import work
 from hpo_model.data.tokens import TokenizedCorpus
 from tests.support.sweeps import make_sweep, opened
 
@@ -22,15 +23,15 @@ from tests.support.sweeps import make_sweep, opened
 class Deaf:
     """The line to nobody."""
 
-    def tell(self, event: Event) -> None:
+    def send(self, event: Event) -> None:
         pass
 
     def stop_wanted(self) -> bool:
         return False
 
 
-def order_for(sweep: Sweep, url: str, corpus: TokenizedCorpus, root: Path) -> WorkerOrder:
-    return WorkerOrder(
+def order_for(sweep: Sweep, url: str, corpus: TokenizedCorpus, root: Path) -> WorkerSpec:
+    return WorkerSpec(
         storage_url=url,
         study_name=sweep.spec.name,
         total=None,

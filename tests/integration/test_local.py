@@ -20,7 +20,7 @@ from hpo.executors.supervisor import RESTARTS
 from hpo.home import Home
 from hpo.sweep.slots import SlotCounts
 from hpo.sweep.sweep import Sweep
-from hpo.worker.worker import Event, WorkerOrder
+from hpo.worker.messages import Event, WorkerSpec
 from tests.support.side_processes import (
     cannot_go_on,
     dies_after_progress,
@@ -51,11 +51,11 @@ class Crew:
         self.pulses = 0
         self.at_pulse: Callable[[], object] = lambda: None
 
-    def orders(self, workers: int) -> list[tuple[WorkerOrder, Path]]:
+    def orders(self, workers: int) -> list[tuple[WorkerSpec, Path]]:
         names = [f"worker-{number}" for number in range(workers)]
         facts = {"storage_url": self.url, "study_name": self.sweep.spec.name, "total": None, "home": Home(self.root)}
         return [
-            (WorkerOrder(**facts, device="cpu", threads=1, name=name), self.root / "logs" / f"{name}.log")  # type: ignore[arg-type]
+            (WorkerSpec(**facts, device="cpu", threads=1, name=name), self.root / "logs" / f"{name}.log")  # type: ignore[arg-type]
             for name in names
         ]
 

@@ -22,7 +22,7 @@ from hpo.executors.ray import run_ray
 from hpo.executors.ray_cluster import Share, connected, has_gpus, import_ray, places
 from hpo.executors.stop import Stop, StopLevel
 from hpo.sweep.slots import Slots
-from hpo.worker.worker import Event, WorkerOrder
+from hpo.worker.messages import Event, WorkerSpec
 from hpo_model.data.tokens import TokenizedCorpus
 from tests.support.far_workers import FarStudy, wait_until
 
@@ -82,7 +82,7 @@ class Run:
 
         monkeypatch.setattr(Slots, "release_owner", note)
 
-    def go(self, orders: list[tuple[WorkerOrder, Path]], *, cpus_per_worker: int = 1) -> None:
+    def go(self, orders: list[tuple[WorkerSpec, Path]], *, cpus_per_worker: int = 1) -> None:
         def on_event(event: Event) -> None:
             self.events.append(event)
             self.hear(event)
@@ -309,7 +309,7 @@ class TestOnTwoNodes:
 def test_a_worker_computes_on_its_share_of_its_node(tmp_path: Path, sqlite_url: str) -> None:
     from hpo.home import Home
 
-    order = WorkerOrder(
+    order = WorkerSpec(
         storage_url=sqlite_url, study_name="toy", total=1, home=Home(tmp_path), device="cuda:5", threads=9, name="w"
     )
     half = Share(cpus=2, gpus=0.5).placed(order)

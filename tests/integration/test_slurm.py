@@ -16,7 +16,7 @@ import pytest
 from hpo.errors import StorageError, UsageError, WorkerError
 from hpo.executors.slurm import submit_slurm
 from hpo.home import Home
-from hpo.worker.worker import WorkerOrder
+from hpo.worker.messages import WorkerSpec
 from hpo_model.data.tokens import TokenizedCorpus
 from tests.support.far_workers import FarStudy, wait_until
 
@@ -53,9 +53,9 @@ def processes_of(folder: Path) -> list[psutil.Process]:
     return [each for each in running if any(str(folder) in word for word in each.info["cmdline"] or [])]
 
 
-def order_for(url: str, root: Path) -> tuple[WorkerOrder, Path]:
+def order_for(url: str, root: Path) -> tuple[WorkerSpec, Path]:
     """An order that is refused before anybody looks at its study."""
-    order = WorkerOrder(
+    order = WorkerSpec(
         storage_url=url, study_name="toy", total=1, home=Home(root), device="cpu", threads=1, name="worker-0"
     )
     return order, root / "worker-0.log"

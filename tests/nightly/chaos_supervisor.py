@@ -30,7 +30,8 @@ from hpo.search.launch import Request, join
 from hpo.sweep.slots import TrialOutcome
 from hpo.sweep.sweep import open_sweep
 from hpo.worker import objective
-from hpo.worker.worker import Event, Link, WorkerOrder, work
+from hpo.worker.messages import Event, EventSink, WorkerSpec
+from hpo.worker.worker import work
 from hpo_model.config import RunConfig
 from hpo_model.training.checkpoint import save_checkpoint
 from hpo_model.training.evaluation import Evaluation
@@ -80,7 +81,7 @@ def toy_train(
     return TrainingResult(outcome="complete", reason="all", history=history)
 
 
-def toy_work(order: WorkerOrder, link: Link) -> None:
+def toy_work(order: WorkerSpec, sink: EventSink) -> None:
     """The real worker, whose trials do not train and whose reports carry the epoch of the lease that it believes in."""
     believed: list[int] = []
 
@@ -100,15 +101,15 @@ def toy_work(order: WorkerOrder, link: Link) -> None:
         mock.patch("hpo.worker.objective.peak_tensor_bytes", return_value=0),  # there is no text
         mock.patch("hpo.worker.worker.open_tokens"),
     ):
-        real_work(order, link)
+        real_work(order, sink)
 
 
-def real_work(order: WorkerOrder, link: Link) -> None:
+def real_work(order: WorkerSpec, sink: EventSink) -> None:
     """The real worker, which leaves its process's number where the campaign finds it."""
     pids = order.home.root / "pids"
     pids.mkdir(parents=True, exist_ok=True)
     (pids / str(os.getpid())).touch()
-    work(order, link)
+    work(order, sink)
 
 
 def main(setting: dict[str, Any]) -> int:
@@ -125,7 +126,7 @@ def main(setting: dict[str, Any]) -> int:
             sweep = open_sweep(open_database(setting["url"], create=False), setting["study"], setting["lease_s"])
             orders = [
                 (
-                    WorkerOrder(
+                    WorkerSpec(
                         storage_url=setting["url"],
                         study_name=setting["study"],
                         total=None,

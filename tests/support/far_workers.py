@@ -13,7 +13,7 @@ from optuna.trial import TrialState
 from hpo.database.connection import open_database
 from hpo.home import Home
 from hpo.sweep.sweep import Sweep
-from hpo.worker.worker import WorkerOrder
+from hpo.worker.messages import WorkerSpec
 from hpo_model.data.tokens import TokenizedCorpus
 from tests.support.sweeps import make_sweep
 
@@ -38,7 +38,7 @@ class FarStudy:
         )
         self.trials = trials
 
-    def orders(self, workers: int, **changes: Any) -> list[tuple[WorkerOrder, Path]]:
+    def orders(self, workers: int, **changes: Any) -> list[tuple[WorkerSpec, Path]]:
         name, uid = self.sweep.spec.name, self.sweep.uid
         made = []
         for number in range(workers):
@@ -46,7 +46,7 @@ class FarStudy:
                 storage_url=self.url, study_name=name, total=self.trials, home=self.home, tokens=self.corpus.folder,
                 device="cpu", threads=1, name=f"worker-{number}", lease_s=self.lease_s,
             )  # fmt: skip
-            order = WorkerOrder(**{**content, **changes})
+            order = WorkerSpec(**{**content, **changes})
             made.append((order, self.home.worker_log(name, uid, order.name)))
         return made
 

@@ -16,7 +16,7 @@ from hpo.errors import StorageError
 from hpo.executors.supervisor import RESTARTS
 from hpo.sweep.slots import Slots
 from hpo.sweep.sweep import open_sweep
-from hpo.worker.worker import Event, Link, WorkerOrder
+from hpo.worker.messages import Event, EventSink, WorkerSpec
 
 PROCESSES = 4
 _starts: list[Barrier] = []
@@ -82,26 +82,26 @@ def rehearse_badly(config: object, tokens: object, device: str, threads: int, st
 # ---------------------------------------------------------------------------------------------- what workers do
 
 
-def leaves(order: WorkerOrder, link: Link) -> None:
+def leaves(order: WorkerSpec, sink: EventSink) -> None:
     _note(order)
 
 
-def waits_for_stop(order: WorkerOrder, link: Link) -> None:
+def waits_for_stop(order: WorkerSpec, sink: EventSink) -> None:
     _note(order)
-    _wait(order, link)
+    _wait(order, sink)
 
 
-def dies_once(order: WorkerOrder, link: Link) -> None:
+def dies_once(order: WorkerSpec, sink: EventSink) -> None:
     if _note(order) == 0:
         print("no memory is left\n\n", flush=True)
         os.kill(os.getpid(), signal.SIGKILL)
-    _wait(order, link)
+    _wait(order, sink)
 
 
-def dies_always(order: WorkerOrder, link: Link) -> None:
+def dies_always(order: WorkerSpec, sink: EventSink) -> None:
     """The first of a crew: each time in another way. The others wait for a stop."""
     if order.name != "worker-0":
-        waits_for_stop(order, link)
+        waits_for_stop(order, sink)
         return
     times = _note(order)
     if times == 0:
@@ -111,26 +111,26 @@ def dies_always(order: WorkerOrder, link: Link) -> None:
     os._exit(3)
 
 
-def dies_after_progress(order: WorkerOrder, link: Link) -> None:
+def dies_after_progress(order: WorkerSpec, sink: EventSink) -> None:
     if _note(order) <= RESTARTS:
-        link.tell(Event(kind="evaluated", worker=order.name, trial=0))
+        sink.send(Event(kind="evaluated", worker=order.name, trial=0))
         os.kill(os.getpid(), signal.SIGKILL)
 
 
-def dies_when_stopped(order: WorkerOrder, link: Link) -> None:
-    waits_for_stop(order, link)
+def dies_when_stopped(order: WorkerSpec, sink: EventSink) -> None:
+    waits_for_stop(order, sink)
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def cannot_go_on(order: WorkerOrder, link: Link) -> None:
+def cannot_go_on(order: WorkerSpec, sink: EventSink) -> None:
     """The first of a crew. The others wait for a stop."""
     if order.name != "worker-0":
-        waits_for_stop(order, link)
+        waits_for_stop(order, sink)
         return
     raise StorageError("the database is gone")
 
 
-def dies_over_its_trial(order: WorkerOrder, link: Link) -> None:
+def dies_over_its_trial(order: WorkerSpec, sink: EventSink) -> None:
     if _note(order) == 0:
         database = open_database(order.storage_url, create=False)
         sweep = open_sweep(database, order.study_name)
@@ -138,17 +138,17 @@ def dies_over_its_trial(order: WorkerOrder, link: Link) -> None:
         assert lease is not None
         sweep.begin(lease)
         os.kill(os.getpid(), signal.SIGKILL)
-    _wait(order, link)
+    _wait(order, sink)
 
 
-def hangs(order: WorkerOrder, link: Link) -> None:
+def hangs(order: WorkerSpec, sink: EventSink) -> None:
     """The first of a crew. The others leave."""
     _note(order)
     if order.name == "worker-0":
         threading.Event().wait()
 
 
-def works_on(order: WorkerOrder, link: Link) -> None:
+def works_on(order: WorkerSpec, sink: EventSink) -> None:
     """The first of a crew: on its trial, until a file is there. The others leave at once."""
     _note(order)
     if order.name != "worker-0":
@@ -159,20 +159,20 @@ def works_on(order: WorkerOrder, link: Link) -> None:
     assert lease is not None
     with sweep.holding(lease):
         sweep.begin(lease)
-        link.tell(Event(kind="started", worker=order.name, trial=0))
+        sink.send(Event(kind="started", worker=order.name, trial=0))
         while not (order.home.root / "evaluated").exists():
             time.sleep(0.01)
     sweep.slots.release(lease)
     (order.home.root / f"left-{order.name}").touch()
 
 
-def _wait(order: WorkerOrder, link: Link) -> None:
-    while not link.stop_wanted():
+def _wait(order: WorkerSpec, sink: EventSink) -> None:
+    while not sink.stop_wanted():
         time.sleep(0.01)
     (order.home.root / f"left-{order.name}").touch()
 
 
-def _note(order: WorkerOrder) -> int:
+def _note(order: WorkerSpec) -> int:
     """Leave a trace of this process; how many of this worker there were before it."""
     before = len(list(order.home.root.glob(f"{order.name}-*")))
     facts = {

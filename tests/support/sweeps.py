@@ -19,7 +19,7 @@ from hpo.database.retry import IMPATIENT, Patience
 from hpo.study.spec import Dimension, StudySpec
 from hpo.sweep.slots import TrialOutcome
 from hpo.sweep.sweep import Sweep, create_sweep
-from hpo.worker.worker import Event
+from hpo.worker.messages import Event
 from hpo_model.config import build_run
 from hpo_model.training.evaluation import Evaluation
 

@@ -13,7 +13,8 @@ from hpo.database.connection import open_database
 from hpo.home import Home
 from hpo.study.spec import StudySpec, load_study_file, parse_study, shipped_studies
 from hpo.sweep.sweep import create_sweep, load_study, open_sweep
-from hpo.worker.worker import Event, WorkerOrder, work
+from hpo.worker.messages import Event, WorkerSpec
+from hpo.worker.worker import work
 from hpo_model.data.tokens import TokenizedCorpus
 from hpo_reports.records.study import read_study
 from hpo_reports.render import render
@@ -38,7 +39,7 @@ class Listener:
         self.evaluations = evaluations
         self.heard: list[Event] = []
 
-    def tell(self, event: Event) -> None:
+    def send(self, event: Event) -> None:
         self.heard.append(event)
 
     def stop_wanted(self) -> bool:
@@ -58,9 +59,9 @@ def shrunk(name: str) -> StudySpec:
     return StudySpec.model_validate({**content, "run": {**content["run"], **SMALL}, "trials": TRIALS})
 
 
-def order(url: str, spec: StudySpec, corpus: TokenizedCorpus, root: Path) -> WorkerOrder:
+def order(url: str, spec: StudySpec, corpus: TokenizedCorpus, root: Path) -> WorkerSpec:
     facts = {"device": "cpu", "threads": 1, "name": "worker-0", "owner": "worker-0", "tokens": corpus.folder}
-    return WorkerOrder(storage_url=url, study_name=spec.name, total=TRIALS, home=Home(root), **facts)  # type: ignore[arg-type]
+    return WorkerSpec(storage_url=url, study_name=spec.name, total=TRIALS, home=Home(root), **facts)  # type: ignore[arg-type]
 
 
 @pytest.mark.usefixtures("threads_as_before")
