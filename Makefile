@@ -1,31 +1,33 @@
-# make run    install, then forty trials and their report
-# make test   install, then all tests
-# make check  format, lint, types, import contract, tests: what CI runs
-# make chaos  the long chaos campaigns: ten minutes of kills, stops and restarts on both databases
-# make bench  the benchmarks of the CPU; results go to benchmarks/results
+# make run      install, then forty trials and their report
+# make test     install, then the tests that a person waits for: unit, contract, integration, acceptance
+# make check    format, lint, types, import contract, tests: what CI runs
+# make nightly  the tests that take too long for that: chaos, compilers, benchmarks, public curves, all combinations
+# make chaos    the long chaos campaigns: ten minutes of kills, stops and restarts on both databases
+# make bench    the benchmarks of the CPU; results go to benchmarks/results
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 TRIALS ?= 40
-# quick tests side by side; those that start processes or train for long one after another
-PYTEST = $(BIN)/pytest -m "not slow" -n 2 --dist loadfile && $(BIN)/pytest -m slow --durations=25
 
-.PHONY: run test check chaos bench format install install-test
+.PHONY: run test check nightly chaos bench format install install-test
 
 run: install
 	$(BIN)/hpo run --study lambda_phi --trials $(TRIALS)
 	$(BIN)/hpo report --format markdown
 
 test: install-test
-	$(PYTEST)
+	$(BIN)/pytest -m "not nightly" -n 2 --dist loadgroup
 
 check: install-test
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(PYTEST)
+	$(MAKE) test VENV=$(VENV)
+
+nightly: install-test
+	$(BIN)/pytest -m nightly --durations=25
 
 chaos: install-test
 	$(BIN)/python -m tests.nightly.chaos --storage sqlite --outages 12

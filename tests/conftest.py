@@ -1,6 +1,7 @@
 """Fixtures that every suite may use: text under a tokenizer, and the real WikiText-2 where there is one.
 
-    .venv/bin/python -m pytest tests
+    make test                               all tiers but nightly, side by side
+    .venv/bin/python -m pytest tests/unit   one of them
 
 Heavy imports stay inside the fixtures, so that suites without a network start at once.
 """
@@ -19,13 +20,24 @@ from tests.support.paths import REPOSITORY
 if TYPE_CHECKING:
     from hpo_model.data.tokens import TokenizedCorpus
 
-pytest_plugins = ["tests.support.database_fixtures"]
+pytest_plugins = ["tests.support.budgets", "tests.support.database_fixtures"]
 
+NIGHTLY = REPOSITORY / "tests" / "nightly"
 WIKITEXT2_FILES = ("wiki.train.tokens", "wiki.valid.tokens", "wiki.test.tokens")
 
 # Two shared cores make wall-clock deadlines flaky; a fixed seed makes a failure in CI the failure at the desk.
 settings.register_profile("repository", deadline=None, derandomize=True, database=None)
 settings.load_profile("repository")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark what lies in `nightly`, and keep a file's tests in one process where they share fixtures."""
+    for item in items:
+        if item.path.is_relative_to(NIGHTLY):
+            item.add_marker(pytest.mark.nightly)
+        if item.get_closest_marker("xdist_group") is None:
+            item.add_marker(pytest.mark.xdist_group(item.path.stem))
 
 
 @pytest.fixture(scope="session")

@@ -199,7 +199,6 @@ def wait_for_a_trial(study: optuna.Study) -> None:
     pytest.fail("no trial began within a minute")
 
 
-@pytest.mark.slow
 @pytest.mark.timeout(600)  # nine processes, one after the other
 def test_a_search_in_containers(containers: Containers) -> None:
     file = str(containers.root / "small.toml")
@@ -256,7 +255,6 @@ def look_at_the_dashboard(containers: Containers) -> None:
     assert code == 0, err
 
 
-@pytest.mark.slow
 def test_a_wrong_password_ends_in_one_line(containers: Containers) -> None:
     (containers.secrets / "postgres_password").write_text("another one")
     code, out, err = ended(containers.start("worker", STUDY="small"))

@@ -60,7 +60,6 @@ def evaluated(hpo: Hpo, *arguments: str | Path) -> dict[str, Any]:
 # ---------------------------------------------------------------------------------------------- what is found
 
 
-@pytest.mark.slow  # writes two hundred texts
 def test_one_checkpoint_beside_its_beginning_and_people(hpo: Hpo, make: Make) -> None:
     path = make("a.pt", 40_000)
     found = evaluated(hpo, path)
@@ -115,7 +114,6 @@ def test_a_network_does_not_differ_from_its_copy(hpo: Hpo, make: Make, tmp_path:
     assert len({column["name"] for column in found["networks"]}) == 2  # folders keep equal names apart
 
 
-@pytest.mark.slow  # writes two hundred texts
 def test_the_page_of_one_checkpoint(hpo: Hpo, make: Make) -> None:
     page = hpo("evaluate", make("a.pt", 40_000)).out
     assert "| people's text |" in page

@@ -34,8 +34,6 @@ from hpo_model.network.transformer import Transformer
 from hpo_model.training.checkpoint import load_checkpoint, save_checkpoint
 from hpo_model.training.loop import train
 
-pytestmark = pytest.mark.slow  # processes of their own, and an exporter that takes its time
-
 TINY: dict[str, Any] = {
     "width": 32, "layers": 2, "heads": 2, "sequence_length": 32, "batch_size": 8, "memory_slots": 8,
     "budget_tokens": 4_000, "evaluations": 2, "evaluation_tokens": 512,

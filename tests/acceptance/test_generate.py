@@ -222,7 +222,6 @@ learning_rate = {low = 1e-3, high = 5e-3}
 """
 
 
-@pytest.mark.slow
 def test_a_study_and_a_trial_name_their_checkpoints(
     hpo: Hpo, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

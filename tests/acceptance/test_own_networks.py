@@ -182,7 +182,6 @@ def validate(place: Place, name: str) -> Any:
     return CliRunner(env=environment).invoke(app, arguments)
 
 
-@pytest.mark.slow
 def test_the_first_network_of_the_document_keeps_all_laws(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(hpo_model.training.conformance, "REHEARSAL_S", 0.1)
     monkeypatch.setattr(

@@ -27,8 +27,6 @@ from hpo.sweep.sweep import open_sweep
 from hpo_model.data.tokens import open_tokens
 from hpo_model.training.loop import train
 
-pytestmark = pytest.mark.slow  # real processes: several seconds each
-
 CLOCKS = ("tokens_per_s", "seconds", "peak_memory_bytes")  # what a machine, not the run, decides
 STUDY = """
 name = "small"
@@ -671,10 +669,11 @@ def test_the_dashboard_serves_the_studies_on_loopback(place: Place) -> None:
 
 def test_help_is_quick_and_imports_nothing_heavy() -> None:
     times = []
-    for _ in range(5):
-        started = time.perf_counter()
+    for _ in range(3):
+        before = os.times()
         subprocess.run([sys.executable, "-m", "hpo", "--help"], check=True, capture_output=True)
-        times.append(time.perf_counter() - started)
-    assert min(times) <= 0.4
+        after = os.times()
+        times.append(after.children_user + after.children_system - before.children_user - before.children_system)
+    assert min(times) <= 0.4  # of processor time, which other processes do not lengthen
     loaded = "import sys, hpo.cli; print([name for name in ('torch', 'optuna', 'pandas') if name in sys.modules])"
     assert subprocess.run([sys.executable, "-c", loaded], capture_output=True, text=True).stdout == "[]\n"

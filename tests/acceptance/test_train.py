@@ -121,7 +121,6 @@ def test_event_files_hold_every_evaluation_once_although_the_run_was_begun_twice
     assert {"val_ppl", "train_loss", "phi", "learning_rate", "tokens_per_s"} <= set(events.Tags()["scalars"])
 
 
-@pytest.mark.slow
 def test_a_killed_run_goes_on_from_its_last_evaluation_and_ctrl_c_says_so(text: Path, home: Path) -> None:
     command = [
         sys.executable, "-m", "hpo", "train", "--preset", "nano", "--data", str(text), "--vocabulary", "300",

@@ -223,7 +223,6 @@ def fill(sweep: Sweep, outcome: TrialOutcome) -> int:
     return trial.number
 
 
-@pytest.mark.slow
 def test_n_slots_get_n_trials_whatever_is_lost_and_however_many_work(
     database: Database, database_url: str, processes: ProcessPoolExecutor
 ) -> None:

@@ -300,7 +300,6 @@ def start(*arguments: str) -> subprocess.Popen[str]:
     )
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_ends_it_cleanly(storage: RDBStorage, sqlite_url: str, tmp_path: Path, number: signal.Signals) -> None:
     (tmp_path / "password").write_text(PASSWORD, encoding="utf-8")
@@ -321,7 +320,6 @@ def test_a_signal_ends_it_cleanly(storage: RDBStorage, sqlite_url: str, tmp_path
     assert err == ""
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [

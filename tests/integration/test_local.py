@@ -35,8 +35,6 @@ from tests.support.side_processes import (
 )
 from tests.support.sweeps import lost_connection, make_sweep, slot_row
 
-pytestmark = pytest.mark.slow  # real processes
-
 Open = Callable[..., Database]
 
 

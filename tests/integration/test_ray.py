@@ -26,6 +26,8 @@ from hpo.worker.messages import Event, WorkerSpec
 from hpo_model.data.tokens import TokenizedCorpus
 from tests.support.far_workers import FarStudy, wait_until
 
+pytestmark = pytest.mark.xdist_group("ray")
+
 Make = Callable[..., FarStudy]
 
 
@@ -138,7 +140,6 @@ def processes_on(node: Any) -> list[psutil.Process]:
     return found
 
 
-@pytest.mark.slow
 @pytest.mark.usefixtures("second_node")
 class TestOnTwoNodes:
     def test_a_study_ends_with_its_exact_total(self, far_study: Make, start: Callable[[FarStudy], Run]) -> None:
@@ -333,7 +334,6 @@ class TestNoCluster:
             taken.bind(("127.0.0.1", 0))
             assert "no Ray cluster at 127.0.0.1:" in self.refusal(f"127.0.0.1:{taken.getsockname()[1]}")
 
-    @pytest.mark.slow
     def test_an_address_of_something_else(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(hpo.executors.ray_cluster, "PROBE_S", 5.0)
         with socket.create_server(("127.0.0.1", 0)) as other:

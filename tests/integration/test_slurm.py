@@ -75,7 +75,6 @@ def task_of(job: str) -> psutil.Process:
     return task
 
 
-@pytest.mark.slow
 class TestLocalJobs:
     def test_two_tasks_end_a_study_with_its_exact_total(self, far_study: Make, folder: Path) -> None:
         study = far_study(trials=4)
@@ -164,7 +163,6 @@ def write_command(path: Path, text: str) -> None:
     path.chmod(0o755)
 
 
-@pytest.mark.slow
 def test_an_array_of_slurm_ends_a_study_with_its_exact_total(
     far_study: Make, folder: Path, slurm: Path, new_postgres_url: Callable[[], str]
 ) -> None:
@@ -180,7 +178,6 @@ def test_an_array_of_slurm_ends_a_study_with_its_exact_total(
     assert "\nexport TASK_WAS_SET_UP=1\n" in script
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(("state", "asked"), [("RUNNING", "requeue 4242\n"), ("COMPLETING", None)])
 def test_sigterm_queues_a_task_again_that_makes_room_but_not_a_cancelled_one(
     far_study: Make, folder: Path, slurm: Path, new_postgres_url: Callable[[], str], state: str, asked: str | None

@@ -17,8 +17,6 @@ import torch
 from hpo_model.training.step import observe
 from tests.support.paths import REPOSITORY
 
-pytestmark = pytest.mark.slow  # each arm is a process
-
 BENCHMARKS = REPOSITORY / "benchmarks"
 PEER = """
 from dataclasses import dataclass
@@ -181,7 +179,6 @@ def test_generation_is_timed_with_and_without_the_past(run: Run) -> None:
         assert figures["times_as_fast"] == pytest.approx(ratio, rel=0.02)
 
 
-@pytest.mark.slow
 def test_reports_are_timed_beside_optunas_own_loading(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.syspath_prepend(BENCHMARKS)
     report = importlib.import_module("report")

@@ -7,7 +7,7 @@ import pytest
 from tests.nightly.chaos import Plan, can_mount, run_campaign
 from tests.support.sweeps import ENGINES
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = pytest.mark.timeout(600)
 
 
 @pytest.mark.parametrize("storage", ENGINES)

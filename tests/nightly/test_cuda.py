@@ -29,7 +29,6 @@ if TYPE_CHECKING:
 
 CUDA = torch.device("cuda")
 pytestmark = [
-    pytest.mark.slow,
     pytest.mark.timeout(900),
     pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA GPU that this PyTorch can use"),
     # PyTorch about itself: its compiler's imports, the prototype below, and names of TF32's settings

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import pytest
-
 from hpo_model.config import build_run
 from hpo_model.data.corpus import load_corpus
 from hpo_model.data.tokenizer import TokenizerChoice
@@ -13,7 +11,6 @@ from hpo_model.data.tokens import tokenize_corpus
 from hpo_model.training.loop import train
 
 
-@pytest.mark.slow
 def test_nano_learns_wikitext_2(wikitext2: Path, cache: Path) -> None:
     """A rough prototype reached 138 with these settings; a perplexity that stops falling would be a fault."""
     corpus = tokenize_corpus(load_corpus(str(wikitext2), cache), TokenizerChoice(vocabulary=2048), cache)

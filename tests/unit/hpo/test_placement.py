@@ -375,7 +375,6 @@ SMALL = {
 }
 
 
-@pytest.mark.slow
 class TestRehearsal:
     def test_two_processes_rehearse_at_once(self, small_corpus: TokenizedCorpus) -> None:
         paces = hpo.executors.placement._rehearse(make_spec(run=SMALL), small_corpus, [("cpu", 1), ("cpu", 1)])

@@ -132,8 +132,13 @@ def account_of(architecture: Architecture, vocabulary: int, device_type: str = "
     )
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("preset", sorted(PRESETS.keys() - {"nano"}))
+@pytest.mark.parametrize(
+    "preset",
+    [
+        pytest.param(preset, marks=[] if preset in ("tiny_iit", "small_iit") else pytest.mark.nightly)
+        for preset in sorted(PRESETS.keys() - {"nano"})
+    ],
+)
 def test_presets_are_predicted(preset: str) -> None:
     assert_predicted({"preset": preset, "batch_size": 4}, 2048)
 
@@ -196,7 +201,6 @@ def run_within(spare: float, corpus: TokenizedCorpus, folder: Path, run: dict[st
     return json.loads(done.stdout)
 
 
-@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="the limit is set relative to /proc/self/statm")
 class TestARealLimit:
     def test_a_batch_of_which_half_fits_is_read_in_pieces(self, small_corpus: TokenizedCorpus, tmp_path: Path) -> None:

@@ -237,7 +237,7 @@ def test_two_hundred_updates_repeat_bitwise() -> None:
 def compiling(test: Callable[..., None]) -> Callable[..., None]:
     """Marks of a test that compiles: one graph for them all, in some ten seconds of an idle core."""
     for mark in (
-        pytest.mark.slow,
+        pytest.mark.nightly,
         pytest.mark.timeout(900),
         pytest.mark.filterwarnings("ignore::DeprecationWarning"),  # of torch's compiler, about torch itself
         pytest.mark.skipif(

@@ -257,7 +257,7 @@ def test_the_shipped_runs_are_many_of_several_stretches_and_seeds_and_some_overf
     assert 4 <= len(overfit) < len(curves)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_the_shipped_stretches_are_those_of_the_shipped_runs() -> None:
     measured = json.loads(calibration_json(reference_curves()))
     for siblings in (0, 1, 3):
@@ -286,7 +286,7 @@ def test_what_the_log_foretold_was_next_to_impossible() -> None:
     assert chance < 0.01
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.skipif(not PUBLIC.is_dir(), reason=f"no public learning curves in {PUBLIC}; set HPO_TEST_CURVES")
 def test_public_curves_of_sources_that_nothing_was_measured_on_are_held(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(BENCHMARKS)
