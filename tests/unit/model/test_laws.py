@@ -34,7 +34,8 @@ def findings(name: str, corpus: TokenizedCorpus) -> dict[str, Finding]:
     return {finding.law: finding for finding in validate(f"networks:{name}", corpus)}
 
 
-@pytest.mark.parametrize("name", [pytest.param("Recurrent", marks=pytest.mark.nightly), "WithPhi"])
+@pytest.mark.nightly  # by day the network of the document keeps them: test_own_networks.py
+@pytest.mark.parametrize("name", ["Recurrent", "WithPhi"])
 def test_a_good_network_keeps_all_laws(name: str, small_corpus: TokenizedCorpus) -> None:
     found = findings(name, small_corpus)
     assert list(found) == list(LAWS)
