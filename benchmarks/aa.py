@@ -23,9 +23,8 @@ import torch
 from numpy.typing import NDArray
 from results import FOLDER, keep
 
-from hpo_model.config import Scalar, build_run
+from hpo_model.config import Scalar, TokenizerChoice, build_run
 from hpo_model.data.corpus import Corpus, load_corpus
-from hpo_model.data.tokenizer import TokenizerChoice
 from hpo_model.data.tokens import TokenizedCorpus, tokenize_corpus
 from hpo_model.training.loop import train
 from hpo_reports.analysis.judging import Judgement, judge

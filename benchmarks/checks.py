@@ -133,8 +133,8 @@ def _budget(setting: Setting, updates: int) -> dict[str, int]:
 
 def diversity(setting: Setting, text: str, updates: int) -> list[dict[str, float]]:
     """How far attention diversity from probes is from that of all queries, along a training on real text."""
+    from hpo_model.config import TokenizerChoice
     from hpo_model.data.corpus import load_corpus  # text needs a tokenizer, which speed does not
-    from hpo_model.data.tokenizer import TokenizerChoice
     from hpo_model.data.tokens import tokenize_corpus
 
     with tempfile.TemporaryDirectory(prefix="hpo-benchmark-") as folder:

@@ -31,9 +31,8 @@ import torch.nn.functional as F
 from results import keep
 from torch import Tensor, nn
 
-from hpo_model.config import Scalar, build_run
+from hpo_model.config import Scalar, TokenizerChoice, build_run
 from hpo_model.data.corpus import Corpus, load_corpus
-from hpo_model.data.tokenizer import TokenizerChoice
 from hpo_model.data.tokens import Span, TokenizedCorpus, tokenize_corpus
 from hpo_model.generation.trained import Trained, load_trained
 from hpo_model.hardware import keep_freed_memory

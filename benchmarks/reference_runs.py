@@ -24,9 +24,8 @@ from typing import Any
 
 import torch
 
-from hpo_model.config import RunConfig, Scalar, build_run
+from hpo_model.config import RunConfig, Scalar, TokenizerChoice, build_run
 from hpo_model.data.corpus import Corpus, load_corpus
-from hpo_model.data.tokenizer import TokenizerChoice
 from hpo_model.data.tokens import TokenizedCorpus, tokenize_corpus
 from hpo_model.network.transformer import Transformer
 from hpo_model.training.loop import train

@@ -49,8 +49,8 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def python_docs(cache: Path) -> TokenizedCorpus:
     """python-docs under a BPE of 512 tokens: about a million training tokens."""
+    from hpo_model.config import TokenizerChoice
     from hpo_model.data.corpus import load_corpus
-    from hpo_model.data.tokenizer import TokenizerChoice
     from hpo_model.data.tokens import tokenize_corpus
 
     return tokenize_corpus(load_corpus("python-docs", cache), TokenizerChoice(vocabulary=512), cache)
@@ -59,8 +59,8 @@ def python_docs(cache: Path) -> TokenizedCorpus:
 @pytest.fixture(scope="session")
 def small_corpus(cache: Path) -> TokenizedCorpus:
     """The first pages of python-docs under a BPE of 300 tokens: some 30,000 training and 3,000 validation tokens."""
+    from hpo_model.config import TokenizerChoice
     from hpo_model.data.corpus import Corpus, load_corpus
-    from hpo_model.data.tokenizer import TokenizerChoice
     from hpo_model.data.tokens import tokenize_corpus
 
     texts = load_corpus("python-docs", cache).texts

@@ -22,8 +22,8 @@ def validate_architecture(
     """
     os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # torch's profiler would tell when it begins and ends
     from hpo.home import Home
+    from hpo_model.config import TokenizerChoice
     from hpo_model.data.corpus import load_corpus
-    from hpo_model.data.tokenizer import TokenizerChoice
     from hpo_model.data.tokens import tokenize_corpus
     from hpo_model.training.conformance import validate
 

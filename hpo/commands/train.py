@@ -4,17 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated
 
 import typer
 
 from hpo.commands.options import INTERRUPTED, DataOption, StorageOption
-from hpo_model.config import LearningRateSchedule
+from hpo_model.config import LearningRateSchedule, TokenizerChoice, TokenizerKind
 
-if TYPE_CHECKING:
-    from hpo_model.data.tokenizer import TokenizerChoice
-
-TokenizerKind = Literal["bpe", "word"]
 EPOCHS = 20
 FAILED = 3  # exit code of a run that diverged or found no memory, as `hpo watch` has it for studies
 
@@ -120,6 +116,4 @@ def _trial(text: str) -> int | None:
 
 
 def _choice(kind: TokenizerKind | None, vocabulary: int | None) -> TokenizerChoice:
-    from hpo_model.data.tokenizer import TokenizerChoice
-
     return TokenizerChoice(kind=kind or "bpe", vocabulary=vocabulary or 0)

@@ -11,7 +11,7 @@ from hpo_model.config import RunConfig
 from hpo_model.data.corpus import WIKITEXT
 from hpo_model.generation.exporting import Program
 from hpo_model.generation.trained import Trained
-from hpo_model.training.evaluation import Evaluation
+from hpo_model.training.history import Evaluation
 
 MISSING = "–"
 LICENCES: Mapping[str, str] = {

@@ -22,7 +22,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from hpo.errors import UsageError
 from hpo.files import write_text
-from hpo_model.training.evaluation import Evaluation
+from hpo_model.training.history import Evaluation
 from hpo_reports.projection.curves import Curve
 from hpo_reports.projection.project import Projection, Score, project
 from hpo_reports.records.long_runs import LONG_RUN, LongRunRecord, long_run

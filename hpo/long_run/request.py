@@ -23,9 +23,8 @@ from hpo.sweep.finalists import find_finalists
 from hpo.sweep.meaning import runs_version
 from hpo.sweep.network import check_same_network
 from hpo.sweep.sweep import Sweep, open_sweep
-from hpo_model.config import RUNS_VERSION, RunConfig, Scalar, build_run, parameter_type
+from hpo_model.config import RUNS_VERSION, RunConfig, Scalar, TokenizerChoice, build_run, parameter_type
 from hpo_model.data.corpus import load_corpus
-from hpo_model.data.tokenizer import TokenizerChoice
 from hpo_model.data.tokens import TokenizedCorpus, tokenize_corpus
 from hpo_model.network.custom import source_digest
 from hpo_reports.analysis.judging import judge

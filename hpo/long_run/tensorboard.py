@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hpo.errors import UsageError
-from hpo_model.training.evaluation import Evaluation
+from hpo_model.training.history import Evaluation
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter

@@ -19,8 +19,7 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from hpo.errors import StudyFileError
-from hpo_model.config import RunConfig, Scalar, build_run, parameter_type
-from hpo_model.data.tokenizer import TokenizerChoice, TokenizerKind
+from hpo_model.config import RunConfig, Scalar, TokenizerChoice, TokenizerKind, build_run, parameter_type
 from hpo_model.errors import ConfigError
 
 Profile = Literal["cpu", "cuda"]

@@ -21,7 +21,7 @@ from hpo.sweep.slots import TrialOutcome
 from hpo_model.config import RunConfig, Scalar
 from hpo_model.data.tokens import TokenizedCorpus
 from hpo_model.errors import CheckpointError, ConfigError, OtherDeviceError
-from hpo_model.training.evaluation import Evaluation
+from hpo_model.training.history import Evaluation
 from hpo_model.training.loop import Decision, TrainingResult, load_history, train
 from hpo_model.training.memory_estimate import peak_tensor_bytes
 

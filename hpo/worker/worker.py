@@ -42,7 +42,7 @@ from hpo.worker.objective import (
 )
 from hpo_model.data.tokens import TokenizedCorpus, open_tokens
 from hpo_model.errors import ModelError
-from hpo_model.training.evaluation import Evaluation
+from hpo_model.training.history import Evaluation
 
 WAIT_S = 0.5  # between looks for a free slot while other workers hold the rest
 OUTAGE_S = 600.0  # for which workers wait for a database that is away

@@ -27,6 +27,9 @@ MemoryGate = Literal["static", "dynamic"]
 PhiObjective = Literal["v5.2", "bounded"]
 LambdaSchedule = Literal["constant", "warmup", "linear", "cosine", "adaptive"]
 LearningRateSchedule = Literal["cosine", "constant", "plateau"]
+TokenizerKind = Literal["bpe", "word"]
+
+MIN_BPE_VOCABULARY = 257  # all bytes and the start token
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,6 +115,25 @@ class Training:
         _require(self.noise >= 0, f"noise must be 0 or more, got {self.noise}")
         _require(self.weight_decay >= 0, f"weight_decay must be 0 or more, got {self.weight_decay}")
         _require(0 <= self.seed < 2**31, f"seed must be at least 0 and below 2**31, got {self.seed}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenizerChoice:
+    """Which tokenizer to train."""
+
+    kind: TokenizerKind = "bpe"  # byte-level BPE, or words separated by white space
+    vocabulary: int = 0  # tokens at most; 0 keeps every word and means 8,192 for BPE
+
+    def __post_init__(self) -> None:
+        if self.kind not in typing.get_args(TokenizerKind):
+            raise ConfigError(
+                f"tokenizer must be one of {', '.join(typing.get_args(TokenizerKind))}, got {self.kind!r}"
+            )
+        minimum = MIN_BPE_VOCABULARY if self.kind == "bpe" else 3
+        _require(
+            self.vocabulary == 0 or self.vocabulary >= minimum,
+            f"vocabulary must be at least {minimum} for {self.kind}, got {self.vocabulary}",
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,9 +11,8 @@ from typing import Any
 import pytest
 
 from hpo.inference.tables import table
-from hpo_model.config import build_run
+from hpo_model.config import TokenizerChoice, build_run
 from hpo_model.data.corpus import load_corpus
-from hpo_model.data.tokenizer import TokenizerChoice
 from hpo_model.data.tokens import tokenize_corpus
 from hpo_model.training.loop import load_history, train
 from tests.support.in_process import Hpo, refused

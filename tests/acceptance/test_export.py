@@ -22,9 +22,8 @@ from hpo.cli import app
 from hpo.errors import HpoError, UsageError
 from hpo.inference.card import LICENCES
 from hpo.inference.export import export
-from hpo_model.config import build_run
+from hpo_model.config import TokenizerChoice, build_run
 from hpo_model.data.corpus import NAMES, Corpus
-from hpo_model.data.tokenizer import TokenizerChoice
 from hpo_model.data.tokens import TokenizedCorpus, tokenize_corpus
 from hpo_model.errors import CheckpointError, ModelError
 from hpo_model.generation.exporting import export_program, load_weights

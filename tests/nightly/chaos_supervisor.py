@@ -34,7 +34,7 @@ from hpo.worker.messages import Event, EventSink, WorkerSpec
 from hpo.worker.worker import work
 from hpo_model.config import RunConfig
 from hpo_model.training.checkpoint import save_checkpoint
-from hpo_model.training.evaluation import Evaluation
+from hpo_model.training.history import Evaluation
 from hpo_model.training.loop import Decision, TrainingResult, load_history
 from tests.support.sweeps import make_evaluation
 

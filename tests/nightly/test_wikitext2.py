@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from hpo_model.config import build_run
+from hpo_model.config import TokenizerChoice, build_run
 from hpo_model.data.corpus import load_corpus
-from hpo_model.data.tokenizer import TokenizerChoice
 from hpo_model.data.tokens import tokenize_corpus
 from hpo_model.training.loop import train
 

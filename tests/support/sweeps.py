@@ -21,7 +21,7 @@ from hpo.sweep.slots import TrialOutcome
 from hpo.sweep.sweep import Sweep, create_sweep
 from hpo.worker.messages import Event
 from hpo_model.config import build_run
-from hpo_model.training.evaluation import Evaluation
+from hpo_model.training.history import Evaluation
 
 ENGINES = ("sqlite", "postgresql")
 PATIENT = Patience(longest_s=60.0)

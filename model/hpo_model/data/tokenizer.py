@@ -11,38 +11,16 @@ import hashlib
 import io
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal, get_args
 
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
-from hpo_model.errors import ConfigError
+from hpo_model.config import TokenizerChoice, TokenizerKind
 
-TokenizerKind = Literal["bpe", "word"]
-SMALLEST_BPE = 257  # all bytes and the start token
 BPE_START = "<|endoftext|>"
 END_OF_LINE = "<eos>"
 UNKNOWN = "<unk>"
-
-
-@dataclass(frozen=True, kw_only=True)
-class TokenizerChoice:
-    """Which tokenizer to train.
-
-    `vocabulary` is the number of tokens at most; 0 keeps every word and means 8,192 for BPE.
-    """
-
-    kind: TokenizerKind = "bpe"
-    vocabulary: int = 0
-
-    def __post_init__(self) -> None:
-        if self.kind not in get_args(TokenizerKind):
-            raise ConfigError(f"tokenizer must be one of {', '.join(get_args(TokenizerKind))}, got {self.kind!r}")
-        least = SMALLEST_BPE if self.kind == "bpe" else 3
-        if self.vocabulary and self.vocabulary < least:
-            raise ConfigError(f"vocabulary must be at least {least} for {self.kind}, got {self.vocabulary}")
 
 
 class Tokenizer:

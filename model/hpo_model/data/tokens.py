@@ -18,8 +18,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from hpo_model.config import TokenizerChoice
 from hpo_model.data.corpus import Corpus
-from hpo_model.data.tokenizer import Tokenizer, TokenizerChoice, load_tokenizer, train_tokenizer
+from hpo_model.data.tokenizer import Tokenizer, load_tokenizer, train_tokenizer
 from hpo_model.errors import CorpusError
 
 LINES_AT_ONCE = 20_000

@@ -16,7 +16,7 @@ from hpo_model.errors import CheckpointError, NetworkError
 from hpo_model.network.custom import Network, build_network, source_digest
 from hpo_model.network.transformer import Transformer
 from hpo_model.training.checkpoint import load_checkpoint
-from hpo_model.training.evaluation import Evaluation
+from hpo_model.training.history import Evaluation
 
 NEXT_STEP = "copy it again, or name another one"
 

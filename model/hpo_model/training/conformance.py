@@ -25,7 +25,8 @@ from hpo_model.errors import ModelError
 from hpo_model.network.causality import check_causality
 from hpo_model.network.custom import Network, build_network, has_phi
 from hpo_model.training.checkpoint import load_checkpoint
-from hpo_model.training.evaluation import Evaluation, score
+from hpo_model.training.evaluation import score
+from hpo_model.training.history import Evaluation
 from hpo_model.training.loop import Decision, TrainingResult, rehearse, train
 from hpo_model.training.memory_estimate import parameter_count
 from hpo_model.training.step import observe, total_loss

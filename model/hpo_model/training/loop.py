@@ -40,7 +40,8 @@ from hpo_model.network.custom import Network, build_network, source_digest
 from hpo_model.network.memory import Candidates
 from hpo_model.network.transformer import Transformer
 from hpo_model.training.checkpoint import load_checkpoint, save_checkpoint
-from hpo_model.training.evaluation import Evaluation, score, too_good
+from hpo_model.training.evaluation import score, too_good
+from hpo_model.training.history import Evaluation
 from hpo_model.training.schedules import adapt_lambda, learning_rate_at, set_lambda
 from hpo_model.training.step import Measured, compiled_observe, make_optimizer, observe, total_loss
 

@@ -26,7 +26,7 @@ from hpo.worker.objective import (
 )
 from hpo_model.data.tokens import TokenizedCorpus
 from hpo_model.training.checkpoint import load_checkpoint, save_checkpoint
-from hpo_model.training.evaluation import Evaluation
+from hpo_model.training.history import Evaluation
 from hpo_model.training.loop import TrainingResult
 from tests.support.sweeps import make_evaluation, make_spec
 

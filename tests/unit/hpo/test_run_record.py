@@ -11,7 +11,7 @@ import pytest
 from sqlalchemy.exc import OperationalError
 
 from hpo.long_run.record import FolderShelf, RunRecord, StudyShelf
-from hpo_model.training.evaluation import Evaluation
+from hpo_model.training.history import Evaluation
 from hpo_reports.records.long_runs import LongRunRecord, read_long_runs
 from tests.support.sweeps import make_evaluation
 

@@ -13,7 +13,8 @@ from hpo_model.config import RunConfig, build_run
 from hpo_model.data.tokens import TokenizedCorpus
 from hpo_model.network.transformer import Transformer
 from hpo_model.training.checkpoint import load_checkpoint
-from hpo_model.training.loop import Decision, Evaluation, TrainingResult, train
+from hpo_model.training.history import Evaluation
+from hpo_model.training.loop import Decision, TrainingResult, train
 
 
 @pytest.fixture(autouse=True, scope="session")

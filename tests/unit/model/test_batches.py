@@ -8,10 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from hpo_model.config import Scalar, build_run
+from hpo_model.config import Scalar, TokenizerChoice, build_run
 from hpo_model.data.batches import TrainingBatches
 from hpo_model.data.corpus import Corpus
-from hpo_model.data.tokenizer import TokenizerChoice
 from hpo_model.data.tokens import TokenizedCorpus, tokenize_corpus
 
 

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import dataclasses
+import subprocess
+import sys
 
 import pytest
 from hypothesis import given
@@ -161,3 +163,12 @@ def test_milestones_of_batch_sizes_that_divide_the_budget_are_equal_in_tokens() 
 )
 def test_the_type_of_each_value_is_known(name: str, expected: type) -> None:
     assert parameter_type(name) is expected
+
+
+@pytest.mark.parametrize("module", ["config", "errors", "training.history"])
+def test_configurations_and_histories_load_no_heavy_package(module: str) -> None:
+    program = (
+        f"import sys, hpo_model.{module}; print({{'torch', 'tokenizers', 'datasets', 'numpy'}} & set(sys.modules))"
+    )
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "set()"

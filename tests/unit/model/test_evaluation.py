@@ -13,10 +13,9 @@ from torch import Tensor
 
 import hpo_model.network.loss
 import hpo_model.training.evaluation
-from hpo_model.config import build_run
+from hpo_model.config import TokenizerChoice, build_run
 from hpo_model.data.corpus import load_corpus
 from hpo_model.data.markov import shipped_chain, word
-from hpo_model.data.tokenizer import TokenizerChoice
 from hpo_model.data.tokens import Span, TokenizedCorpus, tokenize_corpus
 from hpo_model.network import phi
 from hpo_model.network.transformer import States, Transformer

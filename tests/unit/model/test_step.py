@@ -22,7 +22,8 @@ from hpo_model.config import PhiObjective, RunConfig, Scalar, build_run
 from hpo_model.network import phi
 from hpo_model.network.transformer import Transformer
 from hpo_model.training.checkpoint import load_checkpoint
-from hpo_model.training.loop import Decision, Evaluation, train
+from hpo_model.training.history import Evaluation
+from hpo_model.training.loop import Decision, train
 from hpo_model.training.step import Measured, Observe, compiled_observe, make_optimizer, observe, total_loss
 
 if TYPE_CHECKING:

@@ -7,15 +7,8 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from hpo_model.data.tokenizer import (
-    BPE_START,
-    SMALLEST_BPE,
-    Pieces,
-    Tokenizer,
-    TokenizerChoice,
-    load_tokenizer,
-    train_tokenizer,
-)
+from hpo_model.config import MIN_BPE_VOCABULARY, TokenizerChoice
+from hpo_model.data.tokenizer import BPE_START, Pieces, Tokenizer, load_tokenizer, train_tokenizer
 from hpo_model.errors import ConfigError
 
 LINES = ["the cat sat on the mat\n", "the dog sat on the cat\n", "a bird\n"]
@@ -57,10 +50,10 @@ def unknown(tokenizer: Tokenizer, lines: list[str]) -> int:
 
 
 def test_bpe_learns_the_words_of_its_text() -> None:
-    assert len(bpe(300).encode_lines(LINES)[0]) < len(bpe(SMALLEST_BPE).encode_lines(LINES)[0]) == len(LINES[0])
+    assert len(bpe(300).encode_lines(LINES)[0]) < len(bpe(MIN_BPE_VOCABULARY).encode_lines(LINES)[0]) == len(LINES[0])
 
 
-@pytest.mark.parametrize("vocabulary", [SMALLEST_BPE, 262])
+@pytest.mark.parametrize("vocabulary", [MIN_BPE_VOCABULARY, 262])
 def test_bpe_has_the_vocabulary_that_was_asked_for(vocabulary: int) -> None:
     assert bpe(vocabulary).vocabulary == vocabulary
     assert bpe(vocabulary).decode([bpe(vocabulary).start_id]) == BPE_START

@@ -15,8 +15,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import hpo_model.data.tokens
+from hpo_model.config import TokenizerChoice
 from hpo_model.data.corpus import Corpus, load_corpus
-from hpo_model.data.tokenizer import TokenizerChoice
 from hpo_model.data.tokens import STRETCHES, TokenizedCorpus, open_tokens, tokenize_corpus
 from hpo_model.errors import CorpusError
 

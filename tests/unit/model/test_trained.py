@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import torch
 
-from hpo_model.config import RunConfig, build_run
-from hpo_model.data.tokenizer import TokenizerChoice, train_tokenizer
+from hpo_model.config import RunConfig, TokenizerChoice, build_run
+from hpo_model.data.tokenizer import train_tokenizer
 from hpo_model.data.tokens import TokenizedCorpus
 from hpo_model.errors import CheckpointError
 from hpo_model.generation.trained import load_trained, untrained

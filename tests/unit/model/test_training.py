@@ -23,15 +23,15 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import hpo_model.training.loop
-from hpo_model.config import RunConfig, Scalar, build_run
+from hpo_model.config import RunConfig, Scalar, TokenizerChoice, build_run
 from hpo_model.data.corpus import Corpus, load_corpus
-from hpo_model.data.tokenizer import TokenizerChoice
 from hpo_model.data.tokens import Span, TokenizedCorpus, tokenize_corpus
 from hpo_model.errors import CausalityError, CheckpointError, CorpusError, OtherDeviceError
 from hpo_model.network.transformer import States, Transformer
 from hpo_model.training.checkpoint import load_checkpoint, save_checkpoint
 from hpo_model.training.evaluation import PLAUSIBLE_WORD_PERPLEXITY, Scores
-from hpo_model.training.loop import Decision, Evaluation, load_history, train
+from hpo_model.training.history import Evaluation
+from hpo_model.training.loop import Decision, load_history, train
 from hpo_model.training.schedules import plateaus
 from tests.support.paths import REPOSITORY
 
