@@ -16,7 +16,7 @@ from hpo.sweep.slots import LEASE_S, TrialOutcome
 from hpo_model.config import Scalar
 
 if TYPE_CHECKING:
-    from hpo_model.training.evaluation import Evaluation
+    from hpo_model.training.history import Evaluation
 
 # After so many crashes without progress a trial is taken to be the cause and fails.
 MAX_CRASHES = 5
