@@ -148,7 +148,7 @@ def main() -> None:
             figures[f"{engine}, same host"] = {
                 "deaths": len(here),
                 "median_s": round(statistics.median(here), 2),
-                "longest_s": round(max(here), 2),
+                "max_elapsed_s": round(max(here), 2),
             }
             elsewhere = [
                 {"lease_s": lease_s, "seconds": round(on_another_host(url, lease_s), 2)} for lease_s in LEASES_S

@@ -195,18 +195,18 @@ def stop(
 ) -> None:
     """Let all workers of a study leave at their next evaluation, on every machine; `hpo run` goes on later."""
     from hpo.database.connection import storage_errors
-    from hpo.database.retry import Patience
+    from hpo.database.retry import RetryPolicy
     from hpo.monitor.console import drained
     from hpo.sweep.finalists import find_finalists
     from hpo.sweep.sweep import open_sweep
 
-    url, opened = open_studies(storage, Patience(longest_s=STOP_PATIENCE_S, announce=typer.echo))
+    url, opened = open_studies(storage, RetryPolicy(max_elapsed_s=STOP_PATIENCE_S, announce=typer.echo))
     with storage_errors(url):
         sweep = open_sweep(opened, named_or_last(study, opened))
         companion = None if sweep.spec.replication is not None else find_finalists(sweep)
         sweeps = [sweep] if companion is None else [sweep, companion]
         for each in sweeps:
-            each.slots.ask_to_stop()
+            each.slots.request_stop()
         typer.echo(f"study {sweep.spec.name}: workers leave at their next evaluation; nothing is lost")
         if wait:
             for each in sweeps:

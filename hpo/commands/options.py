@@ -9,7 +9,7 @@ import typer
 
 if TYPE_CHECKING:
     from hpo.database.connection import Database
-    from hpo.database.retry import Patience
+    from hpo.database.retry import RetryPolicy
 
 INTERRUPTED = 130  # exit code of a command that a signal ended
 
@@ -31,14 +31,14 @@ NetworkOption = Annotated[
 StudyArgument = Annotated[str | None, typer.Argument(metavar="[STUDY]", help="Default: the study that was run last.")]
 
 
-def open_studies(flag: str | None, patience: Patience | None = None) -> tuple[str, Database]:
+def open_studies(flag: str | None, retry: RetryPolicy | None = None) -> tuple[str, Database]:
     """The database that must be there already, and its URL."""
     from hpo.database.connection import open_database, storage_url
-    from hpo.database.retry import IMPATIENT
+    from hpo.database.retry import NO_RETRY
     from hpo.home import Home
 
     url = storage_url(flag, Home.from_environment())
-    return url, open_database(url, create=False, patience=patience or IMPATIENT)
+    return url, open_database(url, create=False, retry=retry or NO_RETRY)
 
 
 def named_or_last(study: str | None, database: Database) -> str:

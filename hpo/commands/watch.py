@@ -33,7 +33,7 @@ def watch(
     from rich.console import Console
 
     from hpo.database.connection import storage_errors
-    from hpo.database.retry import Patience
+    from hpo.database.retry import RetryPolicy
     from hpo.errors import StorageError
     from hpo.monitor.watch import ending_of_loss, timeout_in_s, watch_study
     from hpo.monitor.webhook import Webhook
@@ -45,7 +45,7 @@ def watch(
     def warn(line: str) -> None:
         typer.echo(line, err=True)
 
-    url, opened = open_studies(storage, Patience(longest_s=PATIENCE_S, announce=warn))
+    url, opened = open_studies(storage, RetryPolicy(max_elapsed_s=PATIENCE_S, announce=warn))
     with storage_errors(url):
         sweep = open_sweep(opened, named_or_last(study, opened))
     try:

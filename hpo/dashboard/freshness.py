@@ -11,7 +11,7 @@ from importlib.metadata import version
 import sqlalchemy as sa
 from optuna.storages._rdb.models import StudyModel, StudyUserAttributeModel
 
-from hpo.dashboard.notes import Stamp, read_stamps
+from hpo.dashboard.notes import PublishedVersion, read_published_versions
 from hpo.database import tables as schema
 from hpo.database.connection import Database
 from hpo.study.spec import FINALISTS
@@ -25,7 +25,7 @@ class State:
     study_id: int
     finished: int  # trials that have ended; it only grows
     digest: str  # of that, of what is noted of the study, as its long runs are, and of the program
-    stamp: Stamp  # of its notes
+    stamp: PublishedVersion  # of its notes
 
     @property
     def behind(self) -> bool:
@@ -50,7 +50,7 @@ def states(database: Database) -> dict[str, State]:
         facts: Mapping[int, list[str]] = defaultdict(list)
         for study_id, key, text in connection.execute(noted):
             facts[study_id].append(f"{key}={text}")
-    stamps = read_stamps(database)
+    stamps = read_published_versions(database)
     return {name: _state(name, found, facts, stamps) for name in found}
 
 
@@ -58,11 +58,11 @@ def _state(
     name: str,
     found: Mapping[str, tuple[int, int]],
     facts: Mapping[int, list[str]],
-    stamps: Mapping[int, Stamp],
+    stamps: Mapping[int, PublishedVersion],
 ) -> State:
     parts = [found[each] for each in (name, name + FINALISTS) if each in found]
     finished = sum(done for _, done in parts)
     content = [version("assay-hpo"), str(finished), *(fact for number, _ in parts for fact in sorted(facts[number]))]
     digest = hashlib.sha256("\n".join(content).encode()).hexdigest()[:16]
     study_id = parts[0][0]
-    return State(study_id=study_id, finished=finished, digest=digest, stamp=stamps.get(study_id, Stamp()))
+    return State(study_id=study_id, finished=finished, digest=digest, stamp=stamps.get(study_id, PublishedVersion()))

@@ -30,7 +30,7 @@ _attributes: Any = StudySystemAttributeModel.__table__
 
 
 @dataclass(frozen=True, kw_only=True)
-class Stamp:
+class PublishedVersion:
     """When notes and figures were written, and of what."""
 
     finished: int = -1  # trials that had ended; of a later state there are no fewer
@@ -43,13 +43,13 @@ class Stamp:
 class Notes:
     """All that is to be seen of a study in the dashboard beside what Optuna shows."""
 
-    stamp: Stamp
+    stamp: PublishedVersion
     study: str  # Markdown
     trials: Mapping[int, str] = field(default_factory=dict)  # Markdown by Optuna's id of the trial
     figures: Mapping[str, str] = field(default_factory=dict)  # Plotly's JSON by name
 
 
-def read_stamps(database: Database) -> dict[int, Stamp]:
+def read_published_versions(database: Database) -> dict[int, PublishedVersion]:
     """When the notes of each study were written last, by Optuna's id; of those that have notes."""
     query = sa.select(_attributes.c.study_id, _attributes.c.value_json).where(_attributes.c.key == STAMP)
     with database.engine.connect() as connection:
@@ -164,11 +164,11 @@ def _pieces(prefix: str, stored: Mapping[str, Any]) -> list[str]:
     return pieces
 
 
-def _stamp(text: str | None) -> Stamp:
+def _stamp(text: str | None) -> PublishedVersion:
     """A stamp; one that another version of this program has written is none, and what it marks is written anew."""
     content = json.loads(text) if text else None
-    known = {each.name for each in dataclasses.fields(Stamp)}
-    return Stamp(**content) if isinstance(content, dict) and content.keys() <= known else Stamp()
+    known = {each.name for each in dataclasses.fields(PublishedVersion)}
+    return PublishedVersion(**content) if isinstance(content, dict) and content.keys() <= known else PublishedVersion()
 
 
 def _digest(text: str) -> str:

@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING
 import optuna
 
 from hpo.dashboard.freshness import State, states
-from hpo.dashboard.notes import Notes, Stamp, write_notes
+from hpo.dashboard.notes import Notes, PublishedVersion, write_notes
 from hpo.database.connection import Database, open_database
-from hpo.database.retry import is_away
+from hpo.database.retry import is_transient
 from hpo.study.spec import FINALISTS
 from hpo.sweep.sweep import load_study
 
@@ -147,7 +147,7 @@ class _Failures:
         except Exception as error:
             words = " ".join(str(error).split())
             logger.debug("notes and figures were not written: %s", words, exc_info=True)
-            if words not in self.known and not is_away(error):
+            if words not in self.known and not is_transient(error):
                 self.known.add(words)
                 self.announce(f"notes and figures for the dashboard were not written ({words}); nothing else is lost")
 
@@ -180,7 +180,7 @@ def _notes(study: optuna.Study, state: State) -> Notes:
     report = markdown_of(experiments(findings, catalogue("en")), diagrams=False)  # which a note does not draw
     text = f"{shortened(report).rstrip()}\n\n{_LAST_WORDS}"
     seconds = round(time.thread_time() - began, 3)
-    stamp = Stamp(finished=state.finished, state=state.digest, at=time.time(), seconds=seconds)
+    stamp = PublishedVersion(finished=state.finished, state=state.digest, at=time.time(), seconds=seconds)
     return Notes(stamp=stamp, study=text, trials=trials, figures=shown)
 
 

@@ -28,7 +28,7 @@ from sqlalchemy import orm
 from sqlalchemy.dialects import postgresql, sqlite
 
 from hpo.database import tables as schema
-from hpo.database.retry import IMPATIENT, Patience, reason_of
+from hpo.database.retry import NO_RETRY, RetryPolicy, reason_of
 from hpo.errors import StorageError
 from hpo.home import Home
 
@@ -69,7 +69,7 @@ class Database:
     storage: BaseStorage
     engine: sa.Engine
     sessions: orm.scoped_session[orm.Session]  # in which Optuna writes
-    patience: Patience = IMPATIENT
+    retry: RetryPolicy = NO_RETRY
     file: tuple[Path, int] | None = None  # of SQLite, with the number by which the file system knows it
 
     def check_file(self) -> None:
@@ -113,7 +113,7 @@ class Database:
                 session.execute(replace, rows)
 
         if rows:
-            self.patience.outlast(write)
+            self.retry.call(write)
 
 
 class _PatientStorage(RDBStorage):
@@ -123,15 +123,15 @@ class _PatientStorage(RDBStorage):
     same transaction, which happens once.
     """
 
-    patience = IMPATIENT
+    retry = NO_RETRY
 
 
 def _patient(name: str) -> Callable[..., Any]:
     call = getattr(RDBStorage, name)
 
     @functools.wraps(call)
-    def outlast(self: _PatientStorage, *arguments: Any, **named: Any) -> Any:
-        return self.patience.outlast(lambda: call(self, *arguments, **named))
+    def call(self: _PatientStorage, *arguments: Any, **named: Any) -> Any:
+        return self.retry.call(lambda: call(self, *arguments, **named))
 
     return outlast
 
@@ -146,13 +146,13 @@ for _name in (
     setattr(_PatientStorage, _name, _patient(_name))
 
 
-def open_database(url: str, *, create: bool, patience: Patience = IMPATIENT) -> Database:
+def open_database(url: str, *, create: bool, retry: RetryPolicy = NO_RETRY) -> Database:
     """Open a database for studies.
 
     Args:
         url: an SQLAlchemy URL.
         create: make a new SQLite file or empty database ready; otherwise it must hold studies already.
-        patience: with a database that is away, now and in every later call.
+        retry: with a database that is away, now and in every later call.
 
     Raises:
         StorageError: not a database, not of Optuna, of another schema, locked, read-only or unreachable.
@@ -166,13 +166,13 @@ def open_database(url: str, *, create: bool, patience: Patience = IMPATIENT) -> 
             _check_sqlite_file(parsed, create)
         elif parsed.get_driver_name() != "psycopg":
             raise StorageError(f"{masked(url)}: the driver for PostgreSQL is psycopg: postgresql+psycopg://…")
-        storage = patience.outlast(lambda: _open(parsed, create))
-        storage.patience = patience
+        storage = retry.call(lambda: _open(parsed, create))
+        storage.retry = retry
         return Database(
             storage=optuna.storages.get_storage(storage),
             engine=storage.engine,
             sessions=storage.scoped_session,
-            patience=patience,
+            retry=retry,
             file=_file(parsed),
         )
 

@@ -28,17 +28,17 @@ _Result = TypeVar("_Result")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Patience:
+class RetryPolicy:
     """For how long the same call is sent again, after pauses that double and are drawn at random below that.
 
     Random pauses keep a fleet from coming back all at once when its database does (full jitter).
     """
 
-    longest_s: float = 0.0  # 0: not once more
+    max_elapsed_s: float = 0.0  # 0: not once more
     give_up: Callable[[], bool] = lambda: False  # asked before each pause
     announce: Callable[[str], None] = lambda line: None  # told once when an outage begins and once when it ends
 
-    def outlast(self, call: Callable[[], _Result]) -> _Result:
+    def call(self, call: Callable[[], _Result]) -> _Result:
         """What the call returns, at last.
 
         Raises:
@@ -51,7 +51,7 @@ class Patience:
                 result = call()
             except Exception as error:
                 away_s = time.monotonic() - began
-                if not is_away(error) or away_s >= self.longest_s or self.give_up():
+                if not is_transient(error) or away_s >= self.max_elapsed_s or self.give_up():
                     raise
                 if not told:
                     self.announce(f"the database is away ({reason_of(error)}); waiting for it")
@@ -64,13 +64,13 @@ class Patience:
                 return result
 
 
-IMPATIENT = Patience()
+NO_RETRY = RetryPolicy()
 
 
-def is_away(error: BaseException) -> bool:
+def is_transient(error: BaseException) -> bool:
     """Whether an error of SQLAlchemy, Optuna or a driver means that the same call may succeed later."""
     if isinstance(error, StorageInternalError):
-        return error.__cause__ is not None and is_away(error.__cause__)
+        return error.__cause__ is not None and is_transient(error.__cause__)
     if isinstance(error, sa.exc.TimeoutError):  # all connections of the pool are in use
         return True
     if not isinstance(error, sa.exc.DBAPIError):

@@ -63,7 +63,7 @@ class _Process:
     log_began: int  # bytes of the log that are of processes before
     asked_to_stop: bool = False
 
-    def ask_to_stop(self) -> None:
+    def request_stop(self) -> None:
         if not self.asked_to_stop:
             with contextlib.suppress(OSError):
                 self.line.send("stop")
@@ -133,7 +133,7 @@ class _Crew(Crew[_Process]):
                 on_pulse()
                 if self.leaving():
                     for worker in self.running:
-                        worker.ask_to_stop()
+                        worker.request_stop()
                 stirring = wait([part for each in self.running for part in (each.line, each.process.sentinel)], PULSE_S)
                 for worker in [each for each in self.running if {each.line, each.process.sentinel} & set(stirring)]:
                     self.look_at(worker)

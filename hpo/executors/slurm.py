@@ -143,7 +143,7 @@ class SlurmTask:
         order = self._placed()
         self._say_where_the_log_is(order.owner)
         sink = _LogSink()
-        signal.signal(signal.SIGTERM, sink.ask_to_stop)
+        signal.signal(signal.SIGTERM, sink.request_stop)
         died = True
         try:
             work(order, sink)
@@ -203,7 +203,7 @@ class _LogSink:
     def stop_wanted(self) -> bool:
         return self.stopped
 
-    def ask_to_stop(self, number: int, frame: FrameType | None) -> None:
+    def request_stop(self, number: int, frame: FrameType | None) -> None:
         del frame
         self.stopped = True
         print(f"{_now()} {signal.Signals(number).name}: leaving at the next evaluation", flush=True)

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Generic, Protocol, TypeVar
 
-from hpo.database.retry import is_away
+from hpo.database.retry import is_transient
 from hpo.errors import HpoError
 from hpo.executors.stop import Stop, StopLevel
 from hpo.sweep.slots import Slots
@@ -100,7 +100,7 @@ class Crew(Generic[_Member]):
             try:
                 self.slots.release_owner(owner, died=died)
             except Exception as error:
-                if not is_away(error):
+                if not is_transient(error):
                     raise
                 return
             self.gone.remove((owner, died))
@@ -113,6 +113,6 @@ class Crew(Generic[_Member]):
         try:
             return self.slots.counts(total).begun == 0
         except Exception as error:
-            if not is_away(error):
+            if not is_transient(error):
                 raise
             return False

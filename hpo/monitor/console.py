@@ -13,7 +13,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from hpo.database.retry import is_away
+from hpo.database.retry import is_transient
 from hpo.sweep.slots import SlotCounts, Slots
 from hpo.sweep.sweep import Sweep
 from hpo.worker.messages import Event
@@ -67,7 +67,7 @@ class Board:
         try:
             self.refresh()
         except Exception as error:
-            if not is_away(error):
+            if not is_transient(error):
                 raise
 
     def hear(self, event: Event) -> None:

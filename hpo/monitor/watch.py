@@ -16,7 +16,7 @@ from rich.console import Console
 
 from hpo.errors import UsageError
 from hpo.monitor.console import Board, Lines, Row, open_view, sentence
-from hpo.sweep.slots import LEASE_S, TrialOutcome
+from hpo.sweep.slots import LEASE_S, TrialResult
 from hpo.sweep.sweep import Sweep
 from hpo.worker.messages import MAX_FAILURES_IN_A_ROW, Event
 from hpo_model.config import Scalar
@@ -247,7 +247,7 @@ def _tell_people(view: Lines, change: Change, trial: FrozenTrial | None) -> None
 
 def _event(trial: FrozenTrial) -> Event:
     """The end of a trial as its worker told it."""
-    outcome = TrialOutcome(
+    outcome = TrialResult(
         state=_STATES[trial.state],
         values=tuple(trial.values or ()),
         attributes=trial.user_attrs,

@@ -35,7 +35,7 @@ from hpo.sweep.corpus import check_same_text, load_text
 from hpo.sweep.meaning import check_same_meaning
 from hpo.sweep.network import check_same_network, network_record
 from hpo.sweep.slots import SlotCounts
-from hpo.sweep.sweep import LAST_RUN_ATTRIBUTE, Sweep, create_sweep, find_sweep, open_sweep, publish, take_up
+from hpo.sweep.sweep import LAST_RUN_ATTRIBUTE, Sweep, create_sweep, find_sweep, open_sweep, publish, update_metadata
 from hpo.worker.messages import Event, WorkerSpec
 from hpo_model.data.tokens import TokenizedCorpus
 from hpo_model.hardware import default_device, describe, gpu_count
@@ -113,7 +113,7 @@ def prepare(request: Request, url: str, home: Home, announce: Callable[[str], No
         stops = sweep.slots.stops()  # a stop that is asked from here on is meant for this run too
         check_same_text(sweep, corpus)
         check_same_network(sweep)
-        take_up(sweep, spec)
+        update_metadata(sweep, spec)
         publish(sweep)
         sweep.slots.ensure(total)
         sweep.study.set_user_attr(LAST_RUN_ATTRIBUTE, time.time())

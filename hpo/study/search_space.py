@@ -70,7 +70,7 @@ def make_pruner(spec: StudySpec) -> optuna.pruners.BasePruner:
 RUNG = "completed_rung_"  # how Optuna's successive halving begins the names of its notes
 
 
-class AttentiveStudy(optuna.Study):
+class SnapshotStudy(optuna.Study):
     """A study that reads its trials when told to look, and answers from what it saw.
 
     Samplers and pruners ask for all trials several times per question, and each reading loads every running trial anew:
@@ -91,7 +91,7 @@ class AttentiveStudy(optuna.Study):
         return copy.deepcopy(trials) if deepcopy else trials
 
 
-def is_behind(spec: StudySpec, trial: optuna.Trial, milestone: int) -> bool:
+def should_prune(spec: StudySpec, trial: optuna.Trial, milestone: int) -> bool:
     """Whether to prune the trial, which has just reported at this milestone.
 
     The pruner is asked wherever its answer can be yes, because asking is how successive halving takes note of a trial.
@@ -101,7 +101,7 @@ def is_behind(spec: StudySpec, trial: optuna.Trial, milestone: int) -> bool:
     """
     if not _may_prune(spec, milestone):
         return False
-    study = AttentiveStudy(trial.study.study_name, trial.storage, pruner=trial.study.pruner)
+    study = SnapshotStudy(trial.study.study_name, trial.storage, pruner=trial.study.pruner)
     study.look()
     frozen = copy.copy(study.seen[trial.number])
     study.seen = study.seen[: trial.number] + study.seen[trial.number + 1 :]

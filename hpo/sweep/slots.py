@@ -31,7 +31,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 
 from hpo.database import tables as schema
 from hpo.database.connection import Database
-from hpo.database.retry import IMPATIENT, Patience
+from hpo.database.retry import NO_RETRY, RetryPolicy
 
 LEASE_S = 30.0  # an unrenewed lease is another worker's after this
 RENEWALS = 3  # per lease
@@ -47,7 +47,7 @@ _Result = TypeVar("_Result")
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrialOutcome:
+class TrialResult:
     """How a trial ended, in the form in which it waits in its slot until Optuna has been told."""
 
     state: Literal["COMPLETE", "PRUNED", "FAIL"]
@@ -60,7 +60,7 @@ class TrialOutcome:
         return json.dumps(dataclasses.asdict(self))
 
     @classmethod
-    def from_json(cls, text: str) -> TrialOutcome:
+    def from_json(cls, text: str) -> TrialResult:
         """The outcome that `to_json` gave."""
         content = json.loads(text)
         return cls(**{**content, "values": tuple(content["values"]), "violations": tuple(content["violations"])})
@@ -75,7 +75,7 @@ class Lease:
     epoch: int
     trial_number: int | None  # of the trial to continue; None: not begun
     deaths: int = 0  # leases over this trial that ended without a word, in a row and without progress between
-    outcome: TrialOutcome | None  # set where only telling Optuna is left
+    outcome: TrialResult | None  # set where only telling Optuna is left
 
 
 class LeaseLost(Exception):
@@ -119,22 +119,22 @@ class Slots:
         database: the one that holds the study.
         study_id: Optuna's id of the study there.
         lease_s: seconds after which an unrenewed lease may be taken over.
-        patience: with a database that is away; the database's own by default.
+        retry: with a database that is away; the database's own by default.
     """
 
     def __init__(
-        self, database: Database, study_id: int, lease_s: float = LEASE_S, patience: Patience | None = None
+        self, database: Database, study_id: int, lease_s: float = LEASE_S, retry: RetryPolicy | None = None
     ) -> None:
         self.database = database
         self.study_id = study_id
         self.lease_s = lease_s
-        self.patience = patience or database.patience
+        self.retry = retry or database.retry
         self._fence: Fence | None = None
         self._now: sa.ColumnElement[float] = sa.literal_column(_CLOCKS[database.engine.dialect.name], sa.Double)
 
     def impatient(self) -> Slots:
         """The same slots for a caller that rather fails than waits."""
-        return Slots(self.database, self.study_id, self.lease_s, IMPATIENT)
+        return Slots(self.database, self.study_id, self.lease_s, NO_RETRY)
 
     # --------------------------------------------------------------------------------------------------- study
 
@@ -144,7 +144,7 @@ class Slots:
         Returns:
             The record that stands: this one, or the one of whoever was first.
         """
-        self.patience.outlast(lambda: schema.create(self.database.engine))
+        self.retry.call(lambda: schema.create(self.database.engine))
         row = {"study_id": self.study_id, "record": json.dumps(record)}
         self._in_transaction(lambda connection: connection.execute(self._insert_if_absent(schema.studies), [row]))
         found = self.record()
@@ -157,7 +157,7 @@ class Slots:
         Raises:
             StorageError: the slots are of another version of this program.
         """
-        if not self.patience.outlast(lambda: schema.check(self.database.engine)):
+        if not self.retry.call(lambda: schema.check(self.database.engine)):
             return None
         mine = sa.select(_studies.record).where(_studies.study_id == self.study_id)
         text: str | None = self._in_transaction(lambda connection: connection.scalar(mine))
@@ -178,7 +178,7 @@ class Slots:
         mine = sa.select(_studies.stops).where(_studies.study_id == self.study_id)
         return self._in_transaction(lambda connection: connection.scalar(mine)) or 0
 
-    def ask_to_stop(self) -> None:
+    def request_stop(self) -> None:
         """Ask all workers that have begun, wherever they are, to leave at their next evaluation."""
         self._write_study(stops=_studies.stops + 1)
 
@@ -263,7 +263,7 @@ class Slots:
         row = self._in_transaction(take_one)
         if row is None:
             return None
-        outcome = None if row.outcome is None else TrialOutcome.from_json(row.outcome)
+        outcome = None if row.outcome is None else TrialResult.from_json(row.outcome)
         return Lease(
             slot=row.number,
             owner=owner,
@@ -277,11 +277,11 @@ class Slots:
         """Push the expiry on, also of an expired lease that nobody took. False: the lease is lost."""
         return self._write(lease, expires_at=self._now + self.lease_s)
 
-    def forgive(self, lease: Lease) -> bool:
+    def reset_crash_count(self, lease: Lease) -> bool:
         """Forget the deaths over a trial that has come further than ever. False: the lease is lost."""
         return self._write(lease, deaths=0)
 
-    def finish(self, lease: Lease, outcome: TrialOutcome) -> bool:
+    def finish(self, lease: Lease, outcome: TrialResult) -> bool:
         """Fix how the trial ended; from here on it only remains to tell Optuna. False: the lease is lost."""
         return self._write(lease, state="finishing", outcome=outcome.to_json(), expires_at=self._now + self.lease_s)
 
@@ -439,7 +439,7 @@ class Slots:
             with self.database.engine.begin() as connection:
                 return work(connection)
 
-        return self.patience.outlast(once)
+        return self.retry.call(once)
 
     def _among(self, total: int | None) -> sa.ColumnElement[bool]:
         mine = _slots.study_id == self.study_id

@@ -15,10 +15,10 @@ from pydantic import ValidationError
 from hpo.database import tables as schema
 from hpo.database.connection import Database
 from hpo.errors import StudyError
-from hpo.study.search_space import AttentiveStudy, make_pruner, make_sampler
+from hpo.study.search_space import SnapshotStudy, make_pruner, make_sampler
 from hpo.study.spec import Objective, Role, StudySpec
 from hpo.sweep.meaning import meaning
-from hpo.sweep.slots import LEASE_S, Lease, LeaseLost, Slots, TrialOutcome
+from hpo.sweep.slots import LEASE_S, Lease, LeaseLost, Slots, TrialResult
 from hpo_model.config import Scalar
 
 STUDY_ATTRIBUTE = "hpo:study"
@@ -43,7 +43,7 @@ class Sweep:
     def __post_init__(self) -> None:
         self._read_record()
         self.storage = self.database.storage
-        self.asking = AttentiveStudy(self.study.study_name, self.storage, pruner=make_pruner(self.spec))
+        self.asking = SnapshotStudy(self.study.study_name, self.storage, pruner=make_pruner(self.spec))
 
     def _read_record(self) -> None:
         try:
@@ -86,7 +86,7 @@ class Sweep:
         with self.slots.fence(lease), self.slots.renewed(lease, on_renewal):
             yield
 
-    def begin(self, lease: Lease) -> optuna.Trial:
+    def start(self, lease: Lease) -> optuna.Trial:
         """The trial of a slot: the one bound to it, or a new one.
 
         A trial is created with its slot's number on it and bound to the slot in one transaction: no crash orphans it,
@@ -135,7 +135,7 @@ class Sweep:
             return self.plan[slot]
         return self.plan[slot] if slot < len(self.plan) else ("search", {})
 
-    def settle(self, lease: Lease, number: int, outcome: TrialOutcome) -> None:
+    def finalize(self, lease: Lease, number: int, outcome: TrialResult) -> None:
         """Tell Optuna how a trial ended and mark its slot, in one transaction. A second call changes nothing."""
         trial_id = self.trial_id(number)
         self.database.set_user_attributes(trial_id, outcome.attributes)
@@ -233,7 +233,7 @@ def create_sweep(database: Database, name: str, record: dict[str, Any], lease_s:
         StudyError: there is an empty study of this name that was made for other objectives.
     """
     if schema.check(database.engine):
-        database.patience.outlast(lambda: schema.forget_orphans(database.engine))
+        database.retry.call(lambda: schema.forget_orphans(database.engine))
     directions = [DIRECTIONS[objective] for objective in record["spec"]["objectives"]]
     study = optuna.create_study(study_name=name, storage=database.storage, directions=directions, load_if_exists=True)
     if study.directions != directions:
@@ -246,7 +246,7 @@ def create_sweep(database: Database, name: str, record: dict[str, Any], lease_s:
     return sweep
 
 
-def take_up(sweep: Sweep, spec: StudySpec) -> None:
+def update_metadata(sweep: Sweep, spec: StudySpec) -> None:
     """Let what may change between sessions be as the study file has it now: description, total, stopping."""
     record = {**sweep.record, "spec": spec.model_dump(mode="json")}
     record["spec"]["profile"] = sweep.record["spec"]["profile"]

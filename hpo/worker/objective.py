@@ -15,9 +15,9 @@ from typing import Any
 import optuna
 import torch
 
-from hpo.study.search_space import is_behind
+from hpo.study.search_space import should_prune
 from hpo.study.spec import StudySpec
-from hpo.sweep.slots import TrialOutcome
+from hpo.sweep.slots import TrialResult
 from hpo_model.config import RunConfig, Scalar
 from hpo_model.data.tokens import TokenizedCorpus
 from hpo_model.errors import CheckpointError, ConfigError, OtherDeviceError
@@ -49,7 +49,7 @@ def run_trial(
     parameters: Mapping[str, Scalar],
     setting: TrialSetting,
     on_evaluation: Callable[[Evaluation], bool],
-) -> TrialOutcome:
+) -> TrialResult:
     """Train the trial's network, from its last checkpoint if there is one.
 
     Args:
@@ -66,7 +66,7 @@ def run_trial(
         config = setting.spec.run_with(parameters)
     except ConfigError as error:  # each value is sound, this combination is not
         facts = {"hpo:outcome": "failed", "hpo:reason": str(error)}
-        return TrialOutcome(state="PRUNED", violations=("invalid",), attributes=facts)
+        return TrialResult(state="PRUNED", violations=("invalid",), attributes=facts)
 
     def report(evaluation: Evaluation) -> Decision:
         _report(trial, evaluation)
@@ -77,7 +77,7 @@ def run_trial(
 
     def behind(evaluation: Evaluation) -> bool:
         last = evaluation.milestone == config.training.evaluations
-        return not last and is_behind(setting.spec, trial, evaluation.milestone)
+        return not last and should_prune(setting.spec, trial, evaluation.milestone)
 
     resume_from, history = newest_checkpoint(setting.folder, setting.device)
     reached = reached_before(trial)
@@ -111,17 +111,17 @@ def reached_before(trial: optuna.Trial) -> int:
     return max(trial._cached_frozen_trial.intermediate_values, default=0)
 
 
-def failed(error: Exception, log: Path) -> TrialOutcome:
+def failed(error: Exception, log: Path) -> TrialResult:
     """The outcome of a trial that raised what nobody expected."""
     reason = f"{type(error).__name__}: {error}; see {log}"
-    return TrialOutcome(state="FAIL", attributes={"hpo:outcome": "failed", "hpo:reason": reason})
+    return TrialResult(state="FAIL", attributes={"hpo:outcome": "failed", "hpo:reason": reason})
 
 
-def deadly(deaths: int, log: Path) -> TrialOutcome:
+def deadly(deaths: int, log: Path) -> TrialResult:
     """The outcome of a trial whose process died under it again and again, as by the system's out-of-memory killer."""
     reason = f"its process died {deaths} times; see {log}"
     attributes = {"hpo:outcome": "failed", "hpo:reason": reason}
-    return TrialOutcome(state="PRUNED", violations=("process_died",), attributes=attributes)
+    return TrialResult(state="PRUNED", violations=("process_died",), attributes=attributes)
 
 
 def newest_checkpoint(folder: Path, device: str) -> tuple[Path | None, tuple[Evaluation, ...]]:
@@ -158,7 +158,7 @@ def _checkpoints(folder: Path) -> list[Path]:
     return sorted(folder.glob("checkpoint-*.pt"), key=_epoch)
 
 
-def tidy(folder: Path, outcome: TrialOutcome) -> None:
+def tidy(folder: Path, outcome: TrialResult) -> None:
     """Keep the last checkpoint of a complete trial; nothing of the others."""
     if outcome.state != "COMPLETE":
         shutil.rmtree(folder, ignore_errors=True)
@@ -167,7 +167,7 @@ def tidy(folder: Path, outcome: TrialOutcome) -> None:
         path.unlink(missing_ok=True)
 
 
-def files_to_show(folder: Path, outcome: TrialOutcome) -> list[Path]:
+def files_to_show(folder: Path, outcome: TrialResult) -> list[Path]:
     """What of a trial's folder is worth keeping for those who look at the trial: of a complete one alone."""
     return [*_checkpoints(folder)[-1:], *sorted(folder.glob("samples*"))] if outcome.state == "COMPLETE" else []
 
@@ -195,7 +195,7 @@ def _tell_of_loss(trial: optuna.Trial, reached: int, kept: int, setting: TrialSe
     trial.set_user_attr("hpo:repeated", trial.user_attrs.get("hpo:repeated", 0) + reached - kept)
 
 
-def _outcome(result: TrainingResult, spec: StudySpec, attributes: dict[str, Any]) -> TrialOutcome:
+def _outcome(result: TrainingResult, spec: StudySpec, attributes: dict[str, Any]) -> TrialResult:
     attributes["hpo:machine"]["peak_memory_bytes"] = max(
         (each.peak_memory_bytes for each in result.history if each.peak_memory_bytes is not None), default=None
     )
@@ -210,9 +210,9 @@ def _outcome(result: TrainingResult, spec: StudySpec, attributes: dict[str, Any]
         values = ()
     if result.outcome == "complete":
         violations: tuple[str, ...] = ("suspicious",) if result.suspicious else ()
-        return TrialOutcome(state="COMPLETE", values=values, violations=violations, attributes=attributes)
+        return TrialResult(state="COMPLETE", values=values, violations=violations, attributes=attributes)
     violations = (result.outcome,) if result.outcome in ("diverged", "out_of_memory") else ()
-    return TrialOutcome(state="PRUNED", values=values, violations=violations, attributes=attributes)
+    return TrialResult(state="PRUNED", values=values, violations=violations, attributes=attributes)
 
 
 def _machine(config: RunConfig, setting: TrialSetting) -> dict[str, Any]:

@@ -19,13 +19,13 @@ from optuna.exceptions import StorageInternalError, UpdateFinishedTrialError
 from sqlalchemy.exc import IntegrityError, SQLAlchemyError
 
 from hpo.database.connection import open_database, storage_errors
-from hpo.database.retry import Patience, is_away
+from hpo.database.retry import RetryPolicy, is_transient
 from hpo.errors import WorkerError
 from hpo.study.search_space import suggest
 from hpo.sweep.corpus import check_same_text, load_text
 from hpo.sweep.meaning import check_same_meaning
 from hpo.sweep.network import check_same_network
-from hpo.sweep.slots import Lease, LeaseLost, Slots, TrialOutcome
+from hpo.sweep.slots import Lease, LeaseLost, Slots, TrialResult
 from hpo.sweep.sweep import open_sweep
 from hpo.worker.artifacts import offer
 from hpo.worker.messages import MAX_CRASHES, MAX_FAILURES_IN_A_ROW, Event, EventKind, EventSink, WorkerSpec
@@ -73,7 +73,7 @@ def work(order: WorkerSpec, sink: EventSink) -> None:
             except Exception as error:
                 if worker is not None and isinstance(error, ROW_GONE):
                     worker.sweep.check_there()
-                if not (is_away(error) and sink.stop_wanted()):
+                if not (is_transient(error) and sink.stop_wanted()):
                     raise
                 logger.warning("left without a word to the database, which is away; the lease expires by itself")
     except (OSError, MemoryError) as error:
@@ -83,8 +83,8 @@ def work(order: WorkerSpec, sink: EventSink) -> None:
 class _Worker:
     def __init__(self, order: WorkerSpec, sink: EventSink) -> None:
         self.order, self.sink = order, sink
-        patience = Patience(longest_s=OUTAGE_S, give_up=sink.stop_wanted, announce=lambda line: self.warn(line))
-        database = open_database(order.storage_url, create=False, patience=patience)
+        retry = RetryPolicy(max_elapsed_s=OUTAGE_S, give_up=sink.stop_wanted, announce=lambda line: self.warn(line))
+        database = open_database(order.storage_url, create=False, retry=retry)
         self.sweep = open_sweep(database, order.study_name, order.lease_s)
         check_same_meaning(self.sweep.spec, self.sweep.record)  # a fleet's machines may have different versions
         self.slots = self.sweep.slots
@@ -142,7 +142,7 @@ class _Worker:
                     self.run(lease)
                 else:  # whoever ran the trial died before telling Optuna
                     assert lease.trial_number is not None, "a trial is bound before it ends"
-                    self.settle(lease, lease.trial_number, lease.outcome)
+                    self.finalize(lease, lease.trial_number, lease.outcome)
         except LeaseLost:
             logger.warning("slot %d: lease lost to another worker, which goes on with its trial", lease.slot)
         except UpdateFinishedTrialError:
@@ -156,7 +156,7 @@ class _Worker:
             raise
 
     def run(self, lease: Lease) -> None:
-        trial = self.sweep.begin(lease)
+        trial = self.sweep.start(lease)
         parameters = suggest(self.sweep.spec, trial)
         facts: dict[str, Any] = {"trial": trial.number, "parameters": parameters}
         self.tell("started", **facts)
@@ -175,7 +175,7 @@ class _Worker:
         def on_evaluation(evaluation: Evaluation) -> bool:
             nonlocal on_trial
             if on_trial and evaluation.milestone > furthest:
-                self.slots.forgive(lease)
+                self.slots.reset_crash_count(lease)
                 on_trial = False
             self.tell("evaluated", evaluation=evaluation, **facts)
             return not self.stop_wanted()
@@ -190,12 +190,12 @@ class _Worker:
                 raise
         if not self.slots.finish(lease, outcome):
             raise LeaseLost
-        self.settle(lease, trial.number, outcome)
+        self.finalize(lease, trial.number, outcome)
         self.tell("finished", outcome=outcome, **facts)
         if self.failures >= MAX_FAILURES_IN_A_ROW:
             raise WorkerError(f"{self.failures} trials in a row failed, the last by {outcome.attributes['hpo:reason']}")
 
-    def settle(self, lease: Lease, trial: int, outcome: TrialOutcome) -> None:
+    def finalize(self, lease: Lease, trial: int, outcome: TrialResult) -> None:
         try:
             offer(
                 self.sweep.database,
@@ -207,10 +207,10 @@ class _Worker:
             )
         except OSError as error:
             self.warn(f"trial {trial}: its files are not shown in the dashboard ({error}); nothing else is lost")
-        self.sweep.settle(lease, trial, outcome)
+        self.sweep.finalize(lease, trial, outcome)
         tidy(self.folder(trial), outcome)
 
-    def outcome_of(self, run: Callable[[], TrialOutcome]) -> TrialOutcome:
+    def outcome_of(self, run: Callable[[], TrialResult]) -> TrialResult:
         """The trial's outcome; an unforeseen exception is one too, with its traceback in the worker's log."""
         try:
             outcome = run()

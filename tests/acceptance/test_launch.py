@@ -18,7 +18,7 @@ from hpo.errors import HpoError, StorageError, StudyError, StudyFileError, Usage
 from hpo.executors.placement import Wish
 from hpo.home import Home
 from hpo.search.launch import Launch, Request, join, prepare
-from hpo.sweep.slots import SlotCounts, TrialOutcome
+from hpo.sweep.slots import SlotCounts, TrialResult
 from hpo.sweep.sweep import LAST_RUN_ATTRIBUTE, find_sweep, last_run, publish, study_names
 from hpo.worker.messages import Event
 from hpo.worker.worker import work
@@ -258,7 +258,7 @@ def test_memory_that_a_trial_was_seen_to_hold_needs_no_rehearsal(place: Place, m
     sweep = place.prepare().sweep
     for device, peak in (("cuda:0", 10 * 2**30), ("cuda:0", 30 * 2**30), ("cpu", 70 * 2**30), ("cuda:0", None)):
         machine = {"device": device, "peak_memory_bytes": peak}
-        run_slot(sweep, TrialOutcome(state="COMPLETE", values=(4.0,), attributes={"hpo:machine": machine}))
+        run_slot(sweep, TrialResult(state="COMPLETE", values=(4.0,), attributes={"hpo:machine": machine}))
     monkeypatch.setattr(hpo.executors.placement, "_rehearse", lambda *_: pytest.fail("it was measured again"))
     assert len(place.prepare(trials=20, trials_per_gpu=5).orders) == 2
     assert place.said == ["2 instead of 5 trials per GPU: one holds 30.0 GiB at its peak, and a GPU here has 80.0 GiB"]
@@ -275,7 +275,7 @@ def test_where_nothing_is_left_to_do_nothing_is_measured(place: Place, monkeypat
 def test_orders_know_how_often_a_stop_was_asked_before(place: Place) -> None:
     launch = place.prepare(workers=2)
     assert [order.stops for order, _ in launch.orders] == [0, 0]
-    launch.sweep.slots.ask_to_stop()
+    launch.sweep.slots.request_stop()
     assert [order.stops for order, _ in place.prepare(workers=2).orders] == [1, 1]
     assert [order.stops for order, _ in place.join(workers=1).orders] == [1]
 

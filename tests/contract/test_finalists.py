@@ -16,18 +16,18 @@ from hpo.home import Home
 from hpo.study.search_space import suggest
 from hpo.study.spec import StudySpec, parse_study
 from hpo.sweep.finalists import find_finalists, overtaken, plan_finalists
-from hpo.sweep.slots import TrialOutcome
+from hpo.sweep.slots import TrialResult
 from hpo.sweep.sweep import Sweep, create_sweep, find_sweep, open_sweep
 from hpo.transfer.copying import copy_studies
 from hpo_reports.analysis.judging import judge
 from hpo_reports.records.finalists import read_finalists
 from tests.support.sweeps import DIVERGED, PRUNED, complete, contents, make_record, make_spec, make_sweep, opened
 
-SUSPICIOUS = TrialOutcome(state="COMPLETE", values=(0.1,), violations=("suspicious",), attributes={})
+SUSPICIOUS = TrialResult(state="COMPLETE", values=(0.1,), violations=("suspicious",), attributes={})
 LOSSES = (5.0, 4.8, 4.9, 4.7, 4.85)  # of trials 0, the baseline, to 4
 
 
-def searched(database: Database, *outcomes: TrialOutcome, **changes: object) -> Sweep:
+def searched(database: Database, *outcomes: TrialResult, **changes: object) -> Sweep:
     """A search that has ended."""
     outcomes = outcomes or tuple(map(complete, LOSSES))
     search = make_sweep(database, **{"trials": len(outcomes), **changes})
@@ -52,16 +52,16 @@ def candidates(companion: Sweep) -> list[tuple[int, str]]:
     return [(candidate.trial, candidate.role) for candidate in companion.spec.replication.candidates]
 
 
-def fill(sweep: Sweep, outcome: TrialOutcome | Callable[[FrozenTrial], TrialOutcome]) -> bool:
+def fill(sweep: Sweep, outcome: TrialResult | Callable[[FrozenTrial], TrialResult]) -> bool:
     """Take the next slot from claim to done, values included, as a worker does; whether there was one."""
     lease = sweep.slots.claim("worker", None)
     if lease is None:
         return False
-    trial = sweep.begin(lease)
+    trial = sweep.start(lease)
     suggest(sweep.spec, trial)
-    ended = outcome if isinstance(outcome, TrialOutcome) else outcome(sweep.study.get_trials()[trial.number])
+    ended = outcome if isinstance(outcome, TrialResult) else outcome(sweep.study.get_trials()[trial.number])
     assert sweep.slots.finish(lease, ended)
-    sweep.settle(lease, trial.number, ended)
+    sweep.finalize(lease, trial.number, ended)
     return True
 
 
@@ -201,7 +201,7 @@ def test_two_who_add_at_once_lose_nothing(database_url: str, database: Database)
     planned(search, count=1, replicates=1)
 
     def add(count: int, replicates: int) -> None:
-        with opened(database_url, patience=database.patience) as own:
+        with opened(database_url, retry=database.retry) as own:
             plan_finalists(open_sweep(own, search.spec.name), count, replicates)
 
     threads = [threading.Thread(target=add, args=wanted) for wanted in ((1, 5), (3, 1), (2, 3))]

@@ -19,7 +19,16 @@ from optuna_dashboard.artifact._backend import list_trial_artifacts
 
 from hpo.dashboard import notes, publishing
 from hpo.dashboard.freshness import states
-from hpo.dashboard.notes import STAMP, Notes, Stamp, is_ours, moved, read_stamps, signed, write_notes
+from hpo.dashboard.notes import (
+    STAMP,
+    Notes,
+    PublishedVersion,
+    is_ours,
+    moved,
+    read_published_versions,
+    signed,
+    write_notes,
+)
 from hpo.dashboard.publishing import publish
 from hpo.database.connection import Database
 from hpo.home import Home
@@ -50,9 +59,9 @@ def study(lone: Database, home: Home) -> Sweep:
     return make_study(lone, home)
 
 
-def stamp_of(sweep: Sweep) -> Stamp:
+def stamp_of(sweep: Sweep) -> PublishedVersion:
     """When the study's notes were written."""
-    return read_stamps(sweep.database).get(sweep.study._study_id, Stamp())
+    return read_published_versions(sweep.database).get(sweep.study._study_id, PublishedVersion())
 
 
 def section_of_finalists(sweep: Sweep) -> str:
@@ -107,7 +116,7 @@ def test_in_a_hurry_nothing_is_written_before_its_time(study: Sweep, home: Home)
 
 
 def test_what_takes_long_is_done_seldom(study: Sweep, monkeypatch: pytest.MonkeyPatch) -> None:
-    slow = Stamp(finished=4, state="another", at=time.time() - 300, seconds=30.0)
+    slow = PublishedVersion(finished=4, state="another", at=time.time() - 300, seconds=30.0)
     with study.database.engine.begin() as connection:
         connection.execute(
             sa.text("UPDATE study_system_attributes SET value_json = :text WHERE key = :key"),
@@ -131,7 +140,7 @@ def test_what_another_version_has_marked_is_written_anew(content: object, study:
 
 def test_a_later_state_is_not_overwritten(study: Sweep) -> None:
     study_id = study.study._study_id
-    earlier = Notes(stamp=Stamp(finished=3), study="earlier")
+    earlier = Notes(stamp=PublishedVersion(finished=3), study="earlier")
     assert not write_notes(study.database, study_id, earlier)
     assert get_note(study.study).startswith("# Experiments")
 
@@ -162,7 +171,7 @@ def test_a_signed_note_is_known_again_and_an_edited_one_is_not(text: str) -> Non
 
 def test_notes_and_figures_that_are_no_more_are_removed(study: Sweep) -> None:
     study_id = study.study._study_id
-    notes_now = Notes(stamp=Stamp(finished=5), study="new", trials={1: "one"}, figures={"history": "{}"})
+    notes_now = Notes(stamp=PublishedVersion(finished=5), study="new", trials={1: "one"}, figures={"history": "{}"})
     assert write_notes(study.database, study_id, notes_now)
     shown = attributes(study.database, study_id)
     assert set(get_plotly_graph_objects(shown)) == {"hpo-history"}
@@ -172,7 +181,7 @@ def test_notes_and_figures_that_are_no_more_are_removed(study: Sweep) -> None:
 def test_figures_of_others_stay(study: Sweep) -> None:
     study_id, storage = study.study._study_id, study.database.storage
     storage.set_study_system_attr(study_id, "dashboard:plot_data:theirs:0", "{}")
-    write_notes(study.database, study_id, Notes(stamp=Stamp(finished=5), study="new"))
+    write_notes(study.database, study_id, Notes(stamp=PublishedVersion(finished=5), study="new"))
     assert set(get_plotly_graph_objects(attributes(study.database, study_id))) == {"theirs"}
 
 
@@ -187,7 +196,7 @@ def test_a_study_of_another_program_is_left_alone(lone: Database) -> None:
 def test_a_study_that_was_deleted_meanwhile_gets_nothing(study: Sweep) -> None:
     study_id = study.study._study_id
     optuna.delete_study(study_name=study.spec.name, storage=study.database.storage)
-    assert not write_notes(study.database, study_id, Notes(stamp=Stamp(finished=9), study="late"))
+    assert not write_notes(study.database, study_id, Notes(stamp=PublishedVersion(finished=9), study="late"))
     with study.database.engine.connect() as connection:
         assert connection.scalar(sa.text("SELECT count(*) FROM study_system_attributes")) == 0
 
@@ -204,7 +213,9 @@ def test_both_databases_take_notes(database: Database) -> None:
 def test_two_that_write_at_once_leave_the_later_state(database: Database) -> None:
     sweep = make_sweep(database)
     study_id = sweep.study._study_id
-    states = [Notes(stamp=Stamp(finished=n), study=f"state {n}", trials={1: f"state {n}"}) for n in range(1, 9)]
+    states = [
+        Notes(stamp=PublishedVersion(finished=n), study=f"state {n}", trials={1: f"state {n}"}) for n in range(1, 9)
+    ]
     threads = [threading.Thread(target=write_notes, args=(database, study_id, each)) for each in states]
     for thread in threads:
         thread.start()
@@ -256,9 +267,9 @@ def test_notes_of_trials_know_the_seed_noise_that_the_report_has_measured(study:
     for place in range(companion.slots.counts(None).total):
         lease = companion.slots.claim("worker", None)
         assert lease is not None
-        trial = companion.begin(lease)
+        trial = companion.start(lease)
         suggest(companion.spec, trial)
-        companion.settle(lease, trial.number, complete(4.0 + 0.01 * (place // 2 % 3)))
+        companion.finalize(lease, trial.number, complete(4.0 + 0.01 * (place // 2 % 3)))
     publishing.publish_quietly(sqlite_url, companion.spec.name, pytest.fail)
     assert "9.5 % better than the baseline in val PPL; one run, no verdict." in note_of_the_second()
 
@@ -300,7 +311,7 @@ def test_a_failure_is_told_once_and_the_search_goes_on(
             hear(make_event("finished"))
             time.sleep(0.1)
     assert told == ["notes and figures for the dashboard were not written (no ink); nothing else is lost"]
-    assert stamp_of(sweep) == Stamp()
+    assert stamp_of(sweep) == PublishedVersion()
 
 
 def test_a_dashboard_brings_all_studies_up_to_date(lone: Database, sqlite_url: str) -> None:

@@ -42,7 +42,7 @@ def old(url: str) -> Iterator[Database]:
         run_slot(sweep, COMPLETE)
         lease = sweep.slots.claim("worker", 3)
         assert lease is not None
-        sweep.begin(lease)
+        sweep.start(lease)
         with database.engine.begin() as connection:
             slots = connection.exec_driver_sql("SELECT * FROM hpo_slots ORDER BY number").mappings().all()
             for table in schema.metadata.sorted_tables:
@@ -132,7 +132,7 @@ def test_an_upgraded_study_goes_on(old: Database, url: str) -> None:
         "hpo_studies": [(*row, 0) for row in before["hpo_studies"]],
     }
     assert sweep.slots.counts(None) == SlotCounts(done=1, leased=1, open=1)
-    sweep.slots.ask_to_stop()
+    sweep.slots.request_stop()
     assert sweep.slots.stops() == 1
     sweep.slots.release_owner("worker", died=True)
     assert [run_slot(sweep, COMPLETE) for _ in range(2)] == [1, 2]
@@ -142,7 +142,7 @@ def test_an_upgraded_study_goes_on(old: Database, url: str) -> None:
 
 def test_upgrading_twice_changes_nothing(old: Database, url: str) -> None:
     upgrade(url)
-    open_sweep(old, "toy").slots.ask_to_stop()
+    open_sweep(old, "toy").slots.request_stop()
     before = contents(old)
     assert upgrade(url) == []
     assert contents(old) == before

@@ -19,8 +19,8 @@ from optuna.exceptions import StorageInternalError
 
 from hpo.database import tables as schema
 from hpo.database.connection import Database
-from hpo.database.retry import Patience
-from hpo.sweep.slots import Lease, LeaseLost, SlotCounts, Slots, TrialOutcome
+from hpo.database.retry import RetryPolicy
+from hpo.sweep.slots import Lease, LeaseLost, SlotCounts, Slots, TrialResult
 from hpo.sweep.sweep import Sweep, open_sweep
 from tests.support.side_processes import PROCESSES, claim_all
 from tests.support.sweeps import (
@@ -175,7 +175,7 @@ class TestClaim:
 
 WRITES: dict[str, Callable[[Slots, Lease], bool]] = {
     "renew": lambda slots, lease: slots.renew(lease),
-    "forgive": lambda slots, lease: slots.forgive(lease),
+    "reset_crash_count": lambda slots, lease: slots.reset_crash_count(lease),
     "finish": lambda slots, lease: slots.finish(lease, COMPLETE),
     "done": lambda slots, lease: slots.done(lease),
     "release": lambda slots, lease: slots.release(lease),
@@ -359,8 +359,8 @@ class TestRenewed:
         setting = make(1)
         lease = setting.claim("a")
         said, asked = list[str](), threading.Event()
-        patience = Patience(longest_s=60.0, announce=said.append)
-        patient = Slots(setting.database, setting.slots.study_id, lease_s=0.03, patience=patience)
+        retry = RetryPolicy(max_elapsed_s=60.0, announce=said.append)
+        patient = Slots(setting.database, setting.slots.study_id, lease_s=0.03, retry=retry)
 
         def away(*_: object) -> None:
             asked.set()
@@ -523,7 +523,7 @@ class TestStops:
         one, two = make(1), make(1)
         assert one.slots.stops() == 0
         for wishes in (1, 2):
-            one.slots.ask_to_stop()
+            one.slots.request_stop()
             assert one.slots.stops() == wishes
         assert two.slots.stops() == 0
 
@@ -571,7 +571,7 @@ class TestDeaths:
         other = setting.claim("other")
         lease = [setting.claim_and_lapse("a") for _ in range(3)][-1]
         assert lease.deaths == 2
-        assert setting.slots.forgive(lease)
+        assert setting.slots.reset_crash_count(lease)
         assert setting.claim("b").deaths == 1  # the lease that it forgave expired in its turn
         assert setting.slots.renew(other)
 
@@ -685,7 +685,7 @@ class Worker:
         lease = self.slots.claim("me", 10)
         assert lease is not None
         self.lease = lease
-        self.trial = self.sweep.begin(lease)
+        self.trial = self.sweep.start(lease)
         self.trial.report(4.0, 1)
         self.trial.report(4.0, 3)
 
@@ -718,9 +718,9 @@ THROUGH_OPTUNA: dict[str, Callable[[Worker], object]] = {
     "rung": lambda worker: worker.trial.should_prune(),
     "value": lambda worker: worker.study.tell(worker.trial, 4.0),
     "pruned": lambda worker: worker.study.tell(worker.trial, state=optuna.trial.TrialState.PRUNED),
-    "settle": lambda worker: worker.sweep.settle(worker.lease, worker.trial.number, COMPLETE),
+    "settle": lambda worker: worker.sweep.finalize(worker.lease, worker.trial.number, COMPLETE),
     "another trial": lambda worker: worker.sweep.storage.create_new_trial(worker.study._study_id),
-    "another trial as the program makes it": lambda worker: worker.sweep.begin(
+    "another trial as the program makes it": lambda worker: worker.sweep.start(
         dataclasses.replace(worker.lease, trial_number=None)
     ),
     "ask": lambda worker: worker.study.ask(),
@@ -895,12 +895,12 @@ plain = st.recursive(
 
 @given(
     st.builds(
-        TrialOutcome,
+        TrialResult,
         state=st.sampled_from(["COMPLETE", "PRUNED", "FAIL"]),
         values=st.lists(finite, max_size=2).map(tuple),
         violations=st.lists(st.text(max_size=5), max_size=2).map(tuple),
         attributes=st.dictionaries(st.text(max_size=5), plain, max_size=3),
     )
 )
-def test_an_outcome_waits_unchanged_in_its_slot(outcome: TrialOutcome) -> None:
-    assert TrialOutcome.from_json(outcome.to_json()) == outcome
+def test_an_outcome_waits_unchanged_in_its_slot(outcome: TrialResult) -> None:
+    assert TrialResult.from_json(outcome.to_json()) == outcome

@@ -184,7 +184,7 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> threading.Event:
 
 def test_a_worker_leaves_at_the_evaluation_after_the_stop(site: Site, seen: threading.Event) -> None:
     def stop() -> None:
-        site.sweep.slots.ask_to_stop()
+        site.sweep.slots.request_stop()
         assert seen.wait(30)
 
     site.at["evaluated"] = stop
@@ -205,14 +205,14 @@ def test_who_begins_after_the_stop_goes_on_with_what_was_left(site: Site, seen: 
 
 
 def test_an_order_from_after_the_stop_is_carried_out(site: Site) -> None:
-    site.sweep.slots.ask_to_stop()
+    site.sweep.slots.request_stop()
     site.work(stops=site.sweep.slots.stops())
     assert site.sweep.slots.counts(None) == SlotCounts(done=3)
 
 
 def test_an_order_from_before_the_stop_begins_no_trial(site: Site) -> None:
     stops = site.sweep.slots.stops()
-    site.sweep.slots.ask_to_stop()
+    site.sweep.slots.request_stop()
     site.work(stops=stops)
     assert site.kinds() == []
     assert site.sweep.slots.counts(None) == SlotCounts(open=3)
@@ -223,7 +223,7 @@ def test_who_waits_for_others_leaves_too(site: Site, monkeypatch: pytest.MonkeyP
     for slot in range(3):
         lease = site.sweep.slots.claim(f"other-{slot}", None)
         assert lease is not None
-    site.at["waiting"] = site.sweep.slots.ask_to_stop
+    site.at["waiting"] = site.sweep.slots.request_stop
     site.work()
     assert set(site.kinds()) == {"waiting"}
     assert site.sweep.slots.counts(None) == SlotCounts(leased=3)
@@ -232,7 +232,7 @@ def test_who_waits_for_others_leaves_too(site: Site, monkeypatch: pytest.MonkeyP
 def test_a_stop_of_one_study_is_none_of_another(site: Site) -> None:
     other = make_sweep(site.sweep.slots.database, trials=1)
     run_slot(other, COMPLETE)
-    site.at["evaluated"] = other.slots.ask_to_stop
+    site.at["evaluated"] = other.slots.request_stop
     site.work()
     assert site.sweep.slots.counts(None) == SlotCounts(done=3)
 
@@ -244,7 +244,7 @@ def test_a_stop_of_one_study_is_none_of_another(site: Site) -> None:
 def test_a_trial_that_somebody_else_has_ended_meanwhile_fills_its_slot(site: Site, begun: str) -> None:
     lease = site.sweep.slots.claim("before", None)
     assert lease is not None
-    trial = site.sweep.begin(lease)
+    trial = site.sweep.start(lease)
     if begun != "created":
         suggest(site.sweep.spec, trial)
     if begun == "with a report":

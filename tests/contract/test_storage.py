@@ -17,7 +17,7 @@ from sqlalchemy import orm
 
 import hpo.database.connection
 from hpo.database.connection import Database, masked, open_database, storage_errors, storage_url, upgrade
-from hpo.database.retry import IMPATIENT
+from hpo.database.retry import NO_RETRY
 from hpo.errors import StorageError
 from hpo.home import Home
 from tests.support.side_processes import PROCESSES, make_study
@@ -186,13 +186,13 @@ def test_each_of_optuna_s_calls_outlasts_an_outage_for_the_patient(call: str, sq
         study.add_trial(optuna.create_trial(value=1.0, state=optuna.trial.TrialState.COMPLETE))
         trial = study.ask()
         trial.suggest_float("y", 0.0, 1.0)
-    for patience in (IMPATIENT, PATIENT):
-        with opened(sqlite_url, patience) as database:
+    for retry in (NO_RETRY, PATIENT):
+        with opened(sqlite_url, retry) as database:
             if call == "set_trial_param":  # which takes a trial that was read before
                 database.storage.get_all_trials(study._study_id)
             with outage(database, times=2):
                 refusal = pytest.raises(StorageInternalError, match="during the commit")
-                with contextlib.nullcontext() if patience is PATIENT else refusal:
+                with contextlib.nullcontext() if retry is PATIENT else refusal:
                     CALLS[call](database.storage, study._study_id, trial._trial_id)
 
 

@@ -15,8 +15,8 @@ from optuna.trial import FrozenTrial, TrialState
 import hpo.sweep.sweep
 from hpo.database.connection import Database
 from hpo.errors import StudyError
-from hpo.study.search_space import is_behind, suggest
-from hpo.sweep.slots import Lease, LeaseLost, SlotCounts, Slots, TrialOutcome
+from hpo.study.search_space import should_prune, suggest
+from hpo.sweep.slots import Lease, LeaseLost, SlotCounts, Slots, TrialResult
 from hpo.sweep.sweep import (
     LAST_RUN_ATTRIBUTE,
     METRICS,
@@ -99,7 +99,7 @@ def seen_by_another(sweep: Sweep, database: Database) -> Sweep:
 
 def test_planned_slots_get_the_plan_and_the_others_are_searched(database: Database) -> None:
     sweep = make_sweep(database, known=[{"dropout": 0.3}])
-    begun = [sweep.begin(claim(sweep)) for _ in range(4)]
+    begun = [sweep.start(claim(sweep)) for _ in range(4)]
     values = [suggest(sweep.spec, trial)["dropout"] for trial in begun]
     assert values[:2] == [0.1, 0.3]
     found = trials(sweep)
@@ -113,16 +113,16 @@ def test_planned_slots_get_the_plan_and_the_others_are_searched(database: Databa
 
 def test_each_slot_s_trial_draws_numbers_of_its_own_and_always_the_same(database: Database) -> None:
     sweep = make_sweep(database, sampler={"kind": "random"})
-    values = [suggest(sweep.spec, sweep.begin(claim(sweep)))["dropout"] for _ in range(10)]
+    values = [suggest(sweep.spec, sweep.start(claim(sweep)))["dropout"] for _ in range(10)]
     assert len(set(values)) == 10
     again = make_sweep(database, sampler={"kind": "random"})  # as if it were the first sweep's
-    assert [suggest(again.spec, again.begin(claim(again)))["dropout"] for _ in range(10)] == values
+    assert [suggest(again.spec, again.start(claim(again)))["dropout"] for _ in range(10)] == values
 
 
 def test_a_grid_s_slots_are_its_points(database: Database) -> None:
     choices = [0.0, 0.1, 0.2]
     sweep = make_sweep(database, trials=3, search={"dropout": {"choices": choices}}, sampler={"kind": "grid"})
-    values = [suggest(sweep.spec, sweep.begin(claim(sweep)))["dropout"] for _ in range(3)]
+    values = [suggest(sweep.spec, sweep.start(claim(sweep)))["dropout"] for _ in range(3)]
     assert values == [0.1, 0.0, 0.2]
 
 
@@ -131,32 +131,32 @@ def test_a_trial_is_bound_in_the_transaction_that_creates_it(database: Database,
     for slot, (moment, stored) in enumerate((("before", []), ("after", [1]))):
         lease = claim(mine)
         with crash_at_commit(own, 1, moment), pytest.raises(Crash):
-            mine.begin(lease)
+            mine.start(lease)
         assert [trial.number for trial in fresh(mine, database)][slot:] == stored
         assert slot_row(database, mine.study._study_id, slot)["trial_number"] == (stored[0] if stored else None)
         again = take_over(mine)
         assert (again.slot, again.trial_number) == (slot, stored[0] if stored else None)
-        assert mine.begin(again).number == slot
+        assert mine.start(again).number == slot
     assert [trial.user_attrs["hpo:slot"] for trial in fresh(mine, database)] == [0, 1]
 
 
 def test_a_trial_s_number_is_on_its_slot_and_the_slot_s_on_its_trial(database: Database) -> None:
     sweep = make_sweep(database)
     for slot, number in ((0, 0), (1, 1)):
-        trial = sweep.begin(claim(sweep))
+        trial = sweep.start(claim(sweep))
         assert (trial.number, trial.user_attrs["hpo:slot"]) == (number, slot)
         assert slot_row(database, sweep.study._study_id, slot)["trial_number"] == number
     sweep.study.ask()  # somebody uses plain Optuna meanwhile
     lease = claim(sweep)
-    assert sweep.begin(lease).number == 3
+    assert sweep.start(lease).number == 3
     assert sweep.slots.trial_of(lease) == 3
 
 
 def test_a_second_creation_for_one_slot_finds_the_first(database: Database) -> None:
     sweep = make_sweep(database)
     lease = claim(sweep)  # knows of no trial, as after an answer that was never heard
-    first = sweep.begin(lease)
-    again = sweep.begin(lease)
+    first = sweep.start(lease)
+    again = sweep.start(lease)
     assert again.number == first.number
     again.report(4.0, 1)  # the cache knows it
     assert len(trials(sweep)) == 1
@@ -166,7 +166,7 @@ def test_a_creation_whose_answer_is_lost_makes_one_trial(database: Database, own
     mine = open_sweep(own, make_sweep(database).spec.name)
     lease = claim(mine)
     with mine.holding(lease), unheard(own, 1, 2) as broken:
-        trial = mine.begin(lease)
+        trial = mine.start(lease)
         trial.report(4.0, 1)
         values = suggest(mine.spec, trial)
     assert broken == [1, 2]
@@ -179,7 +179,7 @@ def test_a_trial_without_its_lease_is_not_even_created(database: Database) -> No
     lease = claim(sweep)
     assert sweep.slots.release(lease)
     with pytest.raises(LeaseLost):
-        sweep.begin(lease)
+        sweep.start(lease)
     assert trials(sweep) == []
 
 
@@ -210,16 +210,16 @@ def crash(*_: object) -> None:
     raise Crash
 
 
-def fill(sweep: Sweep, outcome: TrialOutcome) -> int:
+def fill(sweep: Sweep, outcome: TrialResult) -> int:
     """A slot as a worker fills it."""
     lease = claim(sweep)
     with sweep.slots.fence(lease):
-        trial = sweep.begin(lease)
+        trial = sweep.start(lease)
         suggest(sweep.spec, trial)
         for milestone, loss in ((1, 5.0), (2, 4.0)):
             trial.storage.set_trial_intermediate_value(trial._trial_id, milestone, loss)
         assert sweep.slots.finish(lease, outcome)
-        sweep.settle(lease, trial.number, outcome)
+        sweep.finalize(lease, trial.number, outcome)
     return trial.number
 
 
@@ -241,7 +241,7 @@ def test_n_slots_get_n_trials_whatever_is_lost_and_however_many_work(
 def test_a_crash_before_create_begins_anew(database: Database) -> None:
     sweep = make_sweep(database)
     claim(sweep)
-    trial = sweep.begin(take_over(sweep))
+    trial = sweep.start(take_over(sweep))
     assert trial.user_attrs == {"hpo:slot": 0, "hpo:role": "baseline"}
     assert len(trials(sweep)) == 1
 
@@ -250,14 +250,14 @@ def test_a_bound_trial_is_continued_with_its_values(database: Database) -> None:
     sweep = make_sweep(database, baseline={}, sampler={"kind": "random"})
     run_slot(sweep, COMPLETE)  # the baseline; the next one is searched
     lease = claim(sweep)
-    trial = sweep.begin(lease)
+    trial = sweep.start(lease)
     values = suggest(sweep.spec, trial)
     trial.report(4.0, 1)
     assert sweep.slots.release(lease)
     other = seen_by_another(sweep, database)
     lease = claim(other, "next")
     assert (lease.slot, lease.trial_number) == (1, trial.number)
-    again = other.begin(lease)
+    again = other.start(lease)
     assert again.number == trial.number
     assert suggest(other.spec, again) == values
     again.report(3.0, 2)
@@ -268,21 +268,21 @@ def test_a_bound_trial_is_continued_with_its_values(database: Database) -> None:
 # ---------------------------------------------------------------------------------------------- settle
 
 FACTS = {"hpo:outcome": "diverged", "hpo:reason": "loss is not finite", "hpo:history": [{"val_loss": None, "phi": 0.5}]}
-UNLUCKY = TrialOutcome(state="PRUNED", violations=("diverged", "out_of_memory"), attributes=FACTS)
+UNLUCKY = TrialResult(state="PRUNED", violations=("diverged", "out_of_memory"), attributes=FACTS)
 
 
-def finishing(sweep: Sweep, outcome: TrialOutcome) -> tuple[Lease, int]:
+def finishing(sweep: Sweep, outcome: TrialResult) -> tuple[Lease, int]:
     lease = claim(sweep)
-    number = sweep.begin(lease).number
+    number = sweep.start(lease).number
     assert sweep.slots.finish(lease, outcome)
     return lease, number
 
 
 @pytest.mark.parametrize("outcome", [COMPLETE, PRUNED, FAIL, DIVERGED], ids=lambda outcome: outcome.state)
-def test_a_trial_ends_in_optuna_as_its_outcome_says(database: Database, outcome: TrialOutcome) -> None:
+def test_a_trial_ends_in_optuna_as_its_outcome_says(database: Database, outcome: TrialResult) -> None:
     sweep = make_sweep(database)
     lease, number = finishing(sweep, outcome)
-    sweep.settle(lease, number, outcome)
+    sweep.finalize(lease, number, outcome)
     (trial,) = trials(seen_by_another(sweep, database))
     assert trial.state is TrialState[outcome.state]
     assert trial.values == (list(outcome.values) or None)
@@ -295,20 +295,20 @@ def test_a_trial_ends_in_optuna_as_its_outcome_says(database: Database, outcome:
 def test_a_pruned_trial_s_last_report_is_not_taken_for_its_value(database: Database) -> None:
     sweep = make_sweep(database)
     lease = claim(sweep)
-    trial = sweep.begin(lease)
+    trial = sweep.start(lease)
     trial.report(0.5, 1)
     assert sweep.slots.finish(lease, PRUNED)
-    sweep.settle(lease, trial.number, PRUNED)
+    sweep.finalize(lease, trial.number, PRUNED)
     assert sweep.best() is None
 
 
 def test_telling_twice_changes_nothing(database: Database) -> None:
     sweep = make_sweep(database)
     lease, number = finishing(sweep, UNLUCKY)
-    sweep.settle(lease, number, UNLUCKY)
+    sweep.finalize(lease, number, UNLUCKY)
     before = contents(database)
-    sweep.settle(lease, number, UNLUCKY)
-    seen_by_another(sweep, database).settle(lease, number, UNLUCKY)
+    sweep.finalize(lease, number, UNLUCKY)
+    seen_by_another(sweep, database).finalize(lease, number, UNLUCKY)
     assert contents(database) == before
     assert sweep.slots.counts(10) == SlotCounts(done=1, open=9)
 
@@ -318,7 +318,7 @@ def test_a_trial_that_somebody_else_has_ended_keeps_its_end_and_fills_its_slot(d
     lease, number = finishing(sweep, DIVERGED)
     sweep.study.tell(number, 2.0)  # by plain Optuna
     with sweep.slots.fence(lease):
-        sweep.settle(lease, number, DIVERGED)
+        sweep.finalize(lease, number, DIVERGED)
     (trial,) = fresh(sweep, database)
     assert (trial.state, trial.value) == (TrialState.COMPLETE, 2.0)
     assert sweep.slots.counts(10) == SlotCounts(done=1, open=9)
@@ -334,7 +334,7 @@ def test_a_crash_anywhere_in_the_end_is_made_good_by_the_next_claimer(
         lease, number = finishing(mine, UNLUCKY)
         try:
             with mine.slots.fence(lease), crash_at_commit(own, place, moment):
-                mine.settle(lease, number, UNLUCKY)
+                mine.finalize(lease, number, UNLUCKY)
         except Crash:
             crashes += 1
         else:
@@ -345,7 +345,7 @@ def test_a_crash_anywhere_in_the_end_is_made_good_by_the_next_claimer(
             assert (taken.trial_number, taken.outcome) == (number, UNLUCKY)
             assert taken.outcome is not None
             with other.slots.fence(taken):
-                other.settle(taken, number, taken.outcome)
+                other.finalize(taken, number, taken.outcome)
         (trial,) = fresh(other, database)
         assert trial.state is TrialState.PRUNED
         assert trial.user_attrs == {"hpo:slot": 0, "hpo:role": "baseline", **FACTS}
@@ -358,7 +358,7 @@ def test_a_trial_ends_in_the_transaction_that_marks_its_slot(database: Database,
     mine = open_sweep(own, make_sweep(database).spec.name)
     lease, number = finishing(mine, PRUNED)
     with mine.slots.fence(lease), crash_at_commit(own, 2, "after"), pytest.raises(Crash):
-        mine.settle(lease, number, PRUNED)
+        mine.finalize(lease, number, PRUNED)
     assert [trial.state for trial in fresh(mine, database)] == [TrialState.PRUNED]
     assert slot_row(database, mine.study._study_id, 0)["state"] == "done"
 
@@ -370,12 +370,12 @@ def test_who_lost_the_lease_while_telling_leaves_the_slot_alone(database: Databa
     taken = take_over(other)
     before = contents(database)
     with mine.holding(stale), pytest.raises(LeaseLost):
-        mine.settle(stale, number, complete(1.0))
+        mine.finalize(stale, number, complete(1.0))
     assert contents(database) == before
-    other.settle(taken, number, COMPLETE)
+    other.finalize(taken, number, COMPLETE)
     before = contents(database)
     with mine.holding(stale), pytest.raises(LeaseLost):
-        mine.settle(stale, number, complete(1.0))
+        mine.finalize(stale, number, complete(1.0))
     assert contents(database) == before
     assert other.slots.counts(10) == SlotCounts(done=1, open=9)
 
@@ -390,12 +390,12 @@ def test_of_two_that_tell_at_once_the_one_with_the_lease_does(
 
     def meanwhile(storage: Any, trial_id: int) -> FrozenTrial:
         if storage is mine.storage and not other.slots.counts(None).done:
-            other.settle(take_over(other), number, UNLUCKY)
+            other.finalize(take_over(other), number, UNLUCKY)
         return real(storage, trial_id)
 
     monkeypatch.setattr(type(mine.storage), "get_trial", meanwhile)
     with mine.holding(stale), contextlib.suppress(LeaseLost):
-        mine.settle(stale, number, UNLUCKY)
+        mine.finalize(stale, number, UNLUCKY)
     (trial,) = fresh(other, database)
     assert trial.constraints == {"diverged": 1.0, "out_of_memory": 1.0}
     assert other.slots.counts(10) == SlotCounts(done=1, open=9)
@@ -407,14 +407,14 @@ def test_of_two_that_tell_at_once_the_one_with_the_lease_does(
 def test_the_best_trial_is_complete_and_feasible(database: Database) -> None:
     sweep = make_sweep(database)
     assert sweep.best() is None
-    infeasible = TrialOutcome(state="COMPLETE", values=(1.0,), violations=("too_slow",), attributes={})
+    infeasible = TrialResult(state="COMPLETE", values=(1.0,), violations=("too_slow",), attributes={})
     for outcome in (FAIL, PRUNED, DIVERGED, infeasible):
         run_slot(sweep, outcome)
         assert sweep.best() is None
     for loss, best in ((5.0, 5.0), (3.0, 3.0), (4.0, 3.0)):
         run_slot(sweep, complete(loss))
         assert sweep.best().value == best  # type: ignore[union-attr]
-    sweep.begin(claim(sweep))
+    sweep.start(claim(sweep))
     assert sweep.best().number == 5  # type: ignore[union-attr]
 
 
@@ -431,8 +431,8 @@ def test_of_two_objectives_the_front_is_what_no_other_beats_and_the_best_has_the
     assert (sweep.front(), sweep.best()) == ([], None)
     values = [(4.0, 0.8), (5.0, 0.9), (4.5, 0.7), (3.0, 0.6), (3.0, 0.5), (5.0, 0.9)]
     for pair in values:
-        run_slot(sweep, TrialOutcome(state="COMPLETE", values=pair))
-    run_slot(sweep, TrialOutcome(state="COMPLETE", values=(1.0, 0.99), violations=("suspicious",)))
+        run_slot(sweep, TrialResult(state="COMPLETE", values=pair))
+    run_slot(sweep, TrialResult(state="COMPLETE", values=(1.0, 0.99), violations=("suspicious",)))
     run_slot(sweep, DIVERGED)
     assert [trial.number for trial in sweep.front()] == [3, 0, 1]
     assert sweep.best().number == 3  # type: ignore[union-attr]
@@ -485,11 +485,11 @@ def test_neither_a_pruned_nor_an_infeasible_trial_is_an_improvement(database: Da
     sweep = make_sweep(database, stopping={"trials_without_improvement": 2})
     run_slot(sweep, complete(5.0))
     lease = claim(sweep)
-    pruned = sweep.begin(lease)
+    pruned = sweep.start(lease)
     pruned.report(0.5, 1)  # Optuna takes it for the pruned trial's value
-    sweep.settle(lease, pruned.number, PRUNED)
+    sweep.finalize(lease, pruned.number, PRUNED)
     assert not sweep.stopped_improving()
-    run_slot(sweep, TrialOutcome(state="COMPLETE", values=(0.5,), violations=("too_slow",)))
+    run_slot(sweep, TrialResult(state="COMPLETE", values=(0.5,), violations=("too_slow",)))
     assert sweep.stopped_improving()
 
 
@@ -499,7 +499,7 @@ def test_trials_count_in_the_order_in_which_they_end(database: Database) -> None
     run_slot(sweep, complete(3.0), "other")
     run_slot(sweep, complete(3.5), "other")
     assert not sweep.stopped_improving()
-    sweep.settle(*slow, complete(1.0))
+    sweep.finalize(*slow, complete(1.0))
     assert not sweep.stopped_improving()
     run_slot(sweep, PRUNED)
     run_slot(sweep, PRUNED)
@@ -537,12 +537,12 @@ def test_two_objectives_are_in_optuna_s_own_study(database: Database) -> None:
 def test_tpe_proposes_for_two_objectives_whatever_became_of_earlier_trials(database: Database) -> None:
     sweep = make_two(database, trials=12, sampler={"startup_trials": 4})
     for place in range(8):
-        run_slot(sweep, TrialOutcome(state="COMPLETE", values=(4.0 + place, 0.5 + place / 20)))
+        run_slot(sweep, TrialResult(state="COMPLETE", values=(4.0 + place, 0.5 + place / 20)))
     lease = claim(sweep)
-    report_past_optuna(diverged := sweep.begin(lease))
-    sweep.settle(lease, diverged.number, DIVERGED)
-    report_past_optuna(sweep.begin(claim(sweep, "other")))  # still runs
-    trial = sweep.begin(claim(sweep))
+    report_past_optuna(diverged := sweep.start(lease))
+    sweep.finalize(lease, diverged.number, DIVERGED)
+    report_past_optuna(sweep.start(claim(sweep, "other")))  # still runs
+    trial = sweep.start(claim(sweep))
     assert 0.0 <= float(suggest(sweep.spec, trial)["dropout"]) <= 0.4
 
 
@@ -576,23 +576,23 @@ def test_a_sweep_prunes_as_its_file_says(database: Database, kind: str) -> None:
 def test_a_trial_is_compared_with_what_others_have_reported_meanwhile(database: Database, own: Database) -> None:
     mine = open_sweep(own, make_sweep(database, pruner={"kind": "successive_halving", "peers": 3}).spec.name)
     others = open_sweep(database, mine.spec.name)
-    others.begin(claim(others, "baseline"))  # which is never pruned
-    trial = mine.begin(claim(mine))
+    others.start(claim(others, "baseline"))  # which is never pruned
+    trial = mine.start(claim(mine))
     for loss in (1.0, 2.0, 3.0):
-        peer = others.begin(claim(others, f"peer of {loss}"))
+        peer = others.start(claim(others, f"peer of {loss}"))
         peer.report(loss, 3)
-        assert not is_behind(others.spec, peer, 3), "too few peers"
+        assert not should_prune(others.spec, peer, 3), "too few peers"
     trial.report(9.0, 3)
-    assert is_behind(mine.spec, trial, 3)
+    assert should_prune(mine.spec, trial, 3)
 
 
 def test_a_sampler_learns_from_what_others_have_finished(database: Database, own: Database) -> None:
     mine = open_sweep(own, make_sweep(database).spec.name)
-    mine.begin(claim(mine, "first"))
+    mine.start(claim(mine, "first"))
     others = open_sweep(database, mine.spec.name)
     for _ in range(3):
         run_slot(others, COMPLETE)
-    trial = mine.begin(claim(mine, "second"))
+    trial = mine.start(claim(mine, "second"))
     states = [each.state.name for each in trial.study.get_trials()]
     assert states == ["RUNNING", "COMPLETE", "COMPLETE", "COMPLETE", "RUNNING"]
 
@@ -695,9 +695,9 @@ def test_a_worker_that_slept_before_it_began_leaves_no_second_trial(database: Da
     asleep = claim(sweep)
     other = seen_by_another(sweep, database)
     taken = take_over(other)
-    number = other.begin(taken).number
+    number = other.start(taken).number
     with pytest.raises(LeaseLost):
-        sweep.begin(asleep)  # it wakes up
+        sweep.start(asleep)  # it wakes up
     other.slots.finish(taken, COMPLETE)
-    other.settle(taken, number, COMPLETE)
+    other.finalize(taken, number, COMPLETE)
     assert [trial.state for trial in trials(other)] == [TrialState.COMPLETE]

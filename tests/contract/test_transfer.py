@@ -21,7 +21,7 @@ from hpo.database import tables as schema
 from hpo.database.connection import Database
 from hpo.errors import StorageError, StudyError
 from hpo.home import Home
-from hpo.sweep.slots import SlotCounts, Slots, TrialOutcome
+from hpo.sweep.slots import SlotCounts, Slots, TrialResult
 from hpo.sweep.sweep import STUDY_ATTRIBUTE, Sweep, find_sweep, load_study, open_sweep, study_names
 from hpo.transfer.copying import COPYING_ATTRIBUTE, copy_studies
 from tests.support.sweeps import (
@@ -71,7 +71,7 @@ def eventful(database: Database, name: str = "toy") -> Sweep:
         assert lease.slot == slot
         if slot == 7:
             continue  # left before its trial began
-        trial = sweep.begin(lease)
+        trial = sweep.start(lease)
         trial.suggest_float("dropout", 0.0, 0.4)
         trial.report(5.0, 1)
         trial.report(float("inf"), 3)
@@ -85,7 +85,7 @@ def eventful(database: Database, name: str = "toy") -> Sweep:
     assert lease is not None
     assert lease.slot == 6
     set_slot(database, sweep.study._study_id, 6, expires_at=0.0)
-    sweep.slots.ask_to_stop()
+    sweep.slots.request_stop()
     return sweep
 
 
@@ -163,7 +163,7 @@ def test_the_copy_goes_on_where_the_original_stands(url: str, source: Database, 
         assert finishing is not None
         assert (finishing.slot, finishing.trial_number, finishing.outcome) == (6, 6, complete(2.0))
         with sweep.holding(finishing):
-            sweep.settle(finishing, 6, complete(2.0))
+            sweep.finalize(finishing, 6, complete(2.0))
         assert [run_slot(sweep, COMPLETE) for _ in range(4)] == [4, 5, 7, 8]
         trials = fresh(target, "toy")
         assert [trial.number for trial in trials] == list(range(9))
@@ -177,7 +177,7 @@ def test_a_worker_that_the_original_lost_has_no_lease_on_the_copy(url: str, sour
     sweep = make_sweep(source, name="toy")
     lease = sweep.slots.claim("worker", 10)
     assert lease is not None
-    sweep.begin(lease)
+    sweep.start(lease)
     set_slot(source, sweep.study._study_id, 0, expires_at=0.0)
     copied(url, target_url)
     with opened(target_url) as target:
@@ -222,7 +222,7 @@ TWO = optuna.samplers.RandomSampler(seed=1)
 
 def test_a_study_of_two_objectives_keeps_both(url: str, source: Database, target_url: str) -> None:
     original = make_sweep(source, name="two", objectives=["val_loss", "phi"], pruner={"kind": "none"}, trials=2)
-    run_slot(original, TrialOutcome(state="COMPLETE", values=(4.0, 0.8)))
+    run_slot(original, TrialResult(state="COMPLETE", values=(4.0, 0.8)))
     copied(url, target_url)
     with opened(target_url) as target:
         copy = open_sweep(target, "two")
@@ -270,7 +270,7 @@ def test_a_study_at_work_is_not_copied(url: str, source: Database, target_url: s
     sweep = make_sweep(source, name="toy")
     lease = sweep.slots.claim("worker-0@host", 10)
     assert lease is not None
-    sweep.begin(lease)
+    sweep.start(lease)
     message = refusal(StudyError, url, target_url)
     assert message == "study 'toy': worker-0@host at work; `hpo stop toy` first"
     assert sweep.slots.release(lease)
@@ -286,7 +286,7 @@ def test_one_study_at_work_does_not_keep_another_from_being_copied(url: str, sou
     sweep = make_sweep(source, name="busy")
     lease = sweep.slots.claim("worker", 10)
     assert lease is not None
-    sweep.begin(lease)
+    sweep.start(lease)
     make_sweep(source, name="idle", trials=2)
     assert copied(url, target_url, "idle") == ["idle: 0 trials, 2 slots"]
     assert "'busy': worker at work" in refusal(StudyError, url, target_url)
@@ -461,7 +461,7 @@ def test_slots_of_a_deleted_study_are_not_mixed_with_the_copy_s(
 
 
 def test_the_command_tells_what_it_copied(url: str, source: Database, target_url: str) -> None:
-    run_slot(make_sweep(source, name="a", trials=2), TrialOutcome(state="FAIL"))
+    run_slot(make_sweep(source, name="a", trials=2), TrialResult(state="FAIL"))
     make_sweep(source, name="b", trials=3)
     told = CliRunner().invoke(app, ["storage", "copy", url, target_url, "--study", "b"])
     assert (told.exit_code, told.stdout) == (0, "b: 0 trials, 3 slots\n")

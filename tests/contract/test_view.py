@@ -22,7 +22,7 @@ from hpo.monitor.console import (
     open_view,
     sentence,
 )
-from hpo.sweep.slots import TrialOutcome
+from hpo.sweep.slots import TrialResult
 from tests.support.sweeps import COMPLETE, complete, lost_connection, make_evaluation, make_event, make_sweep, run_slot
 
 
@@ -50,9 +50,9 @@ class Screen:
         return self.file.getvalue()
 
 
-def outcome(state: Any, name: str, reason: str, val_ppl: float | None = 54.6) -> TrialOutcome:
+def outcome(state: Any, name: str, reason: str, val_ppl: float | None = 54.6) -> TrialResult:
     attributes = {"hpo:outcome": name, "hpo:reason": reason, "hpo:history": [{"val_ppl": 99.0}, {"val_ppl": val_ppl}]}
-    return TrialOutcome(state=state, values=(4.0,) if state == "COMPLETE" else (), attributes=attributes)
+    return TrialResult(state=state, values=(4.0,) if state == "COMPLETE" else (), attributes=attributes)
 
 
 # ---------------------------------------------------------------------------------------------- plain lines
@@ -72,7 +72,7 @@ ENDINGS = {
         "trial 3 diverged: loss is not finite",
     ),
     "failed": (
-        TrialOutcome(state="FAIL", attributes={"hpo:outcome": "failed", "hpo:reason": "OSError: x; see worker-0.log"}),
+        TrialResult(state="FAIL", attributes={"hpo:outcome": "failed", "hpo:reason": "OSError: x; see worker-0.log"}),
         "trial 3 failed: OSError: x; see worker-0.log",
     ),
 }
@@ -87,7 +87,7 @@ def test_a_finished_trial_is_one_line_with_its_parameters_and_the_totals(ending:
 
 
 def test_an_outcome_without_words_is_told_by_its_state() -> None:
-    event = make_event("finished", trial=3, outcome=TrialOutcome(state="FAIL"))
+    event = make_event("finished", trial=3, outcome=TrialResult(state="FAIL"))
     assert sentence(event).startswith("trial 3 fail: ")
 
 
@@ -210,10 +210,10 @@ def test_totals_with_a_best_trial(board: Board) -> None:
 def test_totals_of_two_objectives_name_both_ends_of_the_front(own: Database) -> None:
     board = Board(make_sweep(own, objectives=["val_loss", "phi"], pruner={"kind": "none"}), slots=10)
     for values in ((4.0, 0.9), (3.0, 0.7), (3.5, 0.8), (5.0, 0.85)):
-        run_slot(board.sweep, TrialOutcome(state="COMPLETE", values=values))
+        run_slot(board.sweep, TrialResult(state="COMPLETE", values=values))
     board.refresh()
     assert board.ending() == "4 of 10 trials finished · front of 3, from value 3 (trial 1) to Φ 0.9000 (trial 0)"
-    event = make_event("finished", trial=1, outcome=TrialOutcome(state="COMPLETE", values=(3.0, 0.7)))
+    event = make_event("finished", trial=1, outcome=TrialResult(state="COMPLETE", values=(3.0, 0.7)))
     assert sentence(event).startswith("trial 1 complete: Φ 0.7000, ")
 
 
@@ -312,7 +312,7 @@ def test_workers_are_waited_for_and_named_when_they_change(own: Database, monkey
     leases = {owner: sweep.slots.claim(owner, 10) for owner in ("b", "a")}
     for lease in leases.values():
         assert lease is not None
-        sweep.begin(lease)
+        sweep.start(lease)
     steps = [sweep.slots.stops, *(lambda lease=lease: sweep.slots.release(lease) for lease in leases.values())]
     monkeypatch.setattr(hpo.monitor.console, "time", Lull(*steps))
     drained(sweep.slots, (said := []).append)

@@ -64,7 +64,7 @@ def test_every_change_is_told_once(own: Database) -> None:
 
     lease = sweep.slots.claim("worker-0@here-abc", None)
     assert lease is not None
-    trial = sweep.begin(lease)
+    trial = sweep.start(lease)
     assert [change.event for change in look(watched)] == ["workers"]  # its parameters are not drawn yet
     value = trial.suggest_float("dropout", 0.0, 0.4)
     (started,) = look(watched)
@@ -75,7 +75,7 @@ def test_every_change_is_told_once(own: Database) -> None:
     row = watched.board.workers["worker-0@here"]
     assert (row.trial, row.milestone, row.val_ppl) == (0, 3, pytest.approx(90.017131))
     assert sweep.slots.finish(lease, COMPLETE)
-    sweep.settle(lease, trial.number, COMPLETE)
+    sweep.finalize(lease, trial.number, COMPLETE)
     left, ended = look(watched)
     assert (left.event, left.workers) == ("workers", ())
     assert (ended.event, ended.outcome, ended.values, ended.done, ended.total) == (
@@ -90,7 +90,7 @@ def test_a_loss_that_is_no_number_is_absent_from_json(own: Database) -> None:
     look(watched)
     lease = sweep.slots.claim("worker", None)
     assert lease is not None
-    trial = sweep.begin(lease)
+    trial = sweep.start(lease)
     trial.suggest_float("dropout", 0.0, 0.4)
     trial.report(float("inf"), 1)
     evaluated = look(watched)[-1]

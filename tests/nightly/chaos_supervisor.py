@@ -27,7 +27,7 @@ from hpo.executors.placement import Wish
 from hpo.executors.stop import Stop
 from hpo.home import Home
 from hpo.search.launch import Request, join
-from hpo.sweep.slots import TrialOutcome
+from hpo.sweep.slots import TrialResult
 from hpo.sweep.sweep import open_sweep
 from hpo.worker import objective
 from hpo.worker.messages import Event, EventSink, WorkerSpec
@@ -85,7 +85,7 @@ def toy_work(order: WorkerSpec, sink: EventSink) -> None:
     """The real worker, whose trials do not train and whose reports carry the epoch of the lease that it believes in."""
     believed: list[int] = []
 
-    def run_trial(trial: optuna.Trial, parameters: Any, setting: Any, on_evaluation: Any) -> TrialOutcome:
+    def run_trial(trial: optuna.Trial, parameters: Any, setting: Any, on_evaluation: Any) -> TrialResult:
         believed[:] = [setting.epoch]
         return objective.run_trial(trial, parameters, setting, on_evaluation)
 

@@ -10,7 +10,7 @@ from typing import Any
 from hpo.dashboard.publishing import publish
 from hpo.database.connection import Database
 from hpo.home import Home
-from hpo.sweep.slots import TrialOutcome
+from hpo.sweep.slots import TrialResult
 from hpo.sweep.sweep import Sweep, create_sweep
 from hpo.worker.artifacts import offer
 from tests.support.sweeps import make_evaluation, make_record, make_spec
@@ -33,7 +33,7 @@ def run_slot(sweep: Sweep, home: Home, final: float, **changes: Any) -> int:
     """A trial from claim to done, as a worker takes it there; its checkpoint is a small file."""
     lease = sweep.slots.claim("worker", None)
     assert lease is not None
-    trial = sweep.begin(lease)
+    trial = sweep.start(lease)
     values = {"dropout": trial.suggest_float("dropout", 0.0, 0.4), **changes}
     facts = {
         "hpo:outcome": "complete",
@@ -43,7 +43,7 @@ def run_slot(sweep: Sweep, home: Home, final: float, **changes: Any) -> int:
         "hpo:machine": {"host": "here", "device": "cpu"},
         "hpo:suspicious": False,
     }
-    outcome = TrialOutcome(state="COMPLETE", values=(final,), attributes=facts)
+    outcome = TrialResult(state="COMPLETE", values=(final,), attributes=facts)
     for entry in facts["hpo:history"]:
         trial.report(entry["val_loss"], entry["milestone"])
     folder = home.trial(sweep.spec.name, sweep.uid, trial.number)
@@ -53,7 +53,7 @@ def run_slot(sweep: Sweep, home: Home, final: float, **changes: Any) -> int:
     offer(
         sweep.database, home, sweep.trial_id(trial.number), folder, facts["hpo:history"], [folder / "checkpoint-1.pt"]
     )
-    sweep.settle(lease, trial.number, outcome)
+    sweep.finalize(lease, trial.number, outcome)
     return trial.number
 
 

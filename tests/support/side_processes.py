@@ -51,10 +51,10 @@ def fill_all(url: str, name: str, owner: str, seed: int) -> int:
         with unheard(database, *losses) as broken:
             while (lease := sweep.slots.claim(owner, None)) is not None:
                 with sweep.slots.fence(lease):
-                    trial = sweep.begin(lease)
+                    trial = sweep.start(lease)
                     trial.storage.set_trial_intermediate_value(trial._trial_id, 1, 5.0)
                     assert sweep.slots.finish(lease, complete(4.0))
-                    sweep.settle(lease, trial.number, complete(4.0))
+                    sweep.finalize(lease, trial.number, complete(4.0))
         return len(broken)
 
 
@@ -136,7 +136,7 @@ def dies_over_its_trial(order: WorkerSpec, sink: EventSink) -> None:
         sweep = open_sweep(database, order.study_name)
         lease = sweep.slots.claim(order.owner, None)
         assert lease is not None
-        sweep.begin(lease)
+        sweep.start(lease)
         os.kill(os.getpid(), signal.SIGKILL)
     _wait(order, sink)
 
@@ -158,7 +158,7 @@ def works_on(order: WorkerSpec, sink: EventSink) -> None:
     lease = sweep.slots.claim(order.owner, None)
     assert lease is not None
     with sweep.holding(lease):
-        sweep.begin(lease)
+        sweep.start(lease)
         sink.send(Event(kind="started", worker=order.name, trial=0))
         while not (order.home.root / "evaluated").exists():
             time.sleep(0.01)

@@ -15,20 +15,20 @@ import psycopg
 import sqlalchemy as sa
 
 from hpo.database.connection import Database, open_database
-from hpo.database.retry import IMPATIENT, Patience
+from hpo.database.retry import NO_RETRY, RetryPolicy
 from hpo.study.spec import Dimension, StudySpec
-from hpo.sweep.slots import TrialOutcome
+from hpo.sweep.slots import TrialResult
 from hpo.sweep.sweep import Sweep, create_sweep
 from hpo.worker.messages import Event
 from hpo_model.config import build_run
 from hpo_model.training.history import Evaluation
 
 ENGINES = ("sqlite", "postgresql")
-PATIENT = Patience(longest_s=60.0)
-COMPLETE = TrialOutcome(state="COMPLETE", values=(4.0,), attributes={"hpo:outcome": "complete"})
-PRUNED = TrialOutcome(state="PRUNED", attributes={"hpo:outcome": "pruned"})
-FAIL = TrialOutcome(state="FAIL", attributes={"hpo:outcome": "failed"})
-DIVERGED = TrialOutcome(state="PRUNED", violations=("diverged",), attributes={"hpo:outcome": "diverged"})
+PATIENT = RetryPolicy(max_elapsed_s=60.0)
+COMPLETE = TrialResult(state="COMPLETE", values=(4.0,), attributes={"hpo:outcome": "complete"})
+PRUNED = TrialResult(state="PRUNED", attributes={"hpo:outcome": "pruned"})
+FAIL = TrialResult(state="FAIL", attributes={"hpo:outcome": "failed"})
+DIVERGED = TrialResult(state="PRUNED", violations=("diverged",), attributes={"hpo:outcome": "diverged"})
 
 
 def make_spec(**changes: Any) -> StudySpec:
@@ -73,17 +73,17 @@ def make_sweep(database: Database, *, lease_s: float = 60.0, **changes: Any) -> 
     return sweep
 
 
-def complete(loss: float) -> TrialOutcome:
-    return TrialOutcome(state="COMPLETE", values=(loss,), attributes={"hpo:outcome": "complete"})
+def complete(loss: float) -> TrialResult:
+    return TrialResult(state="COMPLETE", values=(loss,), attributes={"hpo:outcome": "complete"})
 
 
-def run_slot(sweep: Sweep, outcome: TrialOutcome, owner: str = "worker") -> int:
+def run_slot(sweep: Sweep, outcome: TrialResult, owner: str = "worker") -> int:
     """Take the next slot from claim to done; the number of its trial."""
     lease = sweep.slots.claim(owner, None)
     assert lease is not None
-    trial = sweep.begin(lease)
+    trial = sweep.start(lease)
     assert sweep.slots.finish(lease, outcome)
-    sweep.settle(lease, trial.number, outcome)
+    sweep.finalize(lease, trial.number, outcome)
     return trial.number
 
 
@@ -106,9 +106,9 @@ def make_event(kind: Any, **facts: Any) -> Event:
 
 
 @contextlib.contextmanager
-def opened(url: str, patience: Patience = IMPATIENT) -> Iterator[Database]:
+def opened(url: str, retry: RetryPolicy = NO_RETRY) -> Iterator[Database]:
     """A database as another process opens it, which may be more patient."""
-    database = open_database(url, create=True, patience=patience)
+    database = open_database(url, create=True, retry=retry)
     try:
         yield database
     finally:

@@ -67,11 +67,11 @@ def trial() -> optuna.Trial:
 
 
 def behind_at(milestone: int, asked: list[int]) -> Callable[..., bool]:
-    def is_behind(spec: object, trial: optuna.Trial, at: int) -> bool:
+    def should_prune(spec: object, trial: optuna.Trial, at: int) -> bool:
         asked.append(at)
         return at == milestone
 
-    return is_behind
+    return should_prune
 
 
 def until(milestone: int) -> Callable[[Evaluation], bool]:
@@ -93,7 +93,7 @@ def test_a_complete_trial_reports_each_milestone_and_its_final_loss(
 def test_a_stop_does_not_take_a_pruning_decision_away(
     trial: optuna.Trial, setting: Callable[[int], TrialSetting], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(hpo.worker.objective, "is_behind", behind_at(3, asked := []))
+    monkeypatch.setattr(hpo.worker.objective, "should_prune", behind_at(3, asked := []))
     outcome = run_trial(trial, {"dropout": 0.1}, setting(1), until(3))
     assert (outcome.state, asked) == ("PRUNED", [1, 2, 3])
 
@@ -106,10 +106,10 @@ def test_a_milestone_whose_pruning_was_never_asked_for_is_asked_for_on_return(
             raise OSError("killed between checkpoint and decision")
         return False
 
-    monkeypatch.setattr(hpo.worker.objective, "is_behind", crash)
+    monkeypatch.setattr(hpo.worker.objective, "should_prune", crash)
     with pytest.raises(OSError, match="killed"):
         run_trial(trial, {"dropout": 0.1}, setting(1), until(99))
-    monkeypatch.setattr(hpo.worker.objective, "is_behind", behind_at(3, asked := []))
+    monkeypatch.setattr(hpo.worker.objective, "should_prune", behind_at(3, asked := []))
     outcome = run_trial(trial, {"dropout": 0.1}, setting(2), until(99))
     assert (outcome.state, asked, len(outcome.attributes["hpo:history"])) == ("PRUNED", [3], 3)
 

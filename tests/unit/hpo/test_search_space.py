@@ -7,7 +7,7 @@ import pytest
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.trial import TrialState, create_trial
 
-from hpo.study.search_space import AttentiveStudy, is_behind, make_pruner, make_sampler, suggest
+from hpo.study.search_space import SnapshotStudy, make_pruner, make_sampler, should_prune, suggest
 from hpo.study.spec import PLANNED, StudySpec
 from tests.support.sweeps import make_spec
 
@@ -150,12 +150,12 @@ class Race:
         """A trial that reports these losses at milestones 1, 2, ...; whether it was behind at each."""
         asked = self.study.ask()
         asked.set_user_attr("hpo:role", role)
-        attentive = AttentiveStudy(self.study.study_name, self.study._storage, pruner=self.study.pruner)
+        attentive = SnapshotStudy(self.study.study_name, self.study._storage, pruner=self.study.pruner)
         trial = optuna.Trial(attentive, asked._trial_id)
         behind = []
         for milestone, loss in enumerate(losses, start=1):
             trial.report(loss, milestone)
-            behind.append(is_behind(self.spec, trial, milestone))
+            behind.append(should_prune(self.spec, trial, milestone))
         self.study.tell(trial.number, losses[-1] if state == TrialState.COMPLETE else None, state=state)
         return behind
 

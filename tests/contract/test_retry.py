@@ -22,7 +22,7 @@ from optuna.exceptions import StorageInternalError
 import hpo.database.connection
 import hpo.database.retry
 from hpo.database.connection import storage_errors
-from hpo.database.retry import IMPATIENT, Patience, is_away, reason_of
+from hpo.database.retry import NO_RETRY, RetryPolicy, is_transient, reason_of
 from hpo.errors import StorageError
 from hpo.sweep.slots import LeaseLost
 from hpo.sweep.sweep import open_sweep
@@ -180,8 +180,8 @@ def assert_all_ways(error: Exception, *, away: bool) -> None:
     """As SQLAlchemy raises it, and as Optuna does."""
     by_optuna = StorageInternalError("An exception is raised during the commit.")
     by_optuna.__cause__ = error
-    assert is_away(error) is away, reason_of(error)
-    assert is_away(by_optuna) is away
+    assert is_transient(error) is away, reason_of(error)
+    assert is_transient(by_optuna) is away
 
 
 @pytest.fixture
@@ -232,7 +232,7 @@ def test_a_folder_in_the_place_of_the_file_is_no_outage(tmp_path: Path) -> None:
     ],
 )
 def test_a_defect_is_no_outage(error: Exception) -> None:
-    assert not is_away(error)
+    assert not is_transient(error)
 
 
 def test_a_reason_is_the_driver_s_words_in_one_line() -> None:
@@ -289,13 +289,13 @@ class Outage:
 def test_a_call_that_succeeds_waits_for_nothing(clock: Clock) -> None:
     said: list[str] = []
     call = Outage(0)
-    assert Patience(longest_s=60.0, announce=said.append).outlast(call) == "the result"
+    assert RetryPolicy(max_elapsed_s=60.0, announce=said.append).call(call) == "the result"
     assert (call.calls, clock.pauses, said) == (1, [], [])
 
 
 @pytest.mark.usefixtures("longest_pauses")
 def test_pauses_double_up_to_a_limit(clock: Clock) -> None:
-    assert Patience(longest_s=60.0).outlast(Outage(9)) == "the result"
+    assert RetryPolicy(max_elapsed_s=60.0).call(Outage(9)) == "the result"
     assert clock.pauses == [0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 5.0, 5.0, 5.0]
 
 
@@ -304,7 +304,7 @@ def test_pauses_are_drawn_at_random_below_their_limit(clock: Clock) -> None:
     drawn = []
     for _ in range(20):
         clock.pauses.clear()
-        Patience(longest_s=1000.0).outlast(Outage(8))
+        RetryPolicy(max_elapsed_s=1000.0).call(Outage(8))
         assert all(0.0 <= pause <= limit for pause, limit in zip(clock.pauses, limits, strict=True))
         drawn.append(tuple(clock.pauses))
     assert len(set(drawn)) == 20, "a fleet does not come back all at once"
@@ -316,7 +316,7 @@ def test_pauses_are_drawn_at_random_below_their_limit(clock: Clock) -> None:
 def test_patience_ends(clock: Clock) -> None:
     call = Outage(float("inf"))
     with pytest.raises(sa.exc.OperationalError) as caught:
-        Patience(longest_s=60.0).outlast(call)
+        RetryPolicy(max_elapsed_s=60.0).call(call)
     assert caught.value is AWAY
     assert 60.0 <= sum(clock.pauses) <= 65.0
     assert call.calls == len(clock.pauses) + 1
@@ -325,7 +325,7 @@ def test_patience_ends(clock: Clock) -> None:
 def test_the_impatient_never_wait(clock: Clock) -> None:
     call = Outage(1)
     with pytest.raises(sa.exc.OperationalError):
-        IMPATIENT.outlast(call)
+        NO_RETRY.call(call)
     assert (call.calls, clock.pauses) == (1, [])
 
 
@@ -333,7 +333,7 @@ def test_whoever_has_to_leave_gives_up(clock: Clock) -> None:
     answers = iter([False, False, True])
     call = Outage(float("inf"))
     with pytest.raises(sa.exc.OperationalError):
-        Patience(longest_s=60.0, give_up=lambda: next(answers)).outlast(call)
+        RetryPolicy(max_elapsed_s=60.0, give_up=lambda: next(answers)).call(call)
     assert (call.calls, len(clock.pauses)) == (3, 2)
 
 
@@ -341,7 +341,7 @@ def test_what_is_no_outage_is_raised_at_once(clock: Clock) -> None:
     for error in (ValueError("a defect"), sa.exc.ProgrammingError("SELECT", {}, sqlite3.ProgrammingError())):
         call = Outage(1, error)
         with pytest.raises(type(error)):
-            PATIENT.outlast(call)
+            PATIENT.call(call)
         assert (call.calls, clock.pauses) == (1, [])
 
 
@@ -353,7 +353,7 @@ def test_another_error_ends_an_outage(clock: Clock) -> None:
         raise next(errors)
 
     with pytest.raises(ValueError, match="a defect"):
-        Patience(longest_s=60.0, announce=said.append).outlast(call)
+        RetryPolicy(max_elapsed_s=60.0, announce=said.append).call(call)
     assert len(clock.pauses) == 2
     assert len(said) == 1
 
@@ -361,12 +361,12 @@ def test_another_error_ends_an_outage(clock: Clock) -> None:
 @pytest.mark.usefixtures("longest_pauses")
 def test_an_outage_is_told_once_and_its_end_too(clock: Clock) -> None:
     said: list[str] = []
-    patience = Patience(longest_s=60.0, announce=said.append)
-    patience.outlast(Outage(4))
+    retry = RetryPolicy(max_elapsed_s=60.0, announce=said.append)
+    retry.call(Outage(4))
     assert said == ["the database is away (database is locked); waiting for it", "the database is back after 1.5 s"]
-    patience.outlast(Outage(0))
+    retry.call(Outage(0))
     assert len(said) == 2
-    patience.outlast(Outage(1))
+    retry.call(Outage(1))
     assert len(said) == 4
     assert len(clock.pauses) == 5
 
@@ -376,7 +376,7 @@ def test_ctrl_c_is_no_outage(clock: Clock) -> None:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        PATIENT.outlast(call)
+        PATIENT.call(call)
     assert clock.pauses == []
 
 
@@ -398,7 +398,7 @@ def test_a_session_that_was_stopped_in_a_transaction_loses_its_locks(
         assert slot_row(database, sweep.study._study_id, 0)["owner"] == "other"
         with pytest.raises(sa.exc.SQLAlchemyError) as caught:  # it hears SIGCONT
             held.commit()
-        assert is_away(caught.value)
+        assert is_transient(caught.value)
         held.close()
         assert open_sweep(stopped, sweep.spec.name).slots.stops() == 0
 
@@ -463,7 +463,7 @@ class TestRestart:
             lease = sweep.slots.claim("me", 10)
             assert lease is not None
             with sweep.holding(lease):
-                trial = sweep.begin(lease)
+                trial = sweep.start(lease)
                 with Pause(database.engine) as pause:
                     report = thread.submit(trial.storage.set_trial_intermediate_value, trial._trial_id, 1, 5.0)
                     assert pause.reached.wait(30)
@@ -479,7 +479,7 @@ class TestRestart:
             said.append(line)
             away.set()
 
-        with opened(server_url, Patience(longest_s=60.0, announce=announce)) as database:
+        with opened(server_url, RetryPolicy(max_elapsed_s=60.0, announce=announce)) as database:
             sweep = make_sweep(database)
             with ThreadPoolExecutor(2) as threads:
                 with stopped(server):
@@ -493,10 +493,10 @@ class TestRestart:
 
     def test_who_opens_it_waits_too(self, server: Any, server_url: str) -> None:
         away = threading.Event()
-        patience = Patience(longest_s=60.0, announce=lambda line: away.set())
+        retry = RetryPolicy(max_elapsed_s=60.0, announce=lambda line: away.set())
 
         def studies() -> int:
-            with opened(server_url, patience) as database:
+            with opened(server_url, retry) as database:
                 return len(database.storage.get_all_studies())
 
         with ThreadPoolExecutor(1) as thread:
