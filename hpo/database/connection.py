@@ -1,4 +1,4 @@
-"""Opens Optuna storage with engine options that fit it. The only room that handles the database's URL.
+"""The studies' database: opened, checked, tuned, and every transaction repeated while it has a transient error.
 
 SQLite runs in WAL mode with synchronous=NORMAL: readers never block the writer, and a report that took 438-2,172 ms at
 worst with SQLite's defaults takes 41-99 ms (four processes, Optuna 5.0.0).
@@ -7,70 +7,58 @@ worst with SQLite's defaults takes 41-99 ms (four processes, Optuna 5.0.0).
 from __future__ import annotations
 
 import contextlib
-import functools
+import dataclasses
 import json
 import logging
-import os
 import sqlite3
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import optuna
 import psycopg
 import sqlalchemy as sa
 from optuna.exceptions import StorageInternalError
 from optuna.storages import BaseStorage, RDBStorage
-from optuna.storages._rdb.models import TrialSystemAttributeModel, TrialUserAttributeModel
 from sqlalchemy import orm
-from sqlalchemy.dialects import postgresql, sqlite
 
-from hpo.database import tables as schema
+from hpo.database import optuna_private, tables
 from hpo.database.retry import NO_RETRY, RetryPolicy, reason_of
+from hpo.database.storage import RetryingStorage
+from hpo.database.url import is_uri, masked, parse_url, sqlite_file, with_driver
 from hpo.errors import StorageError
-from hpo.home import Home
 
-SQLITE_PATIENCE_S = 20.0  # how long a writer waits for another
-FROZEN_TRANSACTION_S = 15  # after which PostgreSQL frees the locks of a process that was stopped within one
-TABLE_ATTEMPTS = 5
-OPTUNA_TABLES = {"studies", "trials", "version_info"}
+SQLITE_BUSY_TIMEOUT_S = 20.0  # for which a writer waits for another
+IDLE_TRANSACTION_TIMEOUT_S = 15  # after which PostgreSQL frees the locks of a process that was stopped within one
+MAX_TABLE_ATTEMPTS = 5
 
-
-def storage_url(flag: str | None, home: Home) -> str:
-    """The database in force: `--storage`, else `HPO_STORAGE`, else `OPTUNA_STORAGE`, else SQLite at home."""
-    named = flag or os.environ.get("HPO_STORAGE") or os.environ.get("OPTUNA_STORAGE")
-    if named:
-        return named
-    return sa.URL.create("sqlite", database=str(home.database)).render_as_string()
-
-
-def masked(url: str) -> str:
-    """The URL without its password."""
-    try:
-        parsed = _parse(url)
-    except StorageError:
-        return "(not a database URL)"
-    secret = [name for name in parsed.query if "password" in name.lower()]
-    return parsed.update_query_dict(dict.fromkeys(secret, "***")).render_as_string(hide_password=True)
-
-
-def is_missing(url: str) -> bool:
-    """Whether the URL names an SQLite file that is not there yet."""
-    parsed = _parse(url)
-    return parsed.get_backend_name() == "sqlite" and not _is_uri(parsed) and not Path(str(parsed.database)).exists()
+_Result = TypeVar("_Result")
 
 
 @dataclass(frozen=True)
 class Database:
-    """Optuna's storage, and what is below it for tables of our own."""
+    """Optuna's storage, and the engine below it for tables of our own."""
 
     storage: BaseStorage
     engine: sa.Engine
     sessions: orm.scoped_session[orm.Session]  # in which Optuna writes
     retry: RetryPolicy = NO_RETRY
-    file: tuple[Path, int] | None = None  # of SQLite, with the number by which the file system knows it
+    file: tuple[Path, int] | None = None  # of SQLite, with its inode
+
+    def transaction(self, work: Callable[[sa.Connection], _Result]) -> _Result:
+        """Do work in one transaction, again after transient errors: it may be committed twice."""
+
+        def once() -> _Result:
+            with self.engine.begin() as connection:
+                return work(connection)
+
+        return self.retry.call(once)
+
+    def without_retry(self) -> Database:
+        """The same database, whose transactions fail at the first transient error."""
+        return dataclasses.replace(self, retry=NO_RETRY)
 
     def check_file(self) -> None:
         """See that what is written goes where others find it.
@@ -79,8 +67,8 @@ class Database:
             StorageError: SQLite's file was removed or replaced since it was opened.
         """
         if self.file is not None:
-            path, number = self.file
-            if not path.exists() or path.stat().st_ino != number:
+            path, inode = self.file
+            if not path.exists() or path.stat().st_ino != inode:
                 raise StorageError(f"{path}: was removed or replaced meanwhile; what was written since is lost")
 
     def close(self) -> None:
@@ -90,60 +78,23 @@ class Database:
 
     def set_user_attributes(self, trial_id: int, attributes: Mapping[str, Any]) -> None:
         """Set a trial's attributes in one transaction, where Optuna takes one for each."""
-        self._set_attributes(TrialUserAttributeModel, trial_id, attributes)
+        self._set_attributes(optuna_private.TRIAL_USER_ATTRIBUTES, trial_id, attributes)
 
     def set_system_attributes(self, trial_id: int, attributes: Mapping[str, Any]) -> None:
         """Set attributes of a trial that Optuna and its dashboard read, in one transaction."""
-        self._set_attributes(TrialSystemAttributeModel, trial_id, attributes)
+        self._set_attributes(optuna_private.TRIAL_SYSTEM_ATTRIBUTES, trial_id, attributes)
 
-    def _set_attributes(
-        self,
-        table: type[TrialUserAttributeModel | TrialSystemAttributeModel],
-        trial_id: int,
-        attributes: Mapping[str, Any],
-    ) -> None:
+    def _set_attributes(self, table: sa.Table, trial_id: int, attributes: Mapping[str, Any]) -> None:
+        """In Optuna's session, so that a fence around it holds."""
         rows = [{"trial_id": trial_id, "key": key, "value_json": json.dumps(v)} for key, v in attributes.items()]
-        insert = (sqlite if self.engine.dialect.name == "sqlite" else postgresql).insert(table)
-        replace = insert.on_conflict_do_update(
-            index_elements=["trial_id", "key"], set_={"value_json": insert.excluded.value_json}
-        )
+        statement = tables.upsert(self.engine.dialect, table, keys=("trial_id", "key"), values=("value_json",))
 
         def write() -> None:
             with self.sessions() as session, session.begin():
-                session.execute(replace, rows)
+                session.execute(statement, rows)
 
         if rows:
             self.retry.call(write)
-
-
-class _PatientStorage(RDBStorage):
-    """Optuna's storage, each of whose calls outlasts a database that is away.
-
-    All of them may be sent twice but the one that creates a trial: whoever creates binds the trial to its slot in the
-    same transaction, which happens once.
-    """
-
-    retry = NO_RETRY
-
-
-def _patient(name: str) -> Callable[..., Any]:
-    call = getattr(RDBStorage, name)
-
-    @functools.wraps(call)
-    def call(self: _PatientStorage, *arguments: Any, **named: Any) -> Any:
-        return self.retry.call(lambda: call(self, *arguments, **named))
-
-    return outlast
-
-
-for _name in (
-    *("set_study_user_attr", "set_study_system_attr", "get_study_id_from_name", "get_study_name_from_id"),
-    *("get_study_directions", "get_study_user_attrs", "get_study_system_attrs", "get_all_studies"),
-    *("_create_new_trial", "_set_trial_param", "get_trial_id_from_study_id_trial_number", "_get_best_trial_id"),
-    *("set_trial_state_values", "set_trial_intermediate_value", "set_trial_user_attr", "set_trial_system_attr"),
-    *("get_trial", "_get_trials"),
-):
-    setattr(_PatientStorage, _name, _patient(_name))
 
 
 def open_database(url: str, *, create: bool, retry: RetryPolicy = NO_RETRY) -> Database:
@@ -152,32 +103,35 @@ def open_database(url: str, *, create: bool, retry: RetryPolicy = NO_RETRY) -> D
     Args:
         url: an SQLAlchemy URL.
         create: make a new SQLite file or empty database ready; otherwise it must hold studies already.
-        retry: with a database that is away, now and in every later call.
+        retry: after transient errors, now and in every later call.
 
     Raises:
         StorageError: not a database, not of Optuna, of another schema, locked, read-only or unreachable.
     """
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     with storage_errors(url):
-        parsed = _with_driver(_parse(url))
+        parsed = with_driver(parse_url(url))
         if parsed.get_backend_name() not in ("sqlite", "postgresql"):
             raise StorageError(f"{masked(url)}: only SQLite and PostgreSQL hold studies")
         if parsed.get_backend_name() == "sqlite":
             _check_sqlite_file(parsed, create)
         elif parsed.get_driver_name() != "psycopg":
             raise StorageError(f"{masked(url)}: the driver for PostgreSQL is psycopg: postgresql+psycopg://…")
-        storage = retry.call(lambda: _open(parsed, create))
-        storage.retry = retry
+        try:
+            storage = retry.call(lambda: _open(parsed, create))
+        except ImportError as error:  # the driver is broken; beyond this line an import error is not the database's
+            raise StorageError(f"{masked(url)}: {error}") from error
+        path = sqlite_file(parsed)
         return Database(
-            storage=optuna.storages.get_storage(storage),
+            storage=RetryingStorage(optuna_private.cached(storage), retry),
             engine=storage.engine,
-            sessions=storage.scoped_session,
+            sessions=optuna_private.sessions_of(storage),
             retry=retry,
-            file=_file(parsed),
+            file=None if path is None else (path, path.stat().st_ino),
         )
 
 
-def _open(parsed: sa.URL, create: bool) -> _PatientStorage:
+def _open(parsed: sa.URL, create: bool) -> RDBStorage:
     url, options = parsed.render_as_string(hide_password=False), _engine_options(parsed)
     _check_tables(url, options, create)
     storage = _optuna_storage(url, options)
@@ -200,24 +154,24 @@ def upgrade(url: str) -> list[str]:
         StorageError: the database cannot be used, or was made by a newer version.
     """
     with storage_errors(url):
-        parsed = _with_driver(_parse(url))
+        parsed = with_driver(parse_url(url))
         if parsed.get_backend_name() == "sqlite":
             _check_sqlite_file(parsed, create=False)
         named, options = parsed.render_as_string(hide_password=False), _engine_options(parsed)
         _check_tables(named, options, create=False)
         storage = RDBStorage(named, engine_kwargs=options, skip_compatibility_check=True, skip_table_creation=True)
         logging.getLogger("alembic").setLevel(logging.WARNING)
-        with contextlib.closing(Database(storage, storage.engine, storage.scoped_session)):
-            theirs, ours = storage.get_current_version(), schema.version(storage.engine)
+        with contextlib.closing(Database(storage, storage.engine, optuna_private.sessions_of(storage))):
+            theirs, ours = storage.get_current_version(), tables.version(storage.engine)
             if theirs not in storage.get_all_versions():
                 raise StorageError(f"{masked(url)}: Optuna's tables are of the newer version {theirs}")
-            if ours is not None and ours > schema.VERSION:
-                schema.check(storage.engine)
+            if ours is not None and ours > tables.VERSION:
+                tables.check(storage.engine)
             storage.upgrade()
-            schema.upgrade(storage.engine)
+            tables.upgrade(storage.engine)
             changes = {
                 "Optuna's tables": (theirs, storage.get_current_version()),
-                "slots": (ours, schema.version(storage.engine)),
+                "slots": (ours, tables.version(storage.engine)),
             }
             return [f"{what}: {before} → {after}" for what, (before, after) in changes.items() if before != after]
 
@@ -233,10 +187,8 @@ def storage_errors(url: str) -> Iterator[None]:
         raise StorageError(f"{masked(url)}: {_reason(error)}") from error
     except (sa.exc.SQLAlchemyError, sqlite3.Error) as error:
         raise StorageError(f"{masked(url)}: {_reason(error)}") from error
-    except ImportError as error:
-        raise StorageError(f"{masked(url)}: {error}") from error
     except RuntimeError as error:
-        if "table schema" not in str(error):
+        if not optuna_private.is_schema_error(error):
             raise
         raise StorageError(f"{masked(url)}: {' '.join(str(error).split())}") from error
 
@@ -255,7 +207,7 @@ def _reason(error: BaseException) -> str:
 
 def _engine_options(url: sa.engine.URL) -> dict[str, Any]:
     if url.get_backend_name() == "sqlite":
-        return {"connect_args": {"timeout": SQLITE_PATIENCE_S}}
+        return {"connect_args": {"timeout": SQLITE_BUSY_TIMEOUT_S}}
     keepalives = {"keepalives_idle": 10, "keepalives_interval": 5, "keepalives_count": 3, "tcp_user_timeout": 20_000}
     named = {name: value for name, value in keepalives.items() if name not in url.query}
     return {
@@ -270,7 +222,7 @@ def _check_sqlite_file(url: sa.engine.URL, create: bool) -> None:
     in_memory = not url.database or ":memory:" in url.database or "mode=memory" in str(url)
     if in_memory:
         raise StorageError("sqlite:// keeps nothing: name a file, for example sqlite:///studies.db")
-    if _is_uri(url):
+    if is_uri(url):
         return
     path = Path(str(url.database))
     if not path.exists():
@@ -282,66 +234,38 @@ def _check_sqlite_file(url: sa.engine.URL, create: bool) -> None:
             raise StorageError(f"{path.parent}: cannot be made ({error.strerror})") from error
 
 
-def _parse(url: str) -> sa.URL:
-    try:
-        parsed = sa.make_url(url)
-    except (sa.exc.ArgumentError, ValueError) as error:  # the latter for a port that is no number
-        raise StorageError(
-            "(not a database URL): a storage is named like sqlite:///my.db or postgresql+psycopg://…"
-        ) from error
-    if "@" in (parsed.host or ""):
-        raise StorageError("(not a database URL): in a user's name or password write @ as %40")
-    return parsed
-
-
-def _with_driver(url: sa.URL) -> sa.URL:
-    """The URL with the driver that this program brings, where it names none."""
-    return url.set(drivername="postgresql+psycopg") if url.drivername in ("postgres", "postgresql") else url
-
-
-def _file(url: sa.URL) -> tuple[Path, int] | None:
-    if url.get_backend_name() != "sqlite" or _is_uri(url):
-        return None
-    path = Path(str(url.database)).absolute()
-    return path, path.stat().st_ino
-
-
-def _is_uri(url: sa.URL) -> bool:
-    return str(url.database).startswith("file:")
-
-
 def _check_tables(url: str, options: dict[str, Any], create: bool) -> None:
     """Refuse a database of another program, before Optuna adds its tables to it."""
     engine = sa.create_engine(url, **options)
     try:
         inspector = sa.inspect(engine)
-        tables = set(inspector.get_table_names())
-        columns = {column["name"] for column in inspector.get_columns("studies")} if "studies" in tables else set()
+        present = set(inspector.get_table_names())
+        columns = {column["name"] for column in inspector.get_columns("studies")} if "studies" in present else set()
     finally:
         engine.dispose()
-    foreign = tables.isdisjoint(OPTUNA_TABLES) or (columns and not columns >= {"study_id", "study_name"})
-    if tables and foreign:
+    foreign = present.isdisjoint(optuna_private.TABLE_NAMES) or (columns and not columns >= {"study_id", "study_name"})
+    if present and foreign:
         raise StorageError(
-            f"{masked(url)}: holds tables of another program ({', '.join(sorted(tables)[:3])}); name another"
+            f"{masked(url)}: holds tables of another program ({', '.join(sorted(present)[:3])}); name another"
         )
-    if not tables and not create:
+    if not present and not create:
         raise StorageError(f"{masked(url)}: holds no studies; `hpo run` makes the first")
 
 
-def _optuna_storage(url: str, options: dict[str, Any]) -> _PatientStorage:
-    """Optuna's storage, its tables made; two processes that make them at once get in each other's way, so try again."""
-    for attempt in range(1, TABLE_ATTEMPTS + 1):
+def _optuna_storage(url: str, options: dict[str, Any]) -> RDBStorage:
+    """Optuna's storage with its tables; two processes that create them at once conflict, so try again."""
+    for attempt in range(1, MAX_TABLE_ATTEMPTS + 1):
         try:
-            storage = _PatientStorage(url, engine_kwargs=options, skip_compatibility_check=True)
+            storage = RDBStorage(url, engine_kwargs=options, skip_compatibility_check=True)
             try:
-                storage._version_manager.check_table_schema_compatibility()
+                optuna_private.check_schema(storage)
             except BaseException:
                 storage.engine.dispose()
                 raise
             return storage
         except (sa.exc.IntegrityError, sa.exc.OperationalError, sa.exc.ProgrammingError) as error:
-            in_each_others_way = isinstance(error, sa.exc.IntegrityError) or "already exists" in str(error)
-            if not in_each_others_way or attempt == TABLE_ATTEMPTS:
+            conflict = isinstance(error, sa.exc.IntegrityError) or "already exists" in str(error)
+            if not conflict or attempt == MAX_TABLE_ATTEMPTS:
                 raise
             time.sleep(0.2 * attempt)
     raise AssertionError("the last attempt returns or raises")
@@ -354,5 +278,5 @@ def _tune_sqlite(connection: sqlite3.Connection, record: object) -> None:
 
 def _tune_postgresql(connection: psycopg.Connection[Any], record: object) -> None:
     del record
-    connection.execute(f"SET idle_in_transaction_session_timeout = '{FROZEN_TRANSACTION_S}s'")
+    connection.execute(f"SET idle_in_transaction_session_timeout = '{IDLE_TRANSACTION_TIMEOUT_S}s'")
     connection.commit()

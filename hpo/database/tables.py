@@ -1,15 +1,18 @@
-"""The tables of our own beside Optuna's, in the same database, and their version."""
+"""The tables of our own beside Optuna's, in the same database: their columns, their version, and its migrations."""
 
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import sqlalchemy as sa
-from optuna.storages._rdb.models import StudyModel
+from sqlalchemy.dialects import postgresql, sqlite
 
+from hpo.database.optuna_private import STUDIES
 from hpo.errors import StorageError
 
-VERSION = 2  # 1: without `hpo_schema` and `hpo_studies.stops`
+VERSION = 3
 
 metadata = sa.MetaData()
 slots = sa.Table(
@@ -19,24 +22,24 @@ slots = sa.Table(
     sa.Column("number", sa.Integer, primary_key=True),
     sa.Column("state", sa.String(16), nullable=False, default="open"),  # open, leased, finishing, done
     sa.Column("owner", sa.String(200)),
-    sa.Column("epoch", sa.Integer, nullable=False, default=0),
+    sa.Column("fencing_token", sa.Integer, nullable=False, default=0),  # of the newest lease
     sa.Column("expires_at", sa.Double),  # seconds since 1970 on the database's clock
     sa.Column("trial_number", sa.Integer),
-    sa.Column("deaths", sa.Integer, nullable=False, default=0),  # of leases over this trial, in a row
-    sa.Column("outcome", sa.Text),  # JSON, from `finishing` on
+    sa.Column("crash_count", sa.Integer, nullable=False, default=0),  # of leases over this trial, in a row
+    sa.Column("result", sa.Text),  # JSON of a TrialResult, from `finishing` on
 )
 studies = sa.Table(
     "hpo_studies",
     metadata,
     sa.Column("study_id", sa.Integer, primary_key=True),
-    sa.Column("record", sa.Text, nullable=False),  # JSON: what the study was made from; the first writer's stands
-    sa.Column("stops", sa.Integer, nullable=False, server_default="0"),  # how often `hpo stop` was asked
+    sa.Column("record", sa.Text, nullable=False),  # JSON of a StudyRecord
+    sa.Column("stop_requests", sa.Integer, nullable=False, server_default="0"),  # how often `hpo stop` was called
 )
 versions = sa.Table("hpo_schema", metadata, sa.Column("version", sa.Integer, primary_key=True, autoincrement=False))
 
 
 def create(engine: sa.Engine) -> None:
-    """Make the tables where they are missing.
+    """Create the tables that are missing.
 
     Raises:
         StorageError: there are some of another version.
@@ -53,16 +56,17 @@ def create(engine: sa.Engine) -> None:
 
 def version(engine: sa.Engine) -> int | None:
     """Version of the tables in a database; None where there are none yet."""
-    present = set(sa.inspect(engine).get_table_names())
+    inspector = sa.inspect(engine)
+    present = set(inspector.get_table_names())
     if versions.name in present:
         with engine.connect() as connection:
             stored: int | None = connection.scalar(sa.select(sa.func.max(versions.c.version)))
         if stored is not None:
             return stored
-    if not {slots.name, studies.name} <= present:  # or another process is just making them
+    if not {slots.name, studies.name} <= present:  # or another process is creating them right now
         return None
-    columns = {column["name"] for column in sa.inspect(engine).get_columns(studies.name)}
-    return 2 if "stops" in columns else 1
+    columns = {column["name"] for column in inspector.get_columns(studies.name)}
+    return 1 if columns == {"study_id", "record"} else 2 if "stops" in columns else VERSION
 
 
 def check(engine: sa.Engine) -> bool:
@@ -79,9 +83,9 @@ def check(engine: sa.Engine) -> bool:
     return found is not None
 
 
-def forget_orphans(engine: sa.Engine) -> None:
-    """Delete the rows of studies that were deleted: SQLite gives a deleted study's number to the next one."""
-    alive = sa.select(StudyModel.study_id)
+def delete_orphans(engine: sa.Engine) -> None:
+    """Delete the rows of studies that were deleted: SQLite gives a deleted study's id to the next one."""
+    alive = sa.select(STUDIES.c.study_id)
     with engine.begin() as connection:
         for table in (slots, studies):
             connection.execute(table.delete().where(table.c.study_id.not_in(alive)))
@@ -89,8 +93,60 @@ def forget_orphans(engine: sa.Engine) -> None:
 
 def upgrade(engine: sa.Engine) -> None:
     """Bring the tables of an older version to this one; once more changes nothing."""
-    if version(engine) == 1:
+    found = version(engine)
+    if found is None:
+        return
+    for old in range(found, VERSION):
         with engine.begin() as connection:
-            connection.exec_driver_sql("ALTER TABLE hpo_studies ADD COLUMN stops INTEGER DEFAULT 0 NOT NULL")
-    if version(engine) is not None:
-        create(engine)
+            if connection.dialect.name == "sqlite":
+                connection.exec_driver_sql("BEGIN IMMEDIATE")  # which its driver leaves out before CREATE and ALTER
+            connection.execute(sa.schema.CreateTable(versions, if_not_exists=True))
+            _MIGRATIONS[old](connection)
+            connection.execute(versions.delete())
+            connection.execute(versions.insert().values(version=old + 1))
+    create(engine)
+
+
+def _count_stops(connection: sa.Connection) -> None:
+    """1 to 2: `hpo stop`."""
+    _operations(connection).add_column("hpo_studies", sa.Column("stops", sa.Integer, nullable=False, server_default="0"))
+
+
+def _rename_columns(connection: sa.Connection) -> None:
+    """2 to 3: the glossary's words."""
+    renamed = (
+        ("hpo_slots", "epoch", "fencing_token"),
+        ("hpo_slots", "deaths", "crash_count"),
+        ("hpo_slots", "outcome", "result"),
+        ("hpo_studies", "stops", "stop_requests"),
+    )
+    for table, old, new in renamed:
+        _operations(connection).alter_column(table, old, new_column_name=new)
+
+
+_MIGRATIONS: Mapping[int, Callable[[sa.Connection], None]] = {1: _count_stops, 2: _rename_columns}
+
+
+def _operations(connection: sa.Connection) -> Any:
+    """Alembic's operations, which Optuna brings."""
+    from alembic.migration import MigrationContext
+    from alembic.operations import Operations
+
+    return Operations(MigrationContext.configure(connection))
+
+
+def upsert(dialect: sa.Dialect, table: sa.Table, *, keys: Sequence[str], values: Sequence[str]) -> Any:
+    """An insert that overwrites `values` where a row of these `keys` is there."""
+    insert = _insert(dialect, table)
+    return insert.on_conflict_do_update(
+        index_elements=list(keys), set_={name: insert.excluded[name] for name in values}
+    )
+
+
+def insert_if_absent(dialect: sa.Dialect, table: sa.Table) -> Any:
+    """An insert that does nothing where the row is there."""
+    return _insert(dialect, table).on_conflict_do_nothing()
+
+
+def _insert(dialect: sa.Dialect, table: sa.Table) -> Any:
+    return (sqlite if dialect.name == "sqlite" else postgresql).insert(table)

@@ -8,17 +8,17 @@ from pathlib import Path
 from hpo.errors import StudyError
 from hpo.home import Home
 from hpo.study.spec import StudySpec
-from hpo.sweep.sweep import Sweep
+from hpo.sweep.record import StudyRecord
 from hpo_model.data.corpus import load_corpus
 from hpo_model.data.tokens import TokenizedCorpus, tokenize_corpus
 from hpo_model.errors import CorpusError
 
 
 def load_text(
-    spec: StudySpec, data: Path | None, sweep: Sweep | None, home: Home, announce: Callable[[str], None]
+    spec: StudySpec, data: Path | None, record: StudyRecord | None, home: Home, announce: Callable[[str], None]
 ) -> TokenizedCorpus:
     """The study's text in tokens: from `--data`, else from where an existing study has it, else as its file says."""
-    recorded = None if sweep is None else sweep.record["corpus"]["source"]
+    recorded = None if record is None else record.corpus.source
     try:
         text = load_corpus(str(data or recorded or spec.text.corpus), home.cache / "corpora", announce)
     except CorpusError as error:
@@ -28,20 +28,3 @@ def load_text(
     corpus = tokenize_corpus(text, spec.text.choice, home.cache / "tokens")
     corpus.check_length(spec.run_with({}).architecture.sequence_length)
     return corpus
-
-
-def check_same_text(sweep: Sweep, corpus: TokenizedCorpus) -> None:
-    """Refuse a corpus or tokenizer other than the study's.
-
-    Raises:
-        StudyError: naming both digests.
-    """
-    for what, old, new in (
-        ("corpus", sweep.record["corpus"]["digest"], corpus.corpus_digest),
-        ("tokenizer", sweep.record["tokenizer"]["digest"], corpus.tokenizer.digest),
-    ):
-        if old != new:
-            raise StudyError(
-                f"study {sweep.spec.name!r} was made with another {what} (of {sweep.record['corpus']['name']}, digest "
-                f"{old}; {corpus.corpus_name} gives {new}); its trials would not compare"
-            )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -10,15 +11,19 @@ from typing import Any
 import optuna
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
-from pydantic import ValidationError
 
-from hpo.database import tables as schema
+from hpo.database import optuna_private, tables
 from hpo.database.connection import Database
+from hpo.database.optuna_private import SnapshotStudy
 from hpo.errors import StudyError
-from hpo.study.search_space import SnapshotStudy, make_pruner, make_sampler
+from hpo.study.search_space import make_pruner, make_sampler
 from hpo.study.spec import Objective, Role, StudySpec
-from hpo.sweep.meaning import meaning
-from hpo.sweep.slots import LEASE_S, Lease, LeaseLost, Slots, TrialResult
+from hpo.sweep.fence import FencedSessions
+from hpo.sweep.record import Fingerprint, StudyRecord
+from hpo.sweep.renewal import renewed
+from hpo.sweep.result import TrialResult
+from hpo.sweep.slots import LEASE_S, Lease, LeaseLost, Slots
+from hpo.sweep.study_row import StudyRow
 from hpo_model.config import Scalar
 
 STUDY_ATTRIBUTE = "hpo:study"
@@ -28,49 +33,72 @@ METRICS: Mapping[Objective, str] = {"val_loss": "validation loss (nats per token
 DIRECTIONS: Mapping[Objective, StudyDirection] = {"val_loss": StudyDirection.MINIMIZE, "phi": StudyDirection.MAXIMIZE}
 
 
-@dataclass
 class Sweep:
-    """One study, its slots, and the record of what it was made from.
+    """One study, its slots, and the record of what it was made from."""
 
-    The record is plain data: uid, created_at, profile, spec, meaning, corpus, tokenizer, hardware, versions.
-    """
+    def __init__(self, database: Database, study: optuna.Study, study_id: int, record: StudyRecord, lease_s: float):
+        self.database, self.study, self.study_id = database, study, study_id
+        self.storage = database.storage
+        self.slots = Slots(database, study_id, lease_s)
+        self.row = StudyRow(database, study_id)
+        self.sessions = FencedSessions(self.slots)
+        self._use(record)
+        self.snapshot = SnapshotStudy(study.study_name, self.storage, pruner=make_pruner(self.spec))
 
-    database: Database
-    study: optuna.Study
-    slots: Slots
-    record: dict[str, Any]
+    def _use(self, record: StudyRecord) -> None:
+        self.record = record
+        self.plan = record.spec.planned()
 
-    def __post_init__(self) -> None:
-        self._read_record()
-        self.storage = self.database.storage
-        self.asking = SnapshotStudy(self.study.study_name, self.storage, pruner=make_pruner(self.spec))
-
-    def _read_record(self) -> None:
-        try:
-            self.spec = StudySpec.model_validate(self.record["spec"])
-        except ValidationError as error:
-            made_by = self.record.get("versions", {}).get("hpo", "unknown")
-            name = self.study.study_name
-            raise StudyError(
-                f"study {name!r} was made by version {made_by} of this program, which alone reads it"
-            ) from error
-        self.plan = self.spec.planned()
+    @property
+    def spec(self) -> StudySpec:
+        """The study's specification."""
+        return self.record.spec
 
     @property
     def uid(self) -> str:
         """Eight hexadecimal digits that tell studies of one name apart."""
-        return str(self.record["uid"])
+        return self.record.uid
 
     def check_there(self) -> None:
-        """See that the study is still there.
+        """See that the study still exists.
 
         Raises:
             StudyError: it was deleted, as through Optuna.
         """
-        if all(study._study_id != self.study._study_id for study in self.storage.get_all_studies()):
-            raise StudyError(
-                f"study {self.spec.name!r} was deleted meanwhile: there is nothing left to work on"
-            ) from None
+        try:
+            found = self.storage.get_study_id_from_name(self.study.study_name)
+        except KeyError:
+            found = None
+        if found != self.study_id:
+            raise StudyError(f"study {self.spec.name!r} was deleted meanwhile: nothing is left to work on") from None
+
+    # ------------------------------------------------------------------------------------------------- record
+
+    def revise(self, change: Callable[[StudyRecord], StudyRecord]) -> None:
+        """Store a changed record, for our own readers and for Optuna's; changed again where another process was first.
+
+        Args:
+            change: the record wanted, given the one that stands.
+        """
+        while True:
+            wanted = change(self.record)
+            if wanted == self.record:
+                break
+            stored = self.row.revise(self.record, wanted)
+            self._use(self.row.record() or self.record)
+            if stored:
+                break
+        self.publish()
+
+    def publish(self) -> None:
+        """Put the record where Optuna's readers look; done again where a crash prevented it."""
+        content = self.record.to_dict()
+        if self.study.user_attrs.get(STUDY_ATTRIBUTE) != content:
+            names = [METRICS[objective] for objective in self.spec.objectives]
+            self.storage.set_study_system_attr(self.study_id, optuna_private.METRIC_NAMES, names)
+            self.study.set_user_attr(STUDY_ATTRIBUTE, content)
+
+    # ------------------------------------------------------------------------------------------------- trials
 
     @contextlib.contextmanager
     def holding(self, lease: Lease, on_renewal: Callable[[], None] = lambda: None) -> Iterator[None]:
@@ -81,9 +109,9 @@ class Sweep:
             on_renewal: called after each renewal by the timer, in its thread.
 
         Raises:
-            LeaseLost: from whatever writes after another worker has taken the slot.
+            LeaseLost: from any write after another worker has taken the slot.
         """
-        with self.slots.fence(lease), self.slots.renewed(lease, on_renewal):
+        with self.sessions.under(lease), renewed(self.slots, lease, on_renewal):
             yield
 
     def start(self, lease: Lease) -> optuna.Trial:
@@ -96,9 +124,9 @@ class Sweep:
             LeaseLost: another worker holds the slot.
         """
         number = self._create(lease) if lease.trial_number is None else lease.trial_number
-        self.asking.sampler = make_sampler(self.spec, lease.slot)
-        self.asking.look()  # also because Optuna's cache cannot write to trials that it has never read
-        return optuna.Trial(self.asking, self.trial_id(number))
+        self.snapshot.sampler = make_sampler(self.spec, lease.slot)
+        self.snapshot.refresh()  # also because Optuna's cache cannot write to trials that it has never read
+        return optuna_private.trial_of(self.snapshot, self.trial_id(number))
 
     def _create(self, lease: Lease) -> int:
         role, parameters = self._planned(lease.slot)
@@ -107,12 +135,12 @@ class Sweep:
         )
         template = optuna.trial.create_trial(
             state=TrialState.RUNNING,
-            system_attrs={"fixed_params": parameters},  # as Study.enqueue_trial stores them
+            system_attrs={optuna_private.FIXED_PARAMETERS: parameters},
             user_attrs={"hpo:slot": lease.slot, "hpo:role": role, **candidate},
         )
         try:
-            with self.slots.fence(lease, binds=True) as fence:
-                self.storage.create_new_trial(self.study._study_id, template)
+            with self.sessions.under(lease, binds=True) as fence:
+                self.storage.create_new_trial(self.study_id, template)
             number = fence.created
         except LeaseLost:  # or an attempt of ours was committed without our hearing of it
             number = self.slots.trial_of(lease)
@@ -120,35 +148,33 @@ class Sweep:
             raise LeaseLost
         return number
 
-    def revise(self, record: dict[str, Any]) -> bool:
-        """Store a record that was made from this one. False: another was stored meanwhile, and is read instead."""
-        stored = self.slots.revise_record(self.record, record)
-        self.record = record if stored else self.slots.record() or self.record
-        self._read_record()
-        return stored
-
     def _planned(self, slot: int) -> tuple[Role, dict[str, Scalar]]:
         """Role and values of a slot's trial; no values: the sampler's choice."""
-        if slot >= len(self.plan) and self.spec.replication is not None:  # planned since this worker began
-            self.record = self.slots.record() or self.record
-            self._read_record()
+        if slot >= len(self.plan) and self.spec.replication is not None:  # planned since this worker started
+            self._use(self.row.record() or self.record)
             return self.plan[slot]
         return self.plan[slot] if slot < len(self.plan) else ("search", {})
 
-    def finalize(self, lease: Lease, number: int, outcome: TrialResult) -> None:
+    def finalize(self, lease: Lease, number: int, result: TrialResult) -> None:
         """Tell Optuna how a trial ended and mark its slot, in one transaction. A second call changes nothing."""
         trial_id = self.trial_id(number)
-        self.database.set_user_attributes(trial_id, outcome.attributes)
+        self.database.set_user_attributes(trial_id, result.attributes)
         with contextlib.suppress(optuna.exceptions.UpdateFinishedTrialError):  # told before, without our hearing of it
-            for name in outcome.violations:
+            for name in result.violations:
                 if name not in self.storage.get_trial(trial_id).constraints:
-                    optuna.Trial(self.study, trial_id).set_constraint(name, 1.0)
-            with self.slots.fence(lease, ends=True) as fence:
-                state, values = TrialState[outcome.state], list(outcome.values) or None
+                    optuna_private.trial_of(self.study, trial_id).set_constraint(name, 1.0)
+            with self.sessions.under(lease, ends=True) as fence:
+                state, values = TrialState[result.state], list(result.values) or None
                 self.storage.set_trial_state_values(trial_id, state, values)
             if fence.passed:
                 return
         self.slots.done(lease)
+
+    def trial_id(self, number: int) -> int:
+        """Optuna's id of a trial, which no other trial of the database has."""
+        return self.storage.get_trial_id_from_study_id_trial_number(self.study_id, number)
+
+    # ---------------------------------------------------------------------------------------------- standings
 
     def stopped_improving(self) -> bool:
         """Whether the last `stopping.trials_without_improvement` trials to finish brought no better one."""
@@ -182,13 +208,9 @@ class Sweep:
         signs = [1 if direction is StudyDirection.MINIMIZE else -1 for direction in self.study.directions]
         return tuple(sign * value for sign, value in zip(signs, trial.values, strict=True))
 
-    def trial_id(self, number: int) -> int:
-        """Optuna's id of a trial, which no other trial of the database has."""
-        return self.storage.get_trial_id_from_study_id_trial_number(self.study._study_id, number)
-
 
 def is_feasible(trial: FrozenTrial) -> bool:
-    """Whether a trial is complete and breaks no constraint; one too good to be true breaks one."""
+    """Whether a trial is complete and breaks no constraint; an implausibly low perplexity breaks one."""
     return trial.state is TrialState.COMPLETE and all(value <= 0 for value in trial.constraints.values())
 
 
@@ -201,16 +223,17 @@ def find_sweep(database: Database, name: str, lease_s: float = LEASE_S) -> Sweep
     if name not in study_names(database):
         return None
     study = load_study(database, name)
-    slots = Slots(database, study._study_id, lease_s)
-    record = slots.record()
+    study_id = database.storage.get_study_id_from_name(name)
+    row = StudyRow(database, study_id)
+    stored = row.record_text()
     empty = not study.get_trials(deepcopy=False) and STUDY_ATTRIBUTE not in study.user_attrs
-    if empty and (record is None or slots.forget_deleted(name)):
-        return None  # its making was interrupted, or somebody made room for it
+    if empty and (stored is None or row.delete_stale(name)):
+        return None  # its making was interrupted, or an earlier study of this id was deleted
     if LOG_ATTRIBUTE in study.user_attrs:
         raise StudyError(f"study {name!r} is a table of past experiments, which nothing can run; `hpo report` reads it")
-    if record is None:
+    if stored is None:
         raise StudyError(f"study {name!r} was made by another program, which alone can run it; name another")
-    return Sweep(database, study, slots, record)
+    return Sweep(database, study, study_id, StudyRecord.from_json(stored), lease_s)
 
 
 def open_sweep(database: Database, name: str, lease_s: float = LEASE_S) -> Sweep:
@@ -226,42 +249,36 @@ def open_sweep(database: Database, name: str, lease_s: float = LEASE_S) -> Sweep
     return sweep
 
 
-def create_sweep(database: Database, name: str, record: dict[str, Any], lease_s: float = LEASE_S) -> Sweep:
-    """Make a study and register what it is made from; where two do this at once, the first one's record stands.
+def create_sweep(database: Database, record: StudyRecord, lease_s: float = LEASE_S) -> Sweep:
+    """Create a study and store what it is made from; where two processes do so at once, the first one's record stands.
 
     Raises:
         StudyError: there is an empty study of this name that was made for other objectives.
     """
-    if schema.check(database.engine):
-        database.retry.call(lambda: schema.forget_orphans(database.engine))
-    directions = [DIRECTIONS[objective] for objective in record["spec"]["objectives"]]
+    if tables.check(database.engine):
+        database.retry.call(lambda: tables.delete_orphans(database.engine))
+    name, directions = record.spec.name, [DIRECTIONS[objective] for objective in record.spec.objectives]
     study = optuna.create_study(study_name=name, storage=database.storage, directions=directions, load_if_exists=True)
     if study.directions != directions:
         raise StudyError(f"study {name!r} was made for other objectives; name another")
-    slots = Slots(database, study._study_id, lease_s)
-    slots.forget_deleted(name)
-    spec = StudySpec.model_validate(record["spec"])
-    sweep = Sweep(database, study, slots, slots.create({**record, "meaning": meaning(spec)}))
-    publish(sweep)
+    study_id = database.storage.get_study_id_from_name(name)
+    row = StudyRow(database, study_id)
+    row.delete_stale(name)
+    standing = row.create(dataclasses.replace(record, fingerprint=Fingerprint.of(record.spec)))
+    sweep = Sweep(database, study, study_id, standing, lease_s)
+    sweep.publish()
     return sweep
 
 
 def update_metadata(sweep: Sweep, spec: StudySpec) -> None:
-    """Let what may change between sessions be as the study file has it now: description, total, stopping."""
-    record = {**sweep.record, "spec": spec.model_dump(mode="json")}
-    record["spec"]["profile"] = sweep.record["spec"]["profile"]
-    record["spec"]["text"]["corpus"] = sweep.record["spec"]["text"]["corpus"]
-    if record != sweep.record:
-        sweep.slots.replace_record(record)
-        sweep.record, sweep.spec = record, StudySpec.model_validate(record["spec"])
+    """Take over what may change between sessions from the study file as it is now: description, total, stopping."""
 
+    def change(record: StudyRecord) -> StudyRecord:
+        text = spec.text.model_copy(update={"corpus": record.spec.text.corpus})
+        update = {"profile": record.spec.profile, "text": text}
+        return dataclasses.replace(record, spec=spec.model_copy(update=update))
 
-def publish(sweep: Sweep) -> None:
-    """Put what the study was made from where Optuna's readers look; done again where a crash prevented it."""
-    if sweep.study.user_attrs.get(STUDY_ATTRIBUTE) != sweep.record:
-        names = [METRICS[objective] for objective in sweep.spec.objectives]
-        sweep.storage.set_study_system_attr(sweep.study._study_id, "study:metric_names", names)
-        sweep.study.set_user_attr(STUDY_ATTRIBUTE, sweep.record)
+    sweep.revise(change)
 
 
 def load_study(database: Database, name: str) -> optuna.Study:

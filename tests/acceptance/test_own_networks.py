@@ -156,7 +156,7 @@ def test_what_cannot_be_studied_is_refused_before_there_is_a_study(
 def test_no_phi_is_no_objective(place: Place) -> None:
     two = 'objectives = ["val_loss", "phi"]\n[pruner]\nkind = "none"\n[text]'
     place.study.write_text(STUDY.replace("[text]", two), encoding="utf-8")
-    with pytest.raises(StudyFileError, match="mine:GatedConvolutions has no Φ to look for"):
+    with pytest.raises(StudyFileError, match="mine:GatedConvolutions has no Φ objective"):
         place.prepare()
 
 

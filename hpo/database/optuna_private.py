@@ -1,0 +1,134 @@
+"""Every private name of Optuna and its dashboard that this program relies on. No other file may use one.
+
+Optuna's public interface lacks four things that a fleet of workers needs: its tables, to bind a slot and a trial in one
+transaction; its session, to check a lease before a commit; a study that answers from a snapshot; and the keys under which
+it stores what the dashboard shows. `tests/contract/test_optuna_private.py` names each of them, so that a new version of
+Optuna that moves one fails there first.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Container, Mapping
+from pathlib import Path
+from typing import Any, cast
+
+import optuna
+import sqlalchemy as sa
+from optuna.artifacts import FileSystemArtifactStore
+from optuna.storages import RDBStorage, get_storage
+from optuna.storages._rdb import models
+from optuna.trial import FrozenTrial, TrialState
+from sqlalchemy import orm
+
+# Tables
+STUDIES = cast(sa.Table, models.StudyModel.__table__)
+STUDY_USER_ATTRIBUTES = cast(sa.Table, models.StudyUserAttributeModel.__table__)
+STUDY_SYSTEM_ATTRIBUTES = cast(sa.Table, models.StudySystemAttributeModel.__table__)
+TRIALS = cast(sa.Table, models.TrialModel.__table__)
+TRIAL_USER_ATTRIBUTES = cast(sa.Table, models.TrialUserAttributeModel.__table__)
+TRIAL_SYSTEM_ATTRIBUTES = cast(sa.Table, models.TrialSystemAttributeModel.__table__)
+TABLE_NAMES = {"studies", "trials", "version_info"}  # in every database of Optuna's
+
+# Keys of system attributes
+FIXED_PARAMETERS = "fixed_params"  # of a trial: values that the sampler must take, as `Study.enqueue_trial` stores them
+METRIC_NAMES = "study:metric_names"  # of a study; `Study.set_metric_names` warns that it is experimental
+COMPLETED_RUNG = "completed_rung_"  # of a trial, followed by a number: successive halving has compared it there
+ARTIFACT = "artifacts:"  # of a trial, followed by the artifact's id
+DASHBOARD = "dashboard:"  # of a study: notes and figures; see hpo/dashboard/notes.py
+DASHBOARD_FIGURE = "dashboard:plot_data:"
+
+
+def cached(storage: RDBStorage) -> optuna.storages.BaseStorage:
+    """Optuna's cache before its relational storage, as `optuna.create_study` puts it there."""
+    return get_storage(storage)
+
+
+def sessions_of(storage: RDBStorage) -> orm.scoped_session[orm.Session]:
+    """The sessions in which a storage reads and writes."""
+    return storage.scoped_session
+
+
+def check_schema(storage: RDBStorage) -> None:
+    """Refuse tables of another version of Optuna; done apart from the constructor, which would leave connections open.
+
+    Raises:
+        RuntimeError: the tables are older or newer; `is_schema_error` recognises it.
+    """
+    storage._version_manager.check_table_schema_compatibility()
+
+
+def is_schema_error(error: RuntimeError) -> bool:
+    """Whether Optuna refuses its tables' version."""
+    return "table schema" in str(error)
+
+
+def new_trial_number(session: orm.Session) -> int:
+    """The number of the one trial that a session is about to commit."""
+    (trial,) = (each for each in session.identity_map.values() if isinstance(each, models.TrialModel))
+    return int(trial.number)
+
+
+def trial_of(study: optuna.Study, trial_id: int) -> optuna.Trial:
+    """The running trial of this id, as a sampler's and an objective's counterpart."""
+    return optuna.Trial(study, trial_id)
+
+
+def trial_id(trial: optuna.Trial | FrozenTrial) -> int:
+    """The id of a trial, which is unique in its database."""
+    return trial._trial_id
+
+
+def reported(trial: optuna.Trial) -> Mapping[int, float]:
+    """The intermediate values by step that a trial had when it was opened, and those it reported since."""
+    return trial._cached_frozen_trial.intermediate_values
+
+
+def system_attributes(trial: FrozenTrial) -> dict[str, Any]:
+    """System attributes of a trial."""
+    return trial._system_attrs
+
+
+def with_system_attributes(trial: FrozenTrial, attributes: dict[str, Any]) -> FrozenTrial:
+    """A copy of a trial that has these system attributes."""
+    changed = copy.copy(trial)
+    changed._system_attrs = attributes
+    return changed
+
+
+class SnapshotStudy(optuna.Study):
+    """A study that reads its trials in `refresh` and answers from what it read.
+
+    Samplers and pruners ask for all trials several times per question, and each reading loads every running trial anew:
+    with sixteen workers this was half of what the search costs.
+    """
+
+    trials_read: tuple[FrozenTrial, ...] = ()
+
+    def refresh(self) -> None:
+        """Read all trials as they are now."""
+        self.trials_read = tuple(self._storage.get_all_trials(self._study_id, deepcopy=False))
+
+    def _get_trials(
+        self, deepcopy: bool = True, states: Container[TrialState] | None = None, use_cache: bool = False
+    ) -> list[FrozenTrial]:
+        del use_cache
+        trials = [trial for trial in self.trials_read if states is None or trial.state in states]
+        return copy.deepcopy(trials) if deepcopy else trials
+
+
+class ArtifactFolder(FileSystemArtifactStore):
+    """Optuna's folder of artifacts, which is made when it is written to, and whose files need not exist to be removed."""
+
+    @property
+    def folder(self) -> Path:
+        """Where the files lie."""
+        return self._base_path
+
+    def path(self, artifact_id: str) -> Path:
+        """The file of an artifact.
+
+        Raises:
+            ValueError: the id leaves the folder.
+        """
+        return Path(self._get_filepath(artifact_id))

@@ -1,0 +1,132 @@
+"""Why may this study not go on here? The one place that answers.
+
+A study's trials are ranked together, so each must have been trained from the same study file, with the same meaning of
+its values, on the same text under the same tokenizer, and by the same network code.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from hpo.errors import StudyError, StudyFileError
+from hpo.study.spec import StudySpec
+from hpo.sweep.record import Fingerprint, NetworkFacts, StudyRecord
+from hpo_model.config import RUNS_VERSION
+from hpo_model.errors import ModelError
+
+if TYPE_CHECKING:
+    from hpo_model.data.tokens import TokenizedCorpus
+
+
+def check_compatible(
+    record: StudyRecord, spec: StudySpec | None = None, corpus: TokenizedCorpus | None = None
+) -> None:
+    """Refuse to work on a study in whose place another would be trained here.
+
+    Args:
+        record: of the study.
+        spec: the study file as it is now; None: the study's own is used.
+        corpus: the text as it is now; None: not loaded yet, so neither text nor network is compared.
+
+    Raises:
+        StudyError: what differs, and what to do.
+        NetworkError: a custom network is missing.
+    """
+    if spec is not None:
+        _check_study_file(record, spec)
+    _check_semantics(record)
+    if corpus is not None:
+        _check_text(record, corpus)
+        _check_network(record)
+
+
+def _check_study_file(record: StudyRecord, spec: StudySpec) -> None:
+    differences = list(_differences(record.spec.identity(), spec.identity()))
+    if not differences:
+        return
+    hint = (
+        f" (it was made with profile {record.spec.profile}, this machine takes {spec.profile})"
+        if record.spec.profile != spec.profile
+        else ""
+    )
+    raise StudyError(
+        f"study {spec.name!r} was made from another study file: {'; '.join(differences[:3])}{hint}; "
+        "restore the file, or give it another name"
+    )
+
+
+def _check_semantics(record: StudyRecord) -> None:
+    """A value that runs did not have then is no difference: by its default they are as before."""
+    then, now = record.fingerprint, Fingerprint.of(record.spec)
+    differences = [
+        f"{name} of {preset} was {then.presets[preset][name]!r}, is {value!r}"
+        for preset, values in now.presets.items()
+        for name, value in values.items()
+        if value != then.presets.get(preset, {}).get(name, value)
+    ]
+    if then.semantics_version != RUNS_VERSION:
+        differences = [f"runs were of version {then.semantics_version}, are of {RUNS_VERSION}"]
+    if differences:
+        raise StudyError(
+            f"study {record.spec.name!r} was made when equal values trained a different run: "
+            f"{'; '.join(differences[:3])}; its trials would not compare with new ones: give the new study another "
+            "name, or use the version that made it"
+        )
+
+
+def _check_text(record: StudyRecord, corpus: TokenizedCorpus) -> None:
+    for what, old, new in (
+        ("corpus", record.corpus.digest, corpus.corpus_digest),
+        ("tokenizer", record.tokenizer.digest, corpus.tokenizer.digest),
+    ):
+        if old != new:
+            raise StudyError(
+                f"study {record.spec.name!r} was made with another {what} (of {record.corpus.name}, digest {old}; "
+                f"{corpus.corpus_name} gives {new}); its trials would not compare"
+            )
+
+
+def _check_network(record: StudyRecord) -> None:
+    """The code is read and compared before any of it runs."""
+    if record.network is None:
+        return
+    from hpo_model.network.custom import source_digest
+
+    now = source_digest(record.network.network)
+    if now != record.network.digest:
+        raise StudyError(
+            f"study {record.spec.name!r} was made with other code of {record.network.network} "
+            f"(digest {record.network.digest}, now {now}); its trials would not compare; restore the file, "
+            "or name another study"
+        )
+
+
+def network_facts(spec: StudySpec, corpus: TokenizedCorpus) -> NetworkFacts | None:
+    """What a new study remembers of a custom network, which is imported and built once; None for the transformer.
+
+    Raises:
+        StudyFileError: it cannot be imported, built or used as the study wants it.
+    """
+    name = spec.model.network
+    if not name:
+        return None
+    from hpo_model.network.custom import build_network, has_phi, source_digest
+
+    try:
+        digest = source_digest(name)
+        build_network(spec.run_with({}).architecture, corpus.tokenizer.vocabulary)
+        if "phi" in spec.objectives and not has_phi(name):
+            raise StudyFileError(f"study {spec.name!r}: objectives: {name} has no Φ objective")
+    except ModelError as error:
+        raise StudyFileError(f"study {spec.name!r}: model.network: {error}") from error
+    return NetworkFacts(network=name, digest=digest)
+
+
+def _differences(old: dict[str, Any], new: dict[str, Any], path: str = "") -> Iterator[str]:
+    for key in sorted(old.keys() | new.keys()):
+        before, after = old.get(key), new.get(key)
+        if isinstance(before, dict) and isinstance(after, dict):
+            yield from _differences(before, after, f"{path}{key}.")
+        elif before != after:
+            yield f"{path}{key} was {before!r}, is {after!r}"

@@ -1,0 +1,138 @@
+"""What a study was made from, as its database keeps it: a JSON text in our own table, and an attribute for readers."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from pydantic import ValidationError
+
+from hpo.errors import StudyError
+from hpo.study.spec import Profile, StudySpec
+from hpo_model.config import RUNS_VERSION, Scalar
+
+
+@dataclass(frozen=True, kw_only=True)
+class CorpusFacts:
+    """The text of a study."""
+
+    name: str
+    source: str  # as it was asked for
+    digest: str
+    origin: str | None = None  # where it came from
+    tokens: Mapping[str, int] = field(default_factory=dict)  # by split
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenizerFacts:
+    """The tokenizer of a study."""
+
+    digest: str
+    kind: str | None = None
+    vocabulary: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class NetworkFacts:
+    """The custom network of a study."""
+
+    network: str  # module:Class
+    digest: str  # of its file
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fingerprint:
+    """What the values of a study meant when it was made."""
+
+    semantics_version: int = 1  # the first one was not stored
+    presets: Mapping[str, Mapping[str, Scalar]] = field(default_factory=dict)  # all values of each preset
+
+    @classmethod
+    def of(cls, spec: StudySpec) -> Fingerprint:
+        """The fingerprint of a study that is made now: of each preset that its trials may take."""
+        presets = spec.search["preset"].corners if "preset" in spec.search else (spec.run.get("preset", "nano"),)
+        values = {str(preset): spec.run_with({"preset": preset}).parameters() for preset in presets}
+        return cls(semantics_version=RUNS_VERSION, presets=values)
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudyRecord:
+    """What a study was made from. Made once; only the specification and the versions of a revision differ later."""
+
+    uid: str  # eight hexadecimal digits that tell studies of one name apart
+    spec: StudySpec
+    profile: Profile
+    corpus: CorpusFacts
+    tokenizer: TokenizerFacts
+    network: NetworkFacts | None = None  # None: the transformer
+    created_at: float | None = None  # seconds since 1970
+    hardware: str | None = None
+    versions: Mapping[str, str] = field(default_factory=dict)  # of hpo, python, torch, optuna
+    fingerprint: Fingerprint = Fingerprint()
+    stored: str = field(default="", repr=False, compare=False)  # the text that this was read from
+
+    def to_dict(self) -> dict[str, Any]:
+        """The content that is stored. Its keys are those of every version of this program."""
+        return {
+            "uid": self.uid,
+            "created_at": self.created_at,
+            "profile": self.profile,
+            "spec": self.spec.model_dump(mode="json"),
+            "corpus": dataclasses.asdict(self.corpus),
+            "tokenizer": dataclasses.asdict(self.tokenizer),
+            "model": None if self.network is None else dataclasses.asdict(self.network),
+            "hardware": self.hardware,
+            "versions": dict(self.versions),
+            "meaning": {
+                "runs_version": self.fingerprint.semantics_version,
+                "presets": {name: dict(values) for name, values in self.fingerprint.presets.items()},
+            },
+        }
+
+    def to_json(self) -> str:
+        """The text that is stored."""
+        return json.dumps(self.to_dict())
+
+    @classmethod
+    def from_json(cls, text: str) -> StudyRecord:
+        """The record that a text holds.
+
+        Raises:
+            StudyError: a version of this program wrote it whose study files this one cannot read.
+        """
+        content = json.loads(text)
+        meaning = content.get("meaning", {})
+        return cls(
+            uid=str(content["uid"]),
+            spec=_spec(content),
+            profile=content["profile"],
+            corpus=_facts(CorpusFacts, content["corpus"]),
+            tokenizer=_facts(TokenizerFacts, content["tokenizer"]),
+            network=_facts(NetworkFacts, content["model"]) if content.get("model") else None,
+            created_at=content.get("created_at"),
+            hardware=content.get("hardware"),
+            versions=content.get("versions", {}),
+            fingerprint=Fingerprint(
+                semantics_version=int(meaning.get("runs_version", 1)), presets=meaning.get("presets", {})
+            ),
+            stored=text,
+        )
+
+
+def _spec(content: Mapping[str, Any]) -> StudySpec:
+    try:
+        return StudySpec.model_validate(content["spec"])
+    except ValidationError as error:
+        made_by = content.get("versions", {}).get("hpo", "unknown")
+        name = content["spec"].get("name")
+        raise StudyError(
+            f"study {name!r} was made by version {made_by} of this program, which alone reads it"
+        ) from error
+
+
+def _facts(kind: type[Any], content: Mapping[str, Any]) -> Any:
+    known = {each.name for each in dataclasses.fields(kind)}
+    return kind(**{name: value for name, value in content.items() if name in known})
