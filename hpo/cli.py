@@ -206,7 +206,7 @@ def stop(
         companion = None if sweep.spec.replication is not None else find_finalists(sweep)
         sweeps = [sweep] if companion is None else [sweep, companion]
         for each in sweeps:
-            each.slots.request_stop()
+            each.row.request_stop()
         typer.echo(f"study {sweep.spec.name}: workers leave at their next evaluation; nothing is lost")
         if wait:
             for each in sweeps:
@@ -306,7 +306,8 @@ def copy_storage(
 @storage_commands.command("upgrade")
 def upgrade_storage(storage: StorageOption = None) -> None:
     """Bring a database that an older version made to this one's tables."""
-    from hpo.database.connection import storage_url, upgrade
+    from hpo.database.connection import upgrade
+    from hpo.database.url import storage_url
     from hpo.home import Home
 
     for line in upgrade(storage_url(storage, Home.from_environment())) or [
@@ -328,17 +329,18 @@ def dashboard(
 ) -> None:
     """Serve the Optuna dashboard, with reports and figures, to this machine, or to those who know a password."""
     from hpo.dashboard.publishing import publishing_all
-    from hpo.dashboard.server import Door, read_password, serve
+    from hpo.dashboard.server import AccessPolicy, read_password, serve
     from hpo.home import Home
 
-    door = Door(host=host, port=port, password=None if password_file is None else read_password(password_file))
+    password = None if password_file is None else read_password(password_file)
+    policy = AccessPolicy(host=host, port=port, password=password)
     url, opened = open_studies(storage)
     with publishing_all(url, typer.echo):
-        serve(opened.storage, Home.from_environment(), door, typer.echo)
+        serve(opened.storage, Home.from_environment(), policy, typer.echo)
 
 
 def _session(request: Request, storage: str | None, timeout: float | None, **options: bool) -> Session:
-    from hpo.database.connection import storage_url
+    from hpo.database.url import storage_url
     from hpo.home import Home
     from hpo.search.session import Session
 

@@ -18,7 +18,8 @@ def import_log(
     """Make a study of a table of past experiments, to be reported; it is never run."""
     from shlex import quote
 
-    from hpo.database.connection import open_database, storage_errors, storage_url
+    from hpo.database.connection import open_database, storage_errors
+    from hpo.database.url import storage_url
     from hpo.home import Home
     from hpo.transfer.importing import import_experiments, read_experiments
 

@@ -33,8 +33,9 @@ StudyArgument = Annotated[str | None, typer.Argument(metavar="[STUDY]", help="De
 
 def open_studies(flag: str | None, retry: RetryPolicy | None = None) -> tuple[str, Database]:
     """The database that must be there already, and its URL."""
-    from hpo.database.connection import open_database, storage_url
+    from hpo.database.connection import open_database
     from hpo.database.retry import NO_RETRY
+    from hpo.database.url import storage_url
     from hpo.home import Home
 
     url = storage_url(flag, Home.from_environment())

@@ -56,7 +56,7 @@ def train(
     Exit codes: 0 complete or stopped, 1 a wrong argument, 3 it diverged or found no memory, 130 interrupted.
     """
     from hpo.dashboard.publishing import publish_quietly
-    from hpo.database.connection import storage_url
+    from hpo.database.url import storage_url
     from hpo.errors import UsageError
     from hpo.home import Home
     from hpo.long_run.request import PresetRequest, TrialRequest, prepare_preset_run, prepare_trial_run, read_values

@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from importlib.metadata import version
 
 import sqlalchemy as sa
-from optuna.storages._rdb.models import StudyModel, StudyUserAttributeModel
 
 from hpo.dashboard.notes import PublishedVersion, read_published_versions
-from hpo.database import tables as schema
+from hpo.database import tables
 from hpo.database.connection import Database
+from hpo.database.optuna_private import STUDIES, STUDY_USER_ATTRIBUTES
 from hpo.study.spec import FINALISTS
 from hpo.sweep.sweep import LAST_RUN_ATTRIBUTE
 
@@ -28,23 +28,23 @@ class State:
     stamp: PublishedVersion  # of its notes
 
     @property
-    def behind(self) -> bool:
+    def is_stale(self) -> bool:
         """Whether there is something to show that the notes do not."""
         return self.finished > 0 and self.stamp.state != self.digest
 
 
 def states(database: Database) -> dict[str, State]:
     """The state of each study of ours, by name."""
-    if not schema.check(database.engine):
+    if not tables.check(database.engine):
         return {}
-    slots, studies = schema.slots.c, schema.studies.c
+    slots, studies = tables.slots.c, tables.studies.c
     done = sa.select(sa.func.count()).where((slots.study_id == studies.study_id) & (slots.state == "done"))
-    query = sa.select(StudyModel.study_name, StudyModel.study_id, done.scalar_subquery()).join(
-        schema.studies, studies.study_id == StudyModel.study_id
+    query = sa.select(STUDIES.c.study_name, STUDIES.c.study_id, done.scalar_subquery()).join(
+        tables.studies, studies.study_id == STUDIES.c.study_id
     )
     noted = sa.select(
-        StudyUserAttributeModel.study_id, StudyUserAttributeModel.key, StudyUserAttributeModel.value_json
-    ).where(StudyUserAttributeModel.key != LAST_RUN_ATTRIBUTE)
+        STUDY_USER_ATTRIBUTES.c.study_id, STUDY_USER_ATTRIBUTES.c.key, STUDY_USER_ATTRIBUTES.c.value_json
+    ).where(STUDY_USER_ATTRIBUTES.c.key != LAST_RUN_ATTRIBUTE)
     with database.engine.connect() as connection:
         found = {str(name): (int(study_id), int(finished)) for name, study_id, finished in connection.execute(query)}
         facts: Mapping[int, list[str]] = defaultdict(list)

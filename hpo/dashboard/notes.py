@@ -15,18 +15,18 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import sqlalchemy as sa
-from optuna.storages._rdb.models import StudyModel, StudySystemAttributeModel
-from sqlalchemy.dialects import postgresql, sqlite
 
+from hpo.database import tables
 from hpo.database.connection import Database
+from hpo.database.optuna_private import DASHBOARD_FIGURE, STUDIES, STUDY_SYSTEM_ATTRIBUTES
 
 STAMP = "hpo:published"
-FIGURE = "dashboard:plot_data:hpo-"
+FIGURE = f"{DASHBOARD_FIGURE}hpo-"
 _TRIAL_NOTE = re.compile(r"dashboard:(\d+):note_str:0")
 # A link's definition, which Markdown does not show. It holds the text's digest: an edited text is somebody's own.
 _SIGNATURE = re.compile(r"\n\n\[//\]: # \(hpo ([0-9a-f]{16})\)\s*\Z")
 
-_attributes: Any = StudySystemAttributeModel.__table__
+_attributes = STUDY_SYSTEM_ATTRIBUTES
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,7 +75,8 @@ def write_notes(database: Database, study_id: int, notes: Notes) -> bool:
         wanted = {**_note_rows(notes, stored), **_figure_rows(notes), STAMP: vars(notes.stamp)}
         changed = {key: value for key, value in wanted.items() if stored.get(key) != value}
         rows = [{"study_id": study_id, "key": key, "value_json": json.dumps(value)} for key, value in changed.items()]
-        connection.execute(_upsert(connection), rows)
+        upsert = tables.upsert(connection.dialect, _attributes, keys=("study_id", "key"), values=("value_json",))
+        connection.execute(upsert, rows)
         gone = [*_gone_notes(notes, stored), *(k for k in stored if k.startswith(FIGURE) and k not in wanted)]
         for key in gone:
             connection.execute(_attributes.delete().where(_of(study_id) & (_attributes.c.key == key)))
@@ -93,7 +94,7 @@ def is_ours(note: str) -> bool:
     return not note.strip() or (found is not None and found[1] == _digest(note[: found.start()]))
 
 
-def moved(attributes: Mapping[str, Any], ids: Mapping[int, int]) -> dict[str, Any]:
+def remap_ids(attributes: Mapping[str, Any], ids: Mapping[int, int]) -> dict[str, Any]:
     """A study's attributes for its copy, in which trials have other ids; what is of no trial of the copy is left out.
 
     Args:
@@ -112,14 +113,10 @@ def moved(attributes: Mapping[str, Any], ids: Mapping[int, int]) -> dict[str, An
 
 def _take(connection: sa.Connection, study_id: int) -> bool:
     """Lock the study's stamp, so that writers come one after the other; False where there is no such study."""
-    if connection.scalar(sa.select(StudyModel.study_id).where(StudyModel.study_id == study_id)) is None:
+    if connection.scalar(sa.select(STUDIES.c.study_id).where(STUDIES.c.study_id == study_id)) is None:
         return False
     row = {"study_id": study_id, "key": STAMP, "value_json": "null"}
-    insert = _insert(connection).values(row)
-    same = insert.on_conflict_do_update(
-        index_elements=["study_id", "key"], set_={"value_json": _attributes.c.value_json}
-    )
-    connection.execute(same)
+    connection.execute(tables.lock_row(connection.dialect, _attributes, ("study_id", "key"), "value_json"), [row])
     return True
 
 
@@ -177,14 +174,3 @@ def _digest(text: str) -> str:
 
 def _of(study_id: object) -> Any:
     return _attributes.c.study_id == study_id
-
-
-def _insert(connection: sa.Connection) -> Any:
-    return (sqlite if connection.dialect.name == "sqlite" else postgresql).insert(_attributes)
-
-
-def _upsert(connection: sa.Connection) -> Any:
-    insert = _insert(connection)
-    return insert.on_conflict_do_update(
-        index_elements=["study_id", "key"], set_={"value_json": insert.excluded.value_json}
-    )

@@ -17,6 +17,7 @@ import optuna
 
 from hpo.dashboard.freshness import State, states
 from hpo.dashboard.notes import Notes, PublishedVersion, write_notes
+from hpo.database import optuna_private
 from hpo.database.connection import Database, open_database
 from hpo.database.retry import is_transient
 from hpo.study.spec import FINALISTS
@@ -45,7 +46,7 @@ def publish(database: Database, name: str, *, final: bool = False) -> float:
         Seconds after which to come again; 0 where nothing is left to do.
     """
     state = states(database).get(name)
-    if state is None or not state.behind:
+    if state is None or not state.is_stale:
         return 0.0
     early_s = state.stamp.at + max(EVERY_S, state.stamp.seconds / LARGEST_SHARE) - time.time()
     if early_s > 0 and not final:
@@ -117,7 +118,7 @@ def publishing_all(url: str, announce: Callable[[str], None]) -> Iterator[None]:
     def keep() -> None:
         while True:
             with failures.told(), contextlib.closing(open_database(url, create=False)) as database:
-                for name in [name for name, state in states(database).items() if state.behind]:
+                for name in [name for name, state in states(database).items() if state.is_stale]:
                     if over.is_set():
                         return
                     with failures.told():
@@ -173,7 +174,7 @@ def _notes(study: optuna.Study, state: State) -> Notes:
         rank = {trial.number: place for place, trial in enumerate((*comparison.ranked, *comparison.front))}
         first = sorted(ended, key=lambda trial: (not trial.is_baseline, rank.get(trial.number, len(ended))))
         ended = first[:MOST_TRIAL_NOTES]
-    ids = {trial.number: trial._trial_id for trial in study.get_trials(deepcopy=False)}
+    ids = {trial.number: optuna_private.trial_id(trial) for trial in study.get_trials(deepcopy=False)}
     trials = {ids[trial.number]: trial_note(record, comparison, trial) for trial in ended}
     drawn = figures(record, comparison, importance=findings.importance)
     shown = {name: figure.to_json() for name, figure in drawn.items()}

@@ -1,4 +1,4 @@
-"""The Optuna dashboard on a study's storage, and the door before it.
+"""The Optuna dashboard on a study's storage, and the policy before it.
 
 The dashboard has no login: whoever reaches its port may delete studies. So it is served to this machine alone, or to
 those who know a password; and a foreign web page cannot use the browser of somebody who may.
@@ -25,15 +25,15 @@ from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
 from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
 from bottle import HTTPError
-from optuna.artifacts import FileSystemArtifactStore
 from optuna.artifacts.exceptions import ArtifactNotFound
 from optuna.storages import BaseStorage
 from optuna_dashboard import wsgi
 
+from hpo.database.optuna_private import ArtifactFolder
 from hpo.errors import UsageError
 from hpo.home import Home
 
-CLIENT_PATIENCE_S = 60.0  # with a client that says nothing
+CLIENT_TIMEOUT_S = 60.0  # with a client that says nothing
 UNREAD_BYTES = 1 << 20  # read of a refused request: a connection closed on unread data loses the answer on its way
 # The page of a trial is as wide as its longest attribute is long, thousands of pixels: values break into lines here.
 # So do commands in notes, and the cells of their tables stand apart.
@@ -50,7 +50,7 @@ FILE_HEADERS = [("Content-Security-Policy", "sandbox"), ("X-Content-Type-Options
 
 
 @dataclass(frozen=True, kw_only=True)
-class Door:
+class AccessPolicy:
     """Where the dashboard listens, and what it asks of those who come.
 
     Raises:
@@ -87,17 +87,17 @@ def read_password(path: Path) -> str:
     return password
 
 
-def serve(storage: BaseStorage, home: Home, door: Door, announce: Callable[[str], None]) -> None:
+def serve(storage: BaseStorage, home: Home, policy: AccessPolicy, announce: Callable[[str], None]) -> None:
     """Serve until Ctrl-C or SIGTERM. For the main thread, which alone hears signals.
 
     Raises:
         UsageError: the port is taken or not allowed, the host is not this machine's.
     """
-    with open_server(storage, home, door) as server:
+    with open_server(storage, home, policy) as server:
         before = signal.signal(signal.SIGTERM, signal.default_int_handler)
         try:
-            host = f"[{door.host}]" if ":" in door.host else door.host
-            announce(f"dashboard: http://{host}:{door.port}/ (Ctrl-C ends it)")
+            host = f"[{policy.host}]" if ":" in policy.host else policy.host
+            announce(f"dashboard: http://{host}:{policy.port}/ (Ctrl-C ends it)")
             server.serve_forever()
         except KeyboardInterrupt:
             announce("dashboard ended")
@@ -105,27 +105,27 @@ def serve(storage: BaseStorage, home: Home, door: Door, announce: Callable[[str]
             signal.signal(signal.SIGTERM, before)
 
 
-def open_server(storage: BaseStorage, home: Home, door: Door) -> WSGIServer:
-    """The dashboard behind its door, listening; `serve_forever` answers. It shows the files of trials that lie at home.
+def open_server(storage: BaseStorage, home: Home, policy: AccessPolicy) -> WSGIServer:
+    """The dashboard under its policy, listening; `serve_forever` answers. It shows the trials' files of this home.
 
     Raises:
         UsageError: the port is taken or not allowed, the host is not this machine's.
     """
     try:
-        server = _Server(door)
+        server = _Server(policy)
     except (socket.gaierror, UnicodeError) as error:  # the latter for what cannot be a name
-        raise UsageError(f"--host {door.host}: no such address") from error
+        raise UsageError(f"--host {policy.host}: no such address") from error
     except OSError as error:
         if error.errno == errno.EADDRNOTAVAIL:
-            raise UsageError(f"--host {door.host}: no address of this machine") from error
+            raise UsageError(f"--host {policy.host}: no address of this machine") from error
         reason = "is taken" if error.errno == errno.EADDRINUSE else f"cannot be used ({error.strerror})"
-        raise UsageError(f"port {door.port} {reason}; choose another with --port") from error
-    app = wsgi(storage, artifact_store=ArtifactFolder(home))
-    server.set_app(guarded(styled(app), door.password))
+        raise UsageError(f"port {policy.port} {reason}; choose another with --port") from error
+    app = wsgi(storage, artifact_store=_ArtifactFiles(home.artifacts))
+    server.set_app(require_auth(styled(app), policy.password))
     return server
 
 
-def guarded(app: WSGIApplication, password: str | None) -> WSGIApplication:
+def require_auth(app: WSGIApplication, password: str | None) -> WSGIApplication:
     """Put a guard before an application that has none.
 
     Args:
@@ -138,7 +138,7 @@ def guarded(app: WSGIApplication, password: str | None) -> WSGIApplication:
     def guard(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         if password is None and not _is_loopback(_host_name(environ.get("HTTP_HOST", ""))):
             return refuse(environ, start_response, "403 Forbidden", "this dashboard is for localhost alone")
-        if password is not None and not _knows(password, environ.get("HTTP_AUTHORIZATION", "")):
+        if password is not None and not _check_password(password, environ.get("HTTP_AUTHORIZATION", "")):
             return refuse(environ, start_response, "401 Unauthorized", "password required")
         if environ["REQUEST_METHOD"] not in SAFE_METHODS and _is_foreign(environ):
             return refuse(environ, start_response, "403 Forbidden", "sent by a page of another site")
@@ -189,7 +189,7 @@ def styled(app: WSGIApplication) -> WSGIApplication:
     return answer
 
 
-def _knows(password: str, authorization: str) -> bool:
+def _check_password(password: str, authorization: str) -> bool:
     """Whether an Authorization header carries the password; how long that takes tells nothing about it."""
     scheme, _, credentials = authorization.partition(" ")
     try:
@@ -228,8 +228,8 @@ def _is_loopback(host: str) -> bool:
 class _Server(ThreadingMixIn, WSGIServer):
     daemon_threads = True  # a page that is still being made does not hold up the end
 
-    def __init__(self, door: Door) -> None:
-        found = socket.getaddrinfo(door.host, door.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    def __init__(self, policy: AccessPolicy) -> None:
+        found = socket.getaddrinfo(policy.host, policy.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
         self.address_family, _, _, _, address = found[0]
         super().__init__((str(address[0]), int(address[1])), _QuietHandler)
 
@@ -239,17 +239,14 @@ class _Server(ThreadingMixIn, WSGIServer):
 
 
 class _QuietHandler(WSGIRequestHandler):
-    timeout = CLIENT_PATIENCE_S
+    timeout = CLIENT_TIMEOUT_S
 
     def log_message(self, format: str, *args: object) -> None:
         """Requests are not news."""
 
 
-class ArtifactFolder(FileSystemArtifactStore):
-    """Optuna's folder of files, for a dashboard: of another machine's files it says so, and can forget them."""
-
-    def __init__(self, home: Home) -> None:
-        super().__init__(home.artifacts)
+class _ArtifactFiles(ArtifactFolder):
+    """The artifacts of this machine's home: another machine's files are reported as such, and can be removed."""
 
     def open_reader(self, artifact_id: str) -> BinaryIO:
         """Open a file.
@@ -264,10 +261,10 @@ class ArtifactFolder(FileSystemArtifactStore):
             raise HTTPError(404, words) from None
 
     def write(self, artifact_id: str, content_body: BinaryIO) -> None:
-        """Keep what somebody uploads."""
-        self._base_path.mkdir(parents=True, exist_ok=True)
+        """Keep an uploaded file."""
+        self.folder.mkdir(parents=True, exist_ok=True)
         super().write(artifact_id, content_body)
 
     def remove(self, artifact_id: str) -> None:
         """Remove a file; one that is not here cannot keep a study from being deleted."""
-        self._get_filepath(artifact_id).unlink(missing_ok=True)
+        self.path(artifact_id).unlink(missing_ok=True)

@@ -1,9 +1,9 @@
 """Every private name of Optuna and its dashboard that this program relies on. No other file may use one.
 
-Optuna's public interface lacks four things that a fleet of workers needs: its tables, to bind a slot and a trial in one
-transaction; its session, to check a lease before a commit; a study that answers from a snapshot; and the keys under which
-it stores what the dashboard shows. `tests/contract/test_optuna_private.py` names each of them, so that a new version of
-Optuna that moves one fails there first.
+Optuna's public interface lacks four things that a fleet of workers needs: its tables, to bind a slot and a trial in
+one transaction; its session, to check a lease before a commit; a study that answers from a snapshot; and the keys
+under which it stores what the dashboard shows. `tests/contract/test_optuna_private.py` names each of them, so that a
+new version of Optuna that moves one fails there first.
 """
 
 from __future__ import annotations
@@ -118,7 +118,7 @@ class SnapshotStudy(optuna.Study):
 
 
 class ArtifactFolder(FileSystemArtifactStore):
-    """Optuna's folder of artifacts, which is made when it is written to, and whose files need not exist to be removed."""
+    """Optuna's folder of artifacts, with its private parts named."""
 
     @property
     def folder(self) -> Path:

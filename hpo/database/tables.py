@@ -109,7 +109,9 @@ def upgrade(engine: sa.Engine) -> None:
 
 def _count_stops(connection: sa.Connection) -> None:
     """1 to 2: `hpo stop`."""
-    _operations(connection).add_column("hpo_studies", sa.Column("stops", sa.Integer, nullable=False, server_default="0"))
+    _operations(connection).add_column(
+        "hpo_studies", sa.Column("stops", sa.Integer, nullable=False, server_default="0")
+    )
 
 
 def _rename_columns(connection: sa.Connection) -> None:
@@ -141,6 +143,11 @@ def upsert(dialect: sa.Dialect, table: sa.Table, *, keys: Sequence[str], values:
     return insert.on_conflict_do_update(
         index_elements=list(keys), set_={name: insert.excluded[name] for name in values}
     )
+
+
+def lock_row(dialect: sa.Dialect, table: sa.Table, keys: Sequence[str], value: str) -> Any:
+    """An insert that locks the row where it is there, by setting a value to what it is."""
+    return _insert(dialect, table).on_conflict_do_update(index_elements=list(keys), set_={value: table.c[value]})
 
 
 def insert_if_absent(dialect: sa.Dialect, table: sa.Table) -> Any:

@@ -20,10 +20,9 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
-import sqlalchemy as sa
-
 from hpo.dashboard.publishing import publish_quietly
-from hpo.database.connection import masked, open_database
+from hpo.database.connection import open_database
+from hpo.database.url import has_password, is_sqlite, masked
 from hpo.errors import HpoError, StorageError, UsageError, WorkerError
 from hpo.sweep.sweep import open_sweep
 from hpo.worker.messages import Event, WorkerSpec, new_owner
@@ -95,10 +94,9 @@ def check_slurm(url: str, options: Mapping[str, str], *, cluster: str = "slurm")
     if cluster == "slurm" and shutil.which("sbatch") is None:
         raise WorkerError("there is no sbatch here: submit from a machine of the Slurm cluster")
     _parameters(options)
-    parsed = sa.make_url(url)
-    if parsed.password or any("password" in name.lower() for name in parsed.query):
+    if has_password(url):
         raise StorageError("put the password in ~/.pgpass or PGPASSWORD; a job file would hold it")
-    if cluster == "slurm" and parsed.get_backend_name() == "sqlite":
+    if cluster == "slurm" and is_sqlite(url):
         raise StorageError(f"{masked(url)}: locks on network disks do not hold; workers on nodes need PostgreSQL")
 
 
@@ -160,7 +158,7 @@ class SlurmTask:
         finally:
             with contextlib.suppress(HpoError):  # without a database the lease expires by itself
                 database = open_database(order.storage_url, create=False)
-                open_sweep(database, order.study_name).slots.release_owner(order.owner, died=died)
+                open_sweep(database, order.study_name).slots.release_owner(order.owner, crashed=died)
         if sink.stopped and _only_makes_room():
             signal.raise_signal(signal.Signals[f"SIG{submitit.JobEnvironment.USR_SIG}"])  # submitit queues it again
 
@@ -226,8 +224,8 @@ def _line(event: Event) -> str:
         parts.append(" ".join(f"{name}={value}" for name, value in event.parameters.items()))
     if event.evaluation is not None:
         parts.append(f"validation loss {event.evaluation.val_loss:.4f} at {event.evaluation.tokens:,} tokens")
-    if event.outcome is not None:
-        parts.append(f"{event.outcome.state.lower()}, {event.outcome.attributes.get('hpo:reason', '')}")
+    if event.result is not None:
+        parts.append(f"{event.result.state.lower()}, {event.result.attributes.get('hpo:reason', '')}")
     if event.message:
         parts.append(event.message)
     return ": ".join(parts)

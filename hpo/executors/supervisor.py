@@ -50,7 +50,7 @@ class Crew(Generic[_Member]):
     """
 
     def __init__(self, slots: Slots, on_event: Callable[[Event], None], stop: Stop) -> None:
-        self.slots, self.on_event, self.stop = slots.impatient(), on_event, stop
+        self.slots, self.on_event, self.stop = slots.without_retry(), on_event, stop
         self.running: list[_Member] = []
         self.gone: list[tuple[str, bool]] = []  # owners whose leases are still to be freed, and whether they died
         self.faults: list[str] = []
@@ -98,7 +98,7 @@ class Crew(Generic[_Member]):
         """Give back what gone workers held; while the database is away, at a later pulse."""
         for owner, died in list(self.gone):
             try:
-                self.slots.release_owner(owner, died=died)
+                self.slots.release_owner(owner, crashed=died)
             except Exception as error:
                 if not is_transient(error):
                     raise

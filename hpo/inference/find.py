@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from hpo.database.connection import open_database, storage_errors, storage_url
+from hpo.database.connection import open_database, storage_errors
+from hpo.database.url import storage_url
 from hpo.errors import StorageError, UsageError
 from hpo.home import Home
 from hpo.sweep.sweep import open_sweep, study_names

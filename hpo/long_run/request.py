@@ -18,10 +18,9 @@ from hpo.errors import StudyError, UsageError
 from hpo.home import Home
 from hpo.long_run.record import FolderShelf, RunRecord, StudyShelf
 from hpo.long_run.run import LongRun
-from hpo.sweep.corpus import check_same_text, load_text
+from hpo.sweep.compatibility import check_network, check_text
+from hpo.sweep.corpus import load_text
 from hpo.sweep.finalists import find_finalists
-from hpo.sweep.meaning import runs_version
-from hpo.sweep.network import check_same_network
 from hpo.sweep.sweep import Sweep, open_sweep
 from hpo_model.config import RUNS_VERSION, RunConfig, Scalar, TokenizerChoice, build_run, parameter_type
 from hpo_model.data.corpus import load_corpus
@@ -74,11 +73,11 @@ def prepare_trial_run(url: str, home: Home, request: TrialRequest, announce: Cal
     with storage_errors(url):
         sweep = open_sweep(open_database(url, create=False), request.study)
         number, recorded = _recorded_run(sweep, _chosen(sweep, announce) if request.trial is None else request.trial)
-    if (made := runs_version(sweep.record)) != RUNS_VERSION:
+    if (made := sweep.record.fingerprint.semantics_version) != RUNS_VERSION:
         announce(f"the study's runs are of version {made}; with equal values this program trains otherwise")
-    corpus = load_text(sweep.spec, request.data, sweep, home, announce)
-    check_same_text(sweep, corpus)
-    check_same_network(sweep)
+    corpus = load_text(sweep.spec, request.data, sweep.record, home, announce)
+    check_text(sweep.record, corpus)
+    check_network(sweep.record)
     corpus.check_length(build_run({**recorded, **request.values, **BOUNDLESS}).architecture.sequence_length)
     config = _stretched({**recorded, **request.values}, corpus, request.epochs)
     changed = config != _stretched(recorded, corpus, request.epochs)

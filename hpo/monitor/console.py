@@ -231,14 +231,14 @@ def drained(slots: Slots, say: Callable[[str], None]) -> None:
 
 def sentence(event: Event) -> str:
     """A finished trial in one line."""
-    assert event.outcome is not None
-    attributes = event.outcome.attributes
+    assert event.result is not None
+    attributes = event.result.attributes
     history = attributes.get("hpo:history") or [{}]
     val_ppl = history[-1].get("val_ppl")
     measured = f"val ppl {val_ppl:.2f}, " if val_ppl is not None else ""
-    if len(event.outcome.values) > 1:
-        measured += f"Φ {event.outcome.values[1]:.4f}, "
-    outcome = attributes.get("hpo:outcome", event.outcome.state.lower())
+    if len(event.result.values) > 1:
+        measured += f"Φ {event.result.values[1]:.4f}, "
+    outcome = attributes.get("hpo:outcome", event.result.state.lower())
     reason = attributes.get("hpo:reason", "")
     return f"trial {event.trial} {outcome}: {measured}{reason} · {describe_parameters(event.parameters)}"
 

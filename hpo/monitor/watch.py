@@ -16,7 +16,8 @@ from rich.console import Console
 
 from hpo.errors import UsageError
 from hpo.monitor.console import Board, Lines, Row, open_view, sentence
-from hpo.sweep.slots import LEASE_S, TrialResult
+from hpo.sweep.result import TrialResult
+from hpo.sweep.slots import LEASE_S
 from hpo.sweep.sweep import Sweep
 from hpo.worker.messages import MAX_FAILURES_IN_A_ROW, Event
 from hpo_model.config import Scalar
@@ -252,7 +253,7 @@ def _event(trial: FrozenTrial) -> Event:
         values=tuple(trial.values or ()),
         attributes=trial.user_attrs,
     )
-    return Event(kind="finished", worker="", trial=trial.number, parameters=dict(trial.params), outcome=outcome)
+    return Event(kind="finished", worker="", trial=trial.number, parameters=dict(trial.params), result=outcome)
 
 
 def ending_of_loss(sweep: Sweep, reason: str) -> Ending:

@@ -11,17 +11,18 @@ import os
 import platform
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import optuna
 import torch
 
-from hpo.database.connection import is_missing, masked, open_database, storage_errors
-from hpo.errors import StudyError, UsageError
+from hpo.database.connection import open_database, storage_errors
+from hpo.database.url import is_missing, masked
+from hpo.errors import UsageError
 from hpo.executors.local import run_local
 from hpo.executors.placement import Place, Wish, check_wish, most_workers, places
 from hpo.executors.ray import run_ray
@@ -31,11 +32,11 @@ from hpo.executors.slurm import asks_for_gpus, check_slurm, submit_slurm
 from hpo.executors.stop import Stop
 from hpo.home import Home
 from hpo.study.spec import Profile, StudySpec, load_study_file
-from hpo.sweep.corpus import check_same_text, load_text
-from hpo.sweep.meaning import check_same_meaning
-from hpo.sweep.network import check_same_network, network_record
+from hpo.sweep.compatibility import check_compatible, check_text, network_facts
+from hpo.sweep.corpus import load_text
+from hpo.sweep.record import CorpusFacts, NetworkFacts, StudyRecord, TokenizerFacts
 from hpo.sweep.slots import SlotCounts
-from hpo.sweep.sweep import LAST_RUN_ATTRIBUTE, Sweep, create_sweep, find_sweep, open_sweep, publish, update_metadata
+from hpo.sweep.sweep import LAST_RUN_ATTRIBUTE, Sweep, create_sweep, find_sweep, open_sweep, update_metadata
 from hpo.worker.messages import Event, WorkerSpec
 from hpo_model.data.tokens import TokenizedCorpus
 from hpo_model.hardware import default_device, describe, gpu_count
@@ -102,19 +103,16 @@ def prepare(request: Request, url: str, home: Home, announce: Callable[[str], No
         database = None if is_missing(url) else open_database(url, create=True)
         sweep = find_sweep(database, spec.name) if database is not None else None
         if sweep is not None:
-            _check_same_file(sweep, spec)
-        corpus = load_text(spec, request.data, sweep, home, announce)
+            check_compatible(sweep.record, spec)
+        corpus = load_text(spec, request.data, None if sweep is None else sweep.record, home, announce)
         if sweep is None:
-            network = network_record(spec, corpus)  # before there is a database
+            network = network_facts(spec, corpus)  # before there is a database
             database = database or open_database(url, create=True)
             hardware = describe(device) if request.executor.kind == "local" else f"{request.executor.kind}, {device}"
-            sweep = create_sweep(database, spec.name, _record(spec, corpus, network, hardware))
-            _check_same_file(sweep, spec)  # another process may have made it meanwhile
-        stops = sweep.slots.stops()  # a stop that is asked from here on is meant for this run too
-        check_same_text(sweep, corpus)
-        check_same_network(sweep)
+            sweep = create_sweep(database, _record(spec, corpus, network, hardware))
+        stops = sweep.row.stop_requests()  # one that comes from here on is meant for this run too
+        check_compatible(sweep.record, spec, corpus)  # another process may have made the study meanwhile
         update_metadata(sweep, spec)
-        publish(sweep)
         sweep.slots.ensure(total)
         sweep.study.set_user_attr(LAST_RUN_ATTRIBUTE, time.time())
         orders = _orders(request, total, device, sweep, stops, url, home, corpus, announce)
@@ -132,11 +130,10 @@ def join(request: Request, url: str, home: Home, announce: Callable[[str], None]
         raise UsageError("--workers 0: a worker that is to join has to work")
     with storage_errors(url):
         sweep = open_sweep(open_database(url, create=False), request.study)
-        check_same_meaning(sweep.spec, sweep.record)
-        stops = sweep.slots.stops()
-        corpus = load_text(sweep.spec, request.data, sweep, home, announce)
-        check_same_text(sweep, corpus)
-        check_same_network(sweep)
+        check_compatible(sweep.record)
+        stops = sweep.row.stop_requests()
+        corpus = load_text(sweep.spec, request.data, sweep.record, home, announce)
+        check_compatible(sweep.record, corpus=corpus)
         if sweep.spec.profile != device:
             announce(f"study {sweep.spec.name} was made with profile {sweep.spec.profile}; here it trains on {device}")
         orders = _orders(request, None, device, sweep, stops, url, home, corpus, announce)
@@ -151,8 +148,8 @@ def join_search(request: Request, url: str, home: Home, announce: Callable[[str]
     """
     with storage_errors(url):
         sweep = open_sweep(open_database(url, create=False), request.study)
-        corpus = load_text(sweep.spec, request.data, sweep, home, announce)
-        check_same_text(sweep, corpus)
+        corpus = load_text(sweep.spec, request.data, sweep.record, home, announce)
+        check_text(sweep.record, corpus)
     return Launch(request=request, sweep=sweep, corpus=corpus, home=home, url=url, total=None, orders=())
 
 
@@ -165,7 +162,7 @@ def launch_finalists(search: Launch, companion: Sweep, announce: Callable[[str],
     request, url, home, corpus = search.request, search.url, search.home, search.corpus
     device = _device(request, url)
     with storage_errors(url):
-        stops = companion.slots.stops()
+        stops = companion.row.stop_requests()
         total = companion.slots.total()
         orders = _orders(request, total, device, companion, stops, url, home, corpus, announce)
     return Launch(request=request, sweep=companion, corpus=corpus, home=home, url=url, total=total, orders=orders)
@@ -242,58 +239,31 @@ def _total(request: Request, spec: StudySpec) -> int:
     return total
 
 
-def _check_same_file(sweep: Sweep, spec: StudySpec) -> None:
-    differences = list(_differences(sweep.spec.identity(), spec.identity()))
-    if differences:
-        profiles = (sweep.spec.profile, spec.profile)
-        hint = (
-            f" (it was made with profile {profiles[0]}, this machine takes {profiles[1]})"
-            if len(set(profiles)) > 1
-            else ""
-        )
-        raise StudyError(
-            f"study {spec.name!r} was made from another study file: {'; '.join(differences[:3])}{hint}; "
-            "restore the file, or give it another name"
-        )
-    check_same_meaning(sweep.spec, sweep.record)
-
-
-def _differences(old: dict[str, Any], new: dict[str, Any], path: str = "") -> Iterator[str]:
-    for key in sorted(old.keys() | new.keys()):
-        before, after = old.get(key), new.get(key)
-        if isinstance(before, dict) and isinstance(after, dict):
-            yield from _differences(before, after, f"{path}{key}.")
-        elif before != after:
-            yield f"{path}{key} was {before!r}, is {after!r}"
-
-
-def _record(spec: StudySpec, corpus: TokenizedCorpus, network: dict[str, Any] | None, hardware: str) -> dict[str, Any]:
-    return {
-        "uid": uuid.uuid4().hex[:8],
-        "created_at": time.time(),
-        "profile": spec.profile,
-        "spec": spec.model_dump(mode="json"),
-        "corpus": {
-            "name": corpus.corpus_name,
-            "source": corpus.corpus_source,
-            "origin": corpus.corpus_origin,
-            "digest": corpus.corpus_digest,
-            "tokens": {split: corpus.tokens(split) for split in corpus.splits},
-        },
-        "tokenizer": {
-            "kind": corpus.tokenizer.kind,
-            "vocabulary": corpus.tokenizer.vocabulary,
-            "digest": corpus.tokenizer.digest,
-        },
-        "model": network,
-        "hardware": hardware,
-        "versions": {
+def _record(spec: StudySpec, corpus: TokenizedCorpus, network: NetworkFacts | None, hardware: str) -> StudyRecord:
+    return StudyRecord(
+        uid=uuid.uuid4().hex[:8],
+        created_at=time.time(),
+        profile=spec.profile,
+        spec=spec,
+        corpus=CorpusFacts(
+            name=corpus.corpus_name,
+            source=corpus.corpus_source,
+            origin=corpus.corpus_origin,
+            digest=corpus.corpus_digest,
+            tokens={split: corpus.tokens(split) for split in corpus.splits},
+        ),
+        tokenizer=TokenizerFacts(
+            kind=corpus.tokenizer.kind, vocabulary=corpus.tokenizer.vocabulary, digest=corpus.tokenizer.digest
+        ),
+        network=network,
+        hardware=hardware,
+        versions={
             "hpo": version("assay-hpo"),
             "python": platform.python_version(),
             "torch": torch.__version__,
             "optuna": optuna.__version__,
         },
-    }
+    )
 
 
 def _orders(
@@ -332,7 +302,7 @@ def _orders(
             threads=place.threads,
             memory_fraction=place.memory_fraction,
             name=name,
-            stops=stops,
+            stop_requests=stops,
         )
         orders.append((order, home.worker_log(sweep.spec.name, sweep.uid, name)))
     return tuple(orders)

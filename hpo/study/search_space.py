@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Container
 
 import numpy as np
 import optuna
-from optuna.trial import FrozenTrial, TrialState
 
+from hpo.database.optuna_private import COMPLETED_RUNG, SnapshotStudy
 from hpo.study.spec import PLANNED, Dimension, StudySpec
 from hpo_model.config import Scalar, parameter_type
 
@@ -67,30 +66,6 @@ def make_pruner(spec: StudySpec) -> optuna.pruners.BasePruner:
     return optuna.pruners.NopPruner()
 
 
-RUNG = "completed_rung_"  # how Optuna's successive halving begins the names of its notes
-
-
-class SnapshotStudy(optuna.Study):
-    """A study that reads its trials when told to look, and answers from what it saw.
-
-    Samplers and pruners ask for all trials several times per question, and each reading loads every running trial anew:
-    with sixteen workers this was half of what the search costs.
-    """
-
-    seen: tuple[FrozenTrial, ...] = ()
-
-    def look(self) -> None:
-        """Read all trials as they are now."""
-        self.seen = tuple(self._storage.get_all_trials(self._study_id, deepcopy=False))
-
-    def _get_trials(
-        self, deepcopy: bool = True, states: Container[TrialState] | None = None, use_cache: bool = False
-    ) -> list[FrozenTrial]:
-        del use_cache
-        trials = [trial for trial in self.seen if states is None or trial.state in states]
-        return copy.deepcopy(trials) if deepcopy else trials
-
-
 def should_prune(spec: StudySpec, trial: optuna.Trial, milestone: int) -> bool:
     """Whether to prune the trial, which has just reported at this milestone.
 
@@ -102,15 +77,17 @@ def should_prune(spec: StudySpec, trial: optuna.Trial, milestone: int) -> bool:
     if not _may_prune(spec, milestone):
         return False
     study = SnapshotStudy(trial.study.study_name, trial.storage, pruner=trial.study.pruner)
-    study.look()
-    frozen = copy.copy(study.seen[trial.number])
-    study.seen = study.seen[: trial.number] + study.seen[trial.number + 1 :]
+    study.refresh()
+    frozen = copy.copy(study.trials_read[trial.number])
+    study.trials_read = study.trials_read[: trial.number] + study.trials_read[trial.number + 1 :]
     frozen.intermediate_values = {at: loss for at, loss in frozen.intermediate_values.items() if at <= milestone}
-    frozen.system_attrs = {key: value for key, value in frozen.system_attrs.items() if not key.startswith(RUNG)}
-    behind = study.pruner.prune(study, frozen)
-    if not behind or frozen.user_attrs.get("hpo:role") in PLANNED:
+    frozen.system_attrs = {
+        key: value for key, value in frozen.system_attrs.items() if not key.startswith(COMPLETED_RUNG)
+    }
+    is_behind = study.pruner.prune(study, frozen)
+    if not is_behind or frozen.user_attrs.get("hpo:role") in PLANNED:
         return False
-    return sum(milestone in other.intermediate_values for other in study.seen) >= spec.pruner.peers
+    return sum(milestone in other.intermediate_values for other in study.trials_read) >= spec.pruner.peers
 
 
 def _may_prune(spec: StudySpec, milestone: int) -> bool:

@@ -19,9 +19,7 @@ if TYPE_CHECKING:
     from hpo_model.data.tokens import TokenizedCorpus
 
 
-def check_compatible(
-    record: StudyRecord, spec: StudySpec | None = None, corpus: TokenizedCorpus | None = None
-) -> None:
+def check_compatible(record: StudyRecord, spec: StudySpec | None = None, corpus: TokenizedCorpus | None = None) -> None:
     """Refuse to work on a study in whose place another would be trained here.
 
     Args:
@@ -37,8 +35,8 @@ def check_compatible(
         _check_study_file(record, spec)
     _check_semantics(record)
     if corpus is not None:
-        _check_text(record, corpus)
-        _check_network(record)
+        check_text(record, corpus)
+        check_network(record)
 
 
 def _check_study_file(record: StudyRecord, spec: StudySpec) -> None:
@@ -75,7 +73,12 @@ def _check_semantics(record: StudyRecord) -> None:
         )
 
 
-def _check_text(record: StudyRecord, corpus: TokenizedCorpus) -> None:
+def check_text(record: StudyRecord, corpus: TokenizedCorpus) -> None:
+    """Refuse a corpus or tokenizer other than the study's; the rest does not matter to replicates, which are all new.
+
+    Raises:
+        StudyError: naming both digests.
+    """
     for what, old, new in (
         ("corpus", record.corpus.digest, corpus.corpus_digest),
         ("tokenizer", record.tokenizer.digest, corpus.tokenizer.digest),
@@ -87,8 +90,13 @@ def _check_text(record: StudyRecord, corpus: TokenizedCorpus) -> None:
             )
 
 
-def _check_network(record: StudyRecord) -> None:
-    """The code is read and compared before any of it runs."""
+def check_network(record: StudyRecord) -> None:
+    """Refuse other code of a custom network than the study's; it is read and compared before any of it runs.
+
+    Raises:
+        StudyError: the file has changed.
+        NetworkError: it is missing.
+    """
     if record.network is None:
         return
     from hpo_model.network.custom import source_digest

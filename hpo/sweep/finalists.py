@@ -7,6 +7,7 @@ is made; later ones are only ever added, and every run that is planned stays pla
 
 from __future__ import annotations
 
+import dataclasses
 import uuid
 from collections.abc import Iterable
 from typing import Any
@@ -15,9 +16,10 @@ from optuna.trial import FrozenTrial
 
 from hpo.errors import StudyError
 from hpo.study.spec import FINALISTS, Candidate, Replication, StudySpec
-from hpo.sweep.sweep import Sweep, create_sweep, find_sweep, is_feasible, publish
+from hpo.sweep.record import StudyRecord
+from hpo.sweep.sweep import Sweep, create_sweep, find_sweep, is_feasible
 
-MOST_SEEDS = 2**31  # a run's seed is below
+MAX_SEEDS = 2**31  # a run's seed is below
 
 
 def find_finalists(search: Sweep) -> Sweep | None:
@@ -30,7 +32,7 @@ def find_finalists(search: Sweep) -> Sweep | None:
     if companion is None:
         return None
     replication = companion.spec.replication
-    if replication is None or replication.created_at != search.record.get("created_at"):
+    if replication is None or replication.created_at != search.record.created_at:
         raise StudyError(
             f"study {companion.spec.name!r} belongs to an earlier study {search.spec.name!r}; "
             "delete it (`optuna delete-study`), or give the search another name"
@@ -59,16 +61,17 @@ def plan_finalists(search: Sweep, count: int, replicates: int) -> Sweep | None:
         replication = _extended(_empty(search), search, count, replicates)
         if not replication.runs:
             return None
-        record = {**search.record, "uid": uuid.uuid4().hex[:8], "spec": _spec(search.spec, replication)}
-        companion = create_sweep(search.database, search.spec.name + FINALISTS, record, search.slots.lease_s)
-    while True:
-        replication = _replication(companion)
-        wanted = _extended(replication, search, count, replicates)
-        revised = {**companion.record, "spec": _spec(search.spec, wanted)}
-        if wanted == replication or companion.revise(revised):
-            break  # else somebody else has added some meanwhile
-    publish(companion)
-    companion.slots.ensure(len(wanted.runs))
+        record = dataclasses.replace(search.record, uid=uuid.uuid4().hex[:8], spec=_spec(search.spec, replication))
+        companion = create_sweep(search.database, record, search.slots.lease_s)
+
+    def extend(record: StudyRecord) -> StudyRecord:
+        assert record.spec.replication is not None, "companions are found by it"
+        wanted = _extended(record.spec.replication, search, count, replicates)
+        same = wanted == record.spec.replication
+        return record if same else dataclasses.replace(record, spec=_spec(search.spec, wanted))
+
+    companion.revise(extend)
+    companion.slots.ensure(len(_replication(companion).runs))
     return companion
 
 
@@ -90,7 +93,7 @@ def _replication(companion: Sweep) -> Replication:
 def _empty(search: Sweep) -> Replication:
     return Replication(
         study=search.spec.name,
-        created_at=search.record.get("created_at"),
+        created_at=search.record.created_at,
         screened=0,
         candidates=(),
         seeds=(),
@@ -153,11 +156,11 @@ def _candidate(trial: FrozenTrial, role: Any) -> Candidate:
 def _fresh_seeds(search: Sweep) -> range:
     """Seeds that the search has not used: those after its own, as many as anyone can want."""
     own = search.spec.run_with({}).training.seed
-    first = own + 1 if own < MOST_SEEDS // 2 else 0
-    return range(first, first + MOST_SEEDS // 2)
+    first = own + 1 if own < MAX_SEEDS // 2 else 0
+    return range(first, first + MAX_SEEDS // 2)
 
 
-def _spec(search: StudySpec, replication: Replication) -> dict[str, Any]:
+def _spec(search: StudySpec, replication: Replication) -> StudySpec:
     """The companion's specification: the search's runs, with the seed as one more value, nothing sampled or pruned."""
     content = search.model_dump(mode="json")
     content |= {
@@ -169,7 +172,7 @@ def _spec(search: StudySpec, replication: Replication) -> dict[str, Any]:
         "pruner": {"kind": "none"},
         "stopping": {},
         "finalists": {"count": 0, "replicates": 0},
-        "search": {**content["search"], "seed": {"low": 0, "high": MOST_SEEDS - 1}},
+        "search": {**content["search"], "seed": {"low": 0, "high": MAX_SEEDS - 1}},
         "replication": replication.model_dump(mode="json"),
     }
-    return StudySpec.model_validate(content).model_dump(mode="json")
+    return StudySpec.model_validate(content)

@@ -97,9 +97,7 @@ class StudyRow:
         stale = ~sa.exists(trials) & (sa.exists(bound) | sa.literal(recorded_name != name))
 
         def delete(connection: sa.Connection) -> bool:
-            gone: Any = connection.execute(
-                tables.studies.delete().where((_studies.study_id == self.study_id) & stale)
-            )
+            gone: Any = connection.execute(tables.studies.delete().where((_studies.study_id == self.study_id) & stale))
             if gone.rowcount:
                 connection.execute(tables.slots.delete().where(mine))
             return bool(gone.rowcount)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 import json
 import os
 import shutil
@@ -15,20 +14,20 @@ from typing import Any
 
 import optuna
 import sqlalchemy as sa
-from optuna.storages._rdb.models import StudyUserAttributeModel
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial
 from sqlalchemy import orm
 
-from hpo.dashboard.notes import moved
-from hpo.database import tables as schema
+from hpo.dashboard.notes import remap_ids
+from hpo.database import optuna_private, tables
 from hpo.database.connection import Database, open_database, storage_errors
 from hpo.errors import StudyError
 from hpo.home import Home
 from hpo.study.spec import FINALISTS
 from hpo.sweep.slots import Slots
+from hpo.sweep.study_row import StudyRow
 from hpo.sweep.sweep import STUDY_ATTRIBUTE, load_study, study_names
-from hpo.worker.artifacts import moved as moved_files
+from hpo.worker.artifacts import remap_ids as remap_artifacts
 
 COPYING_ATTRIBUTE = "hpo:copying"  # in a copy: who makes it, until it is whole; then empty
 
@@ -49,7 +48,7 @@ def copy_studies(source_url: str, target_url: str, name: str | None, home: Home)
             originals = [_read(source, each) for each in _names(source, name)]
         with storage_errors(target_url):
             target = stack.enter_context(contextlib.closing(open_database(target_url, create=True)))
-            schema.check(target.engine)
+            tables.check(target.engine)
             for original in originals:
                 _make_room(target, original.name)
             for original in originals:
@@ -80,24 +79,30 @@ def _read(source: Database, name: str) -> _Original:
     study = load_study(source, name)
     if study.user_attrs.get(COPYING_ATTRIBUTE):
         raise StudyError(f"study {name!r} is half a copy; copy it again from where it came")
-    slots = Slots(source, study._study_id)
-    record = slots.record()
-    if record is not None and (at_work := slots.at_work()):
+    study_id = source.storage.get_study_id_from_name(name)
+    record = _stored_record(source, study_id)
+    if record is not None and (at_work := Slots(source, study_id).at_work()):
         raise StudyError(f"study {name!r}: {', '.join(at_work[:3])} at work; `hpo stop {name}` first")
     rows: list[dict[str, Any]] = []
     if record is not None:
-        mine = sa.select(schema.slots).where(schema.slots.c.study_id == study._study_id)
+        mine = sa.select(tables.slots).where(tables.slots.c.study_id == study_id)
         with source.engine.connect() as connection:
             rows = [dict(row) for row in connection.execute(mine).mappings()]
     return _Original(
         name=name,
         directions=study.directions,
         user_attributes={key: value for key, value in study.user_attrs.items() if key != COPYING_ATTRIBUTE},
-        system_attributes=source.storage.get_study_system_attrs(study._study_id),
+        system_attributes=source.storage.get_study_system_attrs(study_id),
         trials=study.get_trials(deepcopy=False),
         record=record,
         slots=rows,
     )
+
+
+def _stored_record(database: Database, study_id: int) -> dict[str, Any] | None:
+    """A study's record as it is stored, which may be of another version of this program."""
+    text = StudyRow(database, study_id).record_text()
+    return None if text is None else json.loads(text)
 
 
 def _make_room(target: Database, name: str) -> None:
@@ -113,12 +118,13 @@ def _make_room(target: Database, name: str) -> None:
 
 def _write(target: Database, original: _Original, home: Home) -> str:
     made = optuna.create_study(study_name=original.name, storage=target.storage, directions=original.directions)
-    copier = uuid.uuid4().hex
+    study_id = target.storage.get_study_id_from_name(original.name)
+    attributes, copier = optuna_private.STUDY_USER_ATTRIBUTES, uuid.uuid4().hex
     made.set_user_attr(COPYING_ATTRIBUTE, copier)
     mark = (
-        sa.update(StudyUserAttributeModel)
-        .where(StudyUserAttributeModel.study_id == made._study_id, StudyUserAttributeModel.key == COPYING_ATTRIBUTE)
-        .where(StudyUserAttributeModel.value_json == json.dumps(copier))
+        attributes.update()
+        .where(attributes.c.study_id == study_id, attributes.c.key == COPYING_ATTRIBUTE)
+        .where(attributes.c.value_json == json.dumps(copier))
     )
     try:
         with _guarded(target, mark.values(value_json=json.dumps(copier))):
@@ -126,17 +132,17 @@ def _write(target: Database, original: _Original, home: Home) -> str:
                 made.set_user_attr(key, value)
             uid = uuid.uuid4().hex[:8]
             ids = {
-                trial._trial_id: target.storage.create_new_trial(
-                    made._study_id, template_trial=_own(trial, home, original, uid)
+                optuna_private.trial_id(trial): target.storage.create_new_trial(
+                    study_id, template_trial=_own(trial, home, original, uid)
                 )
                 for trial in original.trials
             }
-            for key, value in moved(original.system_attributes, ids).items():
-                target.storage.set_study_system_attr(made._study_id, key, value)
+            for key, value in remap_ids(original.system_attributes, ids).items():
+                target.storage.set_study_system_attr(study_id, key, value)
             if original.record is not None:
                 record = {**original.record, "uid": uid}
                 made.set_user_attr(STUDY_ATTRIBUTE, record)
-                _write_slots(target, made._study_id, record, original.slots)
+                _write_slots(target, study_id, record, original.slots)
                 _link_checkpoints(
                     home.study(original.name, original.record["uid"]), home.study(original.name, record["uid"])
                 )
@@ -151,9 +157,9 @@ def _own(trial: FrozenTrial, home: Home, original: _Original, uid: str) -> Froze
     """The trial as its copy is to be: with files of its own, so that none is lost with the original."""
     if original.record is None:
         return trial
-    own = copy.copy(trial)
-    own._system_attrs = moved_files(trial._system_attrs, home, home.trial(original.name, uid, trial.number))
-    return own
+    folder = home.trial(original.name, uid, trial.number)
+    attributes = remap_artifacts(optuna_private.system_attributes(trial), home, folder)
+    return optuna_private.with_system_attributes(trial, attributes)
 
 
 class _CopiedByAnother(Exception):
@@ -182,18 +188,18 @@ def _guarded(target: Database, mark: sa.Update) -> Iterator[None]:
 
 def _write_slots(target: Database, study_id: int, record: dict[str, Any], slots: list[dict[str, Any]]) -> None:
     """Record and slots in one transaction, leases given back."""
-    schema.create(target.engine)
+    tables.create(target.engine)
     rows = []
     for row in slots:
         finishing = row["state"] == "finishing"
         free = {"study_id": study_id, "owner": None, "expires_at": 0.0 if finishing else None}
         rows.append({**row, **free, "state": "open" if row["state"] == "leased" else row["state"]})
     with target.engine.begin() as connection:
-        for table in (schema.studies, schema.slots):  # of a deleted study whose number came round again
+        for table in (tables.studies, tables.slots):  # of a deleted study whose number came round again
             connection.execute(table.delete().where(table.c.study_id == study_id))
-        connection.execute(schema.studies.insert().values(study_id=study_id, record=json.dumps(record)))
+        connection.execute(tables.studies.insert().values(study_id=study_id, record=json.dumps(record)))
         if rows:
-            connection.execute(schema.slots.insert(), rows)
+            connection.execute(tables.slots.insert(), rows)
 
 
 def _link_checkpoints(original: Path, copy: Path) -> None:

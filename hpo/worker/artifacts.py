@@ -20,9 +20,9 @@ from pathlib import Path
 from typing import Any
 
 from hpo.database.connection import Database
+from hpo.database.optuna_private import ARTIFACT
 from hpo.home import Home
 
-PREFIX = "artifacts:"  # of Optuna's attributes, one for each file
 _NAMES = uuid.UUID("6f0a2f0e-2f6f-4a57-9c0b-0b6a2d0f5c11")
 
 
@@ -65,10 +65,10 @@ def offer(
     for path in files:
         offered.append(_artifact(folder, _shown_name(path)))
         _link(path, home.artifacts / offered[-1].id)
-    database.set_system_attributes(trial_id, {f"{PREFIX}{each.id}": each.describe() for each in offered})
+    database.set_system_attributes(trial_id, {f"{ARTIFACT}{each.id}": each.describe() for each in offered})
 
 
-def moved(attributes: Mapping[str, Any], home: Home, folder: Path) -> dict[str, Any]:
+def remap_ids(attributes: Mapping[str, Any], home: Home, folder: Path) -> dict[str, Any]:
     """A trial's attributes for its copy, which gets files of its own: links to those that lie here.
 
     Args:
@@ -76,15 +76,15 @@ def moved(attributes: Mapping[str, Any], home: Home, folder: Path) -> dict[str, 
         home: where the files lie.
         folder: of the copy.
     """
-    result = {key: value for key, value in attributes.items() if not key.startswith(PREFIX)}
+    result = {key: value for key, value in attributes.items() if not key.startswith(ARTIFACT)}
     for key, value in attributes.items():
-        facts = json.loads(value) if key.startswith(PREFIX) else None
+        facts = json.loads(value) if key.startswith(ARTIFACT) else None
         if facts is None:  # no file, or one that was removed
             continue
         own = _artifact(folder, facts["artifact_id"]).id
         if (home.artifacts / facts["artifact_id"]).is_file():
             _link(home.artifacts / facts["artifact_id"], home.artifacts / own)
-        result[f"{PREFIX}{own}"] = json.dumps({**facts, "artifact_id": own})
+        result[f"{ARTIFACT}{own}"] = json.dumps({**facts, "artifact_id": own})
     return result
 
 

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Protocol
 
 from hpo.home import Home
-from hpo.sweep.slots import LEASE_S, TrialOutcome
+from hpo.sweep.result import TrialResult
+from hpo.sweep.slots import LEASE_S
 from hpo_model.config import Scalar
 
 if TYPE_CHECKING:
@@ -41,7 +42,7 @@ class WorkerSpec:
     memory_fraction: float = 1.0  # of the GPU's memory: beyond it the trial is out of memory, not its neighbours
     name: str  # of this worker, for people: worker-0
     owner: str = ""  # of its leases: `new_owner`, for every process anew
-    stops: int | None = None  # stop requests on the study so far; None: counted when the worker starts
+    stop_requests: int | None = None  # stop requests on the study so far; None: counted when the worker starts
     lease_s: float = LEASE_S
 
 
@@ -59,7 +60,7 @@ class Event:
     trial: int | None = None
     parameters: dict[str, Scalar] = field(default_factory=dict)
     evaluation: Evaluation | None = None
-    outcome: TrialOutcome | None = None
+    result: TrialResult | None = None
     message: str = ""
 
 

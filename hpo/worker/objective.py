@@ -15,9 +15,10 @@ from typing import Any
 import optuna
 import torch
 
+from hpo.database import optuna_private
 from hpo.study.search_space import should_prune
 from hpo.study.spec import StudySpec
-from hpo.sweep.slots import TrialResult
+from hpo.sweep.result import TrialResult
 from hpo_model.config import RunConfig, Scalar
 from hpo_model.data.tokens import TokenizedCorpus
 from hpo_model.errors import CheckpointError, ConfigError, OtherDeviceError
@@ -35,7 +36,7 @@ class TrialSetting:
     spec: StudySpec
     corpus: TokenizedCorpus
     folder: Path  # of this trial's checkpoints
-    epoch: int  # of the lease: a later holder never writes over an earlier one's file, nor the other way round
+    fencing_token: int  # of the lease: a later holder never writes over an earlier one's file, nor the other way round
     device: str
     announce: Callable[[str], None] = logger.warning  # told where a trial has to repeat what it had reached
 
@@ -88,7 +89,7 @@ def run_trial(
     attributes: dict[str, Any] = {
         "hpo:run": config.parameters(),
         "hpo:machine": _machine(config, setting),
-        "hpo:continued": 0 if resume_from is None else setting.epoch - 1,
+        "hpo:continued": 0 if resume_from is None else setting.fencing_token - 1,
     }
     if history and behind(history[-1]):  # a stop came between this evaluation and the question
         reason = f"behind its peers at {history[-1].tokens:,} tokens"
@@ -97,7 +98,7 @@ def run_trial(
         config,
         setting.corpus,
         device=setting.device,
-        save_to=setting.folder / f"checkpoint-{setting.epoch}.pt",
+        save_to=setting.folder / f"checkpoint-{setting.fencing_token}.pt",
         resume_from=resume_from,
         on_evaluation=report,
     )
@@ -108,7 +109,7 @@ def run_trial(
 
 def reached_before(trial: optuna.Trial) -> int:
     """The last evaluation that had been reported when this trial object was made; 0 where there was none."""
-    return max(trial._cached_frozen_trial.intermediate_values, default=0)
+    return max(optuna_private.reported(trial), default=0)
 
 
 def failed(error: Exception, log: Path) -> TrialResult:
@@ -117,9 +118,9 @@ def failed(error: Exception, log: Path) -> TrialResult:
     return TrialResult(state="FAIL", attributes={"hpo:outcome": "failed", "hpo:reason": reason})
 
 
-def deadly(deaths: int, log: Path) -> TrialResult:
-    """The outcome of a trial whose process died under it again and again, as by the system's out-of-memory killer."""
-    reason = f"its process died {deaths} times; see {log}"
+def crash_loop(crash_count: int, log: Path) -> TrialResult:
+    """The result of a trial whose process crashed again and again, as by the system's out-of-memory killer."""
+    reason = f"its process died {crash_count} times; see {log}"
     attributes = {"hpo:outcome": "failed", "hpo:reason": reason}
     return TrialResult(state="PRUNED", violations=("process_died",), attributes=attributes)
 
@@ -140,22 +141,22 @@ def newest_checkpoint(folder: Path, device: str) -> tuple[Path | None, tuple[Eva
     return None, ()
 
 
-def discard(folder: Path, epoch: int, *, ended: bool) -> None:
+def discard(folder: Path, fencing_token: int, *, ended: bool) -> None:
     """Remove what a worker wrote that had lost its lease, where a later holder has written or ended the trial since."""
     paths = _checkpoints(folder)
-    if ended or (paths and _epoch(paths[-1]) > epoch):
-        (folder / f"checkpoint-{epoch}.pt").unlink(missing_ok=True)
+    if ended or (paths and _token(paths[-1]) > fencing_token):
+        (folder / f"checkpoint-{fencing_token}.pt").unlink(missing_ok=True)
     if folder.is_dir() and not any(folder.iterdir()):
         folder.rmdir()
 
 
-def _epoch(checkpoint: Path) -> int:
+def _token(checkpoint: Path) -> int:
     return int(checkpoint.stem.rpartition("-")[2])
 
 
 def _checkpoints(folder: Path) -> list[Path]:
     """A trial's checkpoints in the order of the leases that wrote them."""
-    return sorted(folder.glob("checkpoint-*.pt"), key=_epoch)
+    return sorted(folder.glob("checkpoint-*.pt"), key=_token)
 
 
 def tidy(folder: Path, outcome: TrialResult) -> None:
@@ -178,9 +179,11 @@ def _report(trial: optuna.Trial, evaluation: Evaluation) -> None:
     `Trial.report` would ignore the second one, and refuses studies with two objectives, which nobody prunes: there the
     reports say how far a trial has come, and draw its curve.
     """
-    repeated = evaluation.milestone in trial._cached_frozen_trial.intermediate_values
+    repeated = evaluation.milestone in optuna_private.reported(trial)
     if repeated or len(trial.study.directions) > 1:
-        trial.storage.set_trial_intermediate_value(trial._trial_id, evaluation.milestone, evaluation.val_loss)
+        trial.storage.set_trial_intermediate_value(
+            optuna_private.trial_id(trial), evaluation.milestone, evaluation.val_loss
+        )
     else:
         trial.report(evaluation.val_loss, evaluation.milestone)
 

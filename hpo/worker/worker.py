@@ -22,17 +22,18 @@ from hpo.database.connection import open_database, storage_errors
 from hpo.database.retry import RetryPolicy, is_transient
 from hpo.errors import WorkerError
 from hpo.study.search_space import suggest
-from hpo.sweep.corpus import check_same_text, load_text
-from hpo.sweep.meaning import check_same_meaning
-from hpo.sweep.network import check_same_network
-from hpo.sweep.slots import Lease, LeaseLost, Slots, TrialResult
+from hpo.sweep.compatibility import check_compatible, check_network
+from hpo.sweep.corpus import load_text
+from hpo.sweep.result import TrialResult
+from hpo.sweep.slots import Lease, LeaseLost
+from hpo.sweep.study_row import StudyRow
 from hpo.sweep.sweep import open_sweep
 from hpo.worker.artifacts import offer
 from hpo.worker.messages import MAX_CRASHES, MAX_FAILURES_IN_A_ROW, Event, EventKind, EventSink, WorkerSpec
 from hpo.worker.objective import (
     Interrupted,
     TrialSetting,
-    deadly,
+    crash_loop,
     discard,
     failed,
     files_to_show,
@@ -49,7 +50,7 @@ OUTAGE_S = 600.0  # for which workers wait for a database that is away
 BEYOND_A_TRIAL = (
     ModelError,
     OSError,
-    MemoryError,  # beside the training itself, which takes it for an outcome
+    MemoryError,  # beside the training itself, which takes it for an result
     SQLAlchemyError,
     StorageInternalError,
 )  # faults that another trial would meet too
@@ -58,17 +59,17 @@ ROW_GONE = (KeyError, IntegrityError)  # Optuna's and the database's word for it
 logger = logging.getLogger(__name__)
 
 
-def work(order: WorkerSpec, sink: EventSink) -> None:
+def work(spec: WorkerSpec, sink: EventSink) -> None:
     """Fill slots until all are done or a stop is wanted.
 
     Raises:
         HpoError, ModelError: the worker cannot go on; its trial is kept for another.
     """
     try:
-        with storage_errors(order.storage_url):
+        with storage_errors(spec.storage_url):
             worker = None
             try:
-                worker = _Worker(order, sink)
+                worker = _Worker(spec, sink)
                 worker.fill_slots()
             except Exception as error:
                 if worker is not None and isinstance(error, ROW_GONE):
@@ -77,46 +78,47 @@ def work(order: WorkerSpec, sink: EventSink) -> None:
                     raise
                 logger.warning("left without a word to the database, which is away; the lease expires by itself")
     except (OSError, MemoryError) as error:
-        raise WorkerError(f"{order.name}: {error}; run again to go on") from error
+        raise WorkerError(f"{spec.name}: {error}; run again to go on") from error
 
 
 class _Worker:
-    def __init__(self, order: WorkerSpec, sink: EventSink) -> None:
-        self.order, self.sink = order, sink
+    def __init__(self, spec: WorkerSpec, sink: EventSink) -> None:
+        self.spec, self.sink = spec, sink
         retry = RetryPolicy(max_elapsed_s=OUTAGE_S, give_up=sink.stop_wanted, announce=lambda line: self.warn(line))
-        database = open_database(order.storage_url, create=False, retry=retry)
-        self.sweep = open_sweep(database, order.study_name, order.lease_s)
-        check_same_meaning(self.sweep.spec, self.sweep.record)  # a fleet's machines may have different versions
-        self.slots = self.sweep.slots
-        self.stops = self.slots.stops() if order.stops is None else order.stops
-        self.stop_asked = False
+        database = open_database(spec.storage_url, create=False, retry=retry)
+        self.sweep = open_sweep(database, spec.study_name, spec.lease_s)
+        check_compatible(self.sweep.record)  # a fleet's machines may have different versions
+        self.slots, self.row = self.sweep.slots, self.sweep.row
+        self.stop_requests = self.row.stop_requests() if spec.stop_requests is None else spec.stop_requests
+        self.stop_requested = False
         self.corpus = self.open_corpus()
-        check_same_network(self.sweep)
-        self.log = order.home.worker_log(order.study_name, self.sweep.uid, order.name)
+        self.log = spec.home.worker_log(spec.study_name, self.sweep.uid, spec.name)
         self.failures = 0
-        if order.device.startswith("cuda"):
-            torch.cuda.set_per_process_memory_fraction(order.memory_fraction, torch.device(order.device))
+        if spec.device.startswith("cuda"):
+            torch.cuda.set_per_process_memory_fraction(spec.memory_fraction, torch.device(spec.device))
 
     def open_corpus(self) -> TokenizedCorpus:
         """The token files that a supervisor on this machine has prepared, else the study's text."""
-        if self.order.tokens is not None:
-            return open_tokens(self.order.tokens)
-        corpus = load_text(self.sweep.spec, self.order.data, self.sweep, self.order.home, logger.info)
-        check_same_text(self.sweep, corpus)
+        record = self.sweep.record
+        if self.spec.tokens is not None:
+            check_network(record)
+            return open_tokens(self.spec.tokens)
+        corpus = load_text(self.sweep.spec, self.spec.data, record, self.spec.home, logger.info)
+        check_compatible(record, corpus=corpus)
         return corpus
 
     def folder(self, trial: int) -> Path:
-        return self.order.home.trial(self.order.study_name, self.sweep.uid, trial)
+        return self.spec.home.trial(self.spec.study_name, self.sweep.uid, trial)
 
     def fill_slots(self) -> None:
-        total = self.order.total
+        total = self.spec.total
         while True:
             self.look_for_stop()
             if self.stop_wanted():
                 return
             self.sweep.database.check_file()
             begin_new = not self.sweep.stopped_improving()
-            lease = self.slots.claim(self.order.owner, total, begin_new=begin_new)
+            lease = self.slots.claim(self.spec.owner, total, begin_new=begin_new)
             if lease is not None:
                 self.fill(lease)
                 continue
@@ -127,22 +129,22 @@ class _Worker:
             time.sleep(WAIT_S)
 
     def stop_wanted(self) -> bool:
-        return self.stop_asked or self.sink.stop_wanted()
+        return self.stop_requested or self.sink.stop_wanted()
 
-    def look_for_stop(self, slots: Slots | None = None) -> None:
-        """See whether `hpo stop` was asked since this worker was ordered."""
-        self.stop_asked = self.stop_asked or (slots or self.slots).stops() > self.stops
+    def look_for_stop(self, row: StudyRow | None = None) -> None:
+        """See whether `hpo stop` was called since this worker was started."""
+        self.stop_requested = self.stop_requested or (row or self.row).stop_requests() > self.stop_requests
 
     def fill(self, lease: Lease) -> None:
         """Take one slot from where it stands to done, or give it back."""
-        impatient = self.slots.impatient()
+        impatient = StudyRow(self.sweep.database.without_retry(), self.sweep.study_id)
         try:
             with self.sweep.holding(lease, on_renewal=lambda: self.look_for_stop(impatient)):
-                if lease.outcome is None:
+                if lease.result is None:
                     self.run(lease)
                 else:  # whoever ran the trial died before telling Optuna
                     assert lease.trial_number is not None, "a trial is bound before it ends"
-                    self.finalize(lease, lease.trial_number, lease.outcome)
+                    self.finalize(lease, lease.trial_number, lease.result)
         except LeaseLost:
             logger.warning("slot %d: lease lost to another worker, which goes on with its trial", lease.slot)
         except UpdateFinishedTrialError:
@@ -152,7 +154,7 @@ class _Worker:
             self.slots.release(lease)
         except BEYOND_A_TRIAL:
             with contextlib.suppress(SQLAlchemyError):
-                self.slots.impatient().release(lease)
+                self.slots.without_retry().release(lease)
             raise
 
     def run(self, lease: Lease) -> None:
@@ -160,17 +162,17 @@ class _Worker:
         parameters = suggest(self.sweep.spec, trial)
         facts: dict[str, Any] = {"trial": trial.number, "parameters": parameters}
         self.tell("started", **facts)
-        torch.set_num_threads(self.order.threads)  # a continued trial may have changed it to its own
+        torch.set_num_threads(self.spec.threads)  # a continued trial may have changed it to its own
         setting = TrialSetting(
             spec=self.sweep.spec,
             corpus=self.corpus,
             folder=self.folder(trial.number),
-            epoch=lease.epoch,
-            device=self.order.device,
+            fencing_token=lease.fencing_token,
+            device=self.spec.device,
             announce=self.warn,
         )
         furthest = reached_before(trial)
-        on_trial = lease.deaths > 0  # for killing its process
+        on_trial = lease.crash_count > 0  # for killing its process
 
         def on_evaluation(evaluation: Evaluation) -> bool:
             nonlocal on_trial
@@ -180,40 +182,40 @@ class _Worker:
             self.tell("evaluated", evaluation=evaluation, **facts)
             return not self.stop_wanted()
 
-        if lease.deaths >= MAX_CRASHES:
-            outcome = deadly(lease.deaths, self.log)
+        if lease.crash_count >= MAX_CRASHES:
+            result = crash_loop(lease.crash_count, self.log)
         else:
             try:
-                outcome = self.outcome_of(lambda: run_trial(trial, parameters, setting, on_evaluation))
+                result = self.result_of(lambda: run_trial(trial, parameters, setting, on_evaluation))
             except LeaseLost:
-                discard(setting.folder, lease.epoch, ended=self.slots.is_done(lease.slot))
+                discard(setting.folder, lease.fencing_token, ended=self.slots.is_done(lease.slot))
                 raise
-        if not self.slots.finish(lease, outcome):
+        if not self.slots.finish(lease, result):
             raise LeaseLost
-        self.finalize(lease, trial.number, outcome)
-        self.tell("finished", outcome=outcome, **facts)
+        self.finalize(lease, trial.number, result)
+        self.tell("finished", result=result, **facts)
         if self.failures >= MAX_FAILURES_IN_A_ROW:
-            raise WorkerError(f"{self.failures} trials in a row failed, the last by {outcome.attributes['hpo:reason']}")
+            raise WorkerError(f"{self.failures} trials in a row failed, the last by {result.attributes['hpo:reason']}")
 
-    def finalize(self, lease: Lease, trial: int, outcome: TrialResult) -> None:
+    def finalize(self, lease: Lease, trial: int, result: TrialResult) -> None:
         try:
             offer(
                 self.sweep.database,
-                self.order.home,
+                self.spec.home,
                 self.sweep.trial_id(trial),
                 self.folder(trial),
-                outcome.attributes.get("hpo:history", ()),
-                files_to_show(self.folder(trial), outcome),
+                result.attributes.get("hpo:history", ()),
+                files_to_show(self.folder(trial), result),
             )
         except OSError as error:
             self.warn(f"trial {trial}: its files are not shown in the dashboard ({error}); nothing else is lost")
-        self.sweep.finalize(lease, trial, outcome)
-        tidy(self.folder(trial), outcome)
+        self.sweep.finalize(lease, trial, result)
+        tidy(self.folder(trial), result)
 
-    def outcome_of(self, run: Callable[[], TrialResult]) -> TrialResult:
-        """The trial's outcome; an unforeseen exception is one too, with its traceback in the worker's log."""
+    def result_of(self, run: Callable[[], TrialResult]) -> TrialResult:
+        """The trial's result; an unforeseen exception is one too, with its traceback in the worker's log."""
         try:
-            outcome = run()
+            result = run()
         except (LeaseLost, Interrupted, UpdateFinishedTrialError, *BEYOND_A_TRIAL):
             raise
         except Exception as error:
@@ -223,11 +225,11 @@ class _Worker:
             self.failures += 1
             return failed(error, self.log)
         self.failures = 0
-        return outcome
+        return result
 
     def warn(self, line: str) -> None:
         logger.warning("%s", line)
         self.tell("warned", message=line)
 
     def tell(self, kind: EventKind, **facts: Any) -> None:
-        self.sink.send(Event(kind=kind, worker=self.order.name, **facts))
+        self.sink.send(Event(kind=kind, worker=self.spec.name, **facts))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import pydoc_data.topics
 from collections.abc import Callable
 from pathlib import Path
@@ -18,14 +17,15 @@ from hpo.errors import HpoError, StorageError, StudyError, StudyFileError, Usage
 from hpo.executors.placement import Wish
 from hpo.home import Home
 from hpo.search.launch import Launch, Request, join, prepare
-from hpo.sweep.slots import SlotCounts, TrialResult
-from hpo.sweep.sweep import LAST_RUN_ATTRIBUTE, find_sweep, last_run, publish, study_names
+from hpo.sweep.result import TrialResult
+from hpo.sweep.slots import SlotCounts
+from hpo.sweep.sweep import LAST_RUN_ATTRIBUTE, find_sweep, last_run, study_names
 from hpo.worker.messages import Event
 from hpo.worker.worker import work
 from hpo_model.config import RUNS_VERSION
 from hpo_model.errors import CorpusError
 from hpo_model.training.loop import Pace
-from tests.support.sweeps import COMPLETE, complete, contents, run_slot
+from tests.support.sweeps import COMPLETE, complete, contents, rewrite_record, run_slot
 
 STUDY = """
 name = "small"
@@ -274,10 +274,10 @@ def test_where_nothing_is_left_to_do_nothing_is_measured(place: Place, monkeypat
 
 def test_orders_know_how_often_a_stop_was_asked_before(place: Place) -> None:
     launch = place.prepare(workers=2)
-    assert [order.stops for order, _ in launch.orders] == [0, 0]
-    launch.sweep.slots.request_stop()
-    assert [order.stops for order, _ in place.prepare(workers=2).orders] == [1, 1]
-    assert [order.stops for order, _ in place.join(workers=1).orders] == [1]
+    assert [order.stop_requests for order, _ in launch.orders] == [0, 0]
+    launch.sweep.row.request_stop()
+    assert [order.stop_requests for order, _ in place.prepare(workers=2).orders] == [1, 1]
+    assert [order.stop_requests for order, _ in place.join(workers=1).orders] == [1]
 
 
 def test_every_worker_has_a_name_and_a_log_of_its_own(place: Place) -> None:
@@ -393,11 +393,7 @@ def test_another_profile_of_the_same_values_is_the_same_study(place: Place, monk
 
 def as_made_when(place: Place, changed: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
     """Let the study's record be as of another version of the program."""
-    sweep = place.prepare().sweep
-    record = changed(json.loads(json.dumps(sweep.record)))
-    sweep.slots.replace_record(record)
-    sweep.record = record
-    publish(sweep)
+    rewrite_record(place.prepare().sweep, changed)
 
 
 def without_meaning(record: dict[str, Any]) -> dict[str, Any]:
@@ -430,8 +426,8 @@ def test_a_study_whose_values_meant_something_else_is_refused_and_nothing_is_cha
     before = place.stored()
     for ask, request in ((place.prepare, {"trials": 20}), (place.join, {})):
         assert place.refusal(StudyError, ask, **request) == (
-            f"study 'small' was made when equal values trained otherwise: {difference}; its trials would not compare "
-            "with new ones: give the new study another name, or use the version that made it"
+            f"study 'small' was made when equal values trained a different run: {difference}; its trials would not "
+            "compare with new ones: give the new study another name, or use the version that made it"
         )
     assert place.stored() == before
 

@@ -16,7 +16,7 @@ from hpo.home import Home
 from hpo.study.search_space import suggest
 from hpo.study.spec import StudySpec, parse_study
 from hpo.sweep.finalists import find_finalists, overtaken, plan_finalists
-from hpo.sweep.slots import TrialResult
+from hpo.sweep.result import TrialResult
 from hpo.sweep.sweep import Sweep, create_sweep, find_sweep, open_sweep
 from hpo.transfer.copying import copy_studies
 from hpo_reports.analysis.judging import judge

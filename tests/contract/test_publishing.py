@@ -24,8 +24,8 @@ from hpo.dashboard.notes import (
     Notes,
     PublishedVersion,
     is_ours,
-    moved,
     read_published_versions,
+    remap_ids,
     signed,
     write_notes,
 )
@@ -35,8 +35,8 @@ from hpo.home import Home
 from hpo.study.search_space import suggest
 from hpo.sweep.finalists import plan_finalists
 from hpo.sweep.sweep import LAST_RUN_ATTRIBUTE, Sweep
-from hpo.worker.artifacts import moved as moved_files
 from hpo.worker.artifacts import offer
+from hpo.worker.artifacts import remap_ids as remap_artifacts
 from tests.support.dashboard_study import attributes, home_in, make_study, run_slot
 from tests.support.sweeps import PRUNED, complete, make_event, make_sweep
 from tests.support.sweeps import run_slot as run_empty_slot
@@ -61,7 +61,7 @@ def study(lone: Database, home: Home) -> Sweep:
 
 def stamp_of(sweep: Sweep) -> PublishedVersion:
     """When the study's notes were written."""
-    return read_published_versions(sweep.database).get(sweep.study._study_id, PublishedVersion())
+    return read_published_versions(sweep.database).get(sweep.study_id, PublishedVersion())
 
 
 def section_of_finalists(sweep: Sweep) -> str:
@@ -71,11 +71,11 @@ def section_of_finalists(sweep: Sweep) -> str:
 
 def studies_behind(database: Database) -> list[str]:
     """The studies whose notes do not show all that there is."""
-    return [name for name, state in states(database).items() if state.behind]
+    return [name for name, state in states(database).items() if state.is_stale]
 
 
 def test_the_dashboard_reads_what_was_written(study: Sweep) -> None:
-    shown = attributes(study.database, study.study._study_id)
+    shown = attributes(study.database, study.study_id)
     assert get_note(study.study).startswith("# Experiments")
     figures = {name: json.loads(text) for name, text in get_plotly_graph_objects(shown).items()}
     assert {"hpo-history", "hpo-curves", "hpo-slice-1"} <= set(figures)
@@ -89,9 +89,9 @@ def test_the_dashboard_reads_what_was_written(study: Sweep) -> None:
 
 
 def test_it_is_written_once_for_each_state(study: Sweep) -> None:
-    before = attributes(study.database, study.study._study_id)
+    before = attributes(study.database, study.study_id)
     assert publish(study.database, study.spec.name, final=True) == 0
-    assert attributes(study.database, study.study._study_id) == before, "the time of writing among them"
+    assert attributes(study.database, study.study_id) == before, "the time of writing among them"
     assert studies_behind(study.database) == []
 
 
@@ -139,7 +139,7 @@ def test_what_another_version_has_marked_is_written_anew(content: object, study:
 
 
 def test_a_later_state_is_not_overwritten(study: Sweep) -> None:
-    study_id = study.study._study_id
+    study_id = study.study_id
     earlier = Notes(stamp=PublishedVersion(finished=3), study="earlier")
     assert not write_notes(study.database, study_id, earlier)
     assert get_note(study.study).startswith("# Experiments")
@@ -170,7 +170,7 @@ def test_a_signed_note_is_known_again_and_an_edited_one_is_not(text: str) -> Non
 
 
 def test_notes_and_figures_that_are_no_more_are_removed(study: Sweep) -> None:
-    study_id = study.study._study_id
+    study_id = study.study_id
     notes_now = Notes(stamp=PublishedVersion(finished=5), study="new", trials={1: "one"}, figures={"history": "{}"})
     assert write_notes(study.database, study_id, notes_now)
     shown = attributes(study.database, study_id)
@@ -179,7 +179,7 @@ def test_notes_and_figures_that_are_no_more_are_removed(study: Sweep) -> None:
 
 
 def test_figures_of_others_stay(study: Sweep) -> None:
-    study_id, storage = study.study._study_id, study.database.storage
+    study_id, storage = study.study_id, study.database.storage
     storage.set_study_system_attr(study_id, "dashboard:plot_data:theirs:0", "{}")
     write_notes(study.database, study_id, Notes(stamp=PublishedVersion(finished=5), study="new"))
     assert set(get_plotly_graph_objects(attributes(study.database, study_id))) == {"theirs"}
@@ -194,7 +194,7 @@ def test_a_study_of_another_program_is_left_alone(lone: Database) -> None:
 
 
 def test_a_study_that_was_deleted_meanwhile_gets_nothing(study: Sweep) -> None:
-    study_id = study.study._study_id
+    study_id = study.study_id
     optuna.delete_study(study_name=study.spec.name, storage=study.database.storage)
     assert not write_notes(study.database, study_id, Notes(stamp=PublishedVersion(finished=9), study="late"))
     with study.database.engine.connect() as connection:
@@ -212,7 +212,7 @@ def test_both_databases_take_notes(database: Database) -> None:
 
 def test_two_that_write_at_once_leave_the_later_state(database: Database) -> None:
     sweep = make_sweep(database)
-    study_id = sweep.study._study_id
+    study_id = sweep.study_id
     states = [
         Notes(stamp=PublishedVersion(finished=n), study=f"state {n}", trials={1: f"state {n}"}) for n in range(1, 9)
     ]
@@ -228,7 +228,7 @@ def test_two_that_write_at_once_leave_the_later_state(database: Database) -> Non
 def test_of_very_many_trials_the_best_get_a_note(lone: Database, home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(publishing, "MOST_TRIAL_NOTES", 2)
     sweep = make_study(lone, home)
-    shown = attributes(lone, sweep.study._study_id)
+    shown = attributes(lone, sweep.study_id)
     numbers = {int(key.split(":")[1]) - 1 for key in shown if key.endswith("note_str:0") and key.count(":") == 3}
     assert numbers == {0, 3}, "the baseline and the best"
 
@@ -258,7 +258,7 @@ def test_finalists_are_in_the_note_of_their_search(study: Sweep, sqlite_url: str
 def test_notes_of_trials_know_the_seed_noise_that_the_report_has_measured(study: Sweep, sqlite_url: str) -> None:
     def note_of_the_second() -> str:
         trial = study.study.get_trials()[1]
-        shown = attributes(study.database, study.study._study_id)
+        shown = attributes(study.database, study.study_id)
         return notes._stored_note(f"dashboard:{trial._trial_id}:", shown)
 
     assert "Not distinguishable from the baseline by one run: 9.5 % better" in note_of_the_second()
@@ -362,9 +362,13 @@ def test_a_copy_has_notes_and_files_of_its_own(study: Sweep, home: Home, tmp_pat
         "dashboard:8:note_str:0": "x",
         "dashboard:artifacts:7:a": 3,
     }
-    assert moved(shown, {7: 70}) == {"dashboard:note_ver": 1, "dashboard:70:note_ver": 2, "dashboard:artifacts:70:a": 3}
+    assert remap_ids(shown, {7: 70}) == {
+        "dashboard:note_ver": 1,
+        "dashboard:70:note_ver": 2,
+        "dashboard:artifacts:70:a": 3,
+    }
     trial = study.study.get_trials()[0]
-    own = moved_files(trial._system_attrs, home, home.trial("copy", "uid", 0))
+    own = remap_artifacts(trial._system_attrs, home, home.trial("copy", "uid", 0))
     files = {
         json.loads(value)["filename"]: key.partition(":")[2]
         for key, value in own.items()

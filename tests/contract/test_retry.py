@@ -395,12 +395,12 @@ def test_a_session_that_was_stopped_in_a_transaction_loses_its_locks(
         held = stopped.engine.connect()
         held.execute(sa.text("UPDATE hpo_slots SET owner = 'stopped'"))  # and here it hears SIGSTOP
         assert sweep.slots.renew(lease), "it waited until the server ended the session"
-        assert slot_row(database, sweep.study._study_id, 0)["owner"] == "other"
+        assert slot_row(database, sweep.study_id, 0)["owner"] == "other"
         with pytest.raises(sa.exc.SQLAlchemyError) as caught:  # it hears SIGCONT
             held.commit()
         assert is_transient(caught.value)
         held.close()
-        assert open_sweep(stopped, sweep.spec.name).slots.stops() == 0
+        assert open_sweep(stopped, sweep.spec.name).row.stop_requests() == 0
 
 
 # ---------------------------------------------------------------------------------------------- real restarts
@@ -526,9 +526,9 @@ class TestRestart:
             sweep = make_sweep(database, lease_s=1.5)
             lease = sweep.slots.claim("me", 10)
             assert lease is not None
-            with sweep.slots.renewed(lease, on_renewal=renewed.release):
+            with renewed(sweep.slots, lease, on_renewal=renewed.release):
                 assert renewed.acquire(timeout=30)
                 restart(server)
                 assert all(renewed.acquire(timeout=30) for _ in range(2))
             assert sweep.slots.renew(lease)
-            assert lease.epoch == 1
+            assert lease.fencing_token == 1

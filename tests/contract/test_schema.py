@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sqlite3
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,7 +12,7 @@ import sqlalchemy as sa
 from typer.testing import CliRunner
 
 from hpo.cli import app
-from hpo.database import tables as schema
+from hpo.database import tables
 from hpo.database.connection import Database, open_database, upgrade
 from hpo.errors import StorageError
 from hpo.sweep.slots import SlotCounts, Slots
@@ -45,13 +44,14 @@ def old(url: str) -> Iterator[Database]:
         sweep.start(lease)
         with database.engine.begin() as connection:
             slots = connection.exec_driver_sql("SELECT * FROM hpo_slots ORDER BY number").mappings().all()
-            for table in schema.metadata.sorted_tables:
+            for table in tables.metadata.sorted_tables:
                 connection.exec_driver_sql(f"DROP TABLE {table.name}")
             connection.exec_driver_sql(SLOTS_1)
             serial = "SERIAL" if database.engine.dialect.name == "postgresql" else "INTEGER"
             connection.exec_driver_sql(STUDIES_1.format(serial=serial))
-            connection.execute(schema.slots.insert(), [dict(row) for row in slots])
-            study = {"study": sweep.study._study_id, "record": json.dumps(sweep.record)}
+            names = ", ".join(f":{name}" for name in slots[0])
+            connection.execute(sa.text(f"INSERT INTO hpo_slots VALUES ({names})"), [dict(row) for row in slots])
+            study = {"study": sweep.study_id, "record": sweep.record.to_json()}
             connection.execute(sa.text("INSERT INTO hpo_studies VALUES (:study, :record)"), study)
         yield database
 
@@ -73,43 +73,43 @@ def is_refused(work: Callable[[], object], words: str) -> None:
 
 def test_new_tables_are_of_this_version(url: str) -> None:
     with opened(url) as database:
-        assert schema.version(database.engine) is None
-        assert schema.check(database.engine) is False
+        assert tables.version(database.engine) is None
+        assert tables.check(database.engine) is False
         for _ in range(2):
-            schema.create(database.engine)
-            assert schema.version(database.engine) == schema.VERSION
-            assert contents(database)["hpo_schema"] == [(schema.VERSION,)]
-        assert schema.check(database.engine) is True
+            tables.create(database.engine)
+            assert tables.version(database.engine) == tables.VERSION
+            assert contents(database)["hpo_schema"] == [(tables.VERSION,)]
+        assert tables.check(database.engine) is True
 
 
 def test_tables_whose_making_was_interrupted_are_completed(url: str) -> None:
     with opened(url) as database:
-        schema.create(database.engine)
+        tables.create(database.engine)
         run(database, "DELETE FROM hpo_schema")
-        assert schema.version(database.engine) == schema.VERSION
+        assert tables.version(database.engine) == tables.VERSION
         run(database, "DROP TABLE hpo_schema")
-        assert schema.version(database.engine) == schema.VERSION
-        schema.create(database.engine)
-        assert contents(database)["hpo_schema"] == [(schema.VERSION,)]
+        assert tables.version(database.engine) == tables.VERSION
+        tables.create(database.engine)
+        assert contents(database)["hpo_schema"] == [(tables.VERSION,)]
 
 
 def test_an_older_version_is_refused_and_left_as_it_is(old: Database) -> None:
-    assert schema.version(old.engine) == 1
+    assert tables.version(old.engine) == 1
     before = contents(old)
     spec = make_spec(name="another")
     for work in (
         lambda: find_sweep(old, "toy"),
         lambda: open_sweep(old, "toy"),
         lambda: Slots(old, 1).record(),
-        lambda: create_sweep(old, "another", make_record(spec)),
+        lambda: create_sweep(old, make_record(spec)),
     ):
         is_refused(work, "older schema 1; `hpo storage upgrade` brings it to 2")
     assert contents(old) == before
 
 
 def test_tables_of_an_older_version_are_not_taken_for_new_ones(old: Database) -> None:
-    is_refused(lambda: schema.create(old.engine), "older schema 1")
-    assert schema.version(old.engine) == 1
+    is_refused(lambda: tables.create(old.engine), "older schema 1")
+    assert tables.version(old.engine) == 1
 
 
 def test_a_newer_version_is_refused(url: str) -> None:
@@ -132,9 +132,9 @@ def test_an_upgraded_study_goes_on(old: Database, url: str) -> None:
         "hpo_studies": [(*row, 0) for row in before["hpo_studies"]],
     }
     assert sweep.slots.counts(None) == SlotCounts(done=1, leased=1, open=1)
-    sweep.slots.request_stop()
-    assert sweep.slots.stops() == 1
-    sweep.slots.release_owner("worker", died=True)
+    sweep.row.request_stop()
+    assert sweep.row.stop_requests() == 1
+    sweep.slots.release_owner("worker", crashed=True)
     assert [run_slot(sweep, COMPLETE) for _ in range(2)] == [1, 2]
     assert [trial.value for trial in sweep.study.get_trials()] == [4.0] * 3
     make_sweep(old, name="another")
@@ -142,7 +142,7 @@ def test_an_upgraded_study_goes_on(old: Database, url: str) -> None:
 
 def test_upgrading_twice_changes_nothing(old: Database, url: str) -> None:
     upgrade(url)
-    open_sweep(old, "toy").slots.request_stop()
+    open_sweep(old, "toy").row.request_stop()
     before = contents(old)
     assert upgrade(url) == []
     assert contents(old) == before
@@ -150,7 +150,7 @@ def test_upgrading_twice_changes_nothing(old: Database, url: str) -> None:
 
 def test_an_upgrade_that_was_interrupted_is_completed(old: Database, url: str) -> None:
     run(old, "ALTER TABLE hpo_studies ADD COLUMN stops INTEGER DEFAULT 0 NOT NULL")
-    assert open_sweep(old, "toy").slots.stops() == 0
+    assert open_sweep(old, "toy").row.stop_requests() == 0
     upgrade(url)
     assert contents(old)["hpo_schema"] == [(2,)]
 

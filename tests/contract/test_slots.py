@@ -17,16 +17,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 from optuna.exceptions import StorageInternalError
 
-from hpo.database import tables as schema
+from hpo.database import tables
 from hpo.database.connection import Database
 from hpo.database.retry import RetryPolicy
-from hpo.sweep.slots import Lease, LeaseLost, SlotCounts, Slots, TrialResult
+from hpo.sweep.renewal import renewed
+from hpo.sweep.result import TrialResult
+from hpo.sweep.slots import Lease, LeaseLost, SlotCounts, Slots
 from hpo.sweep.sweep import Sweep, open_sweep
 from tests.support.side_processes import PROCESSES, claim_all
 from tests.support.sweeps import (
     COMPLETE,
     DIVERGED,
-    ENGINES,
     FAIL,
     PATIENT,
     PRUNED,
@@ -35,7 +36,6 @@ from tests.support.sweeps import (
     lost_connection,
     make_sweep,
     opened,
-    run_slot,
     set_slot,
     slot_row,
     unheard,
@@ -51,7 +51,7 @@ class SlotSetting:
         self.database, self.total = database, total
         self.slots = self.leasing(60.0, next(STUDIES))
         self.lapsing = self.leasing(-1.0, self.slots.study_id)
-        self.slots.create({"uid": "toy"})
+        tables.create(database.engine)
         self.slots.ensure(total)
 
     def leasing(self, lease_s: float, study_id: int | None = None) -> Slots:
@@ -85,7 +85,8 @@ class TestClaim:
         setting = make(3)
         leases = [setting.claim(owner) for owner in ("a", "b", "a")]
         assert leases == [
-            Lease(slot=slot, owner=owner, epoch=1, trial_number=None, outcome=None) for slot, owner in enumerate("aba")
+            Lease(slot=slot, owner=owner, fencing_token=1, trial_number=None, result=None)
+            for slot, owner in enumerate("aba")
         ]
         assert setting.slots.claim("c", 3) is None
 
@@ -100,9 +101,9 @@ class TestClaim:
         assert setting.slots.finish(ended, COMPLETE)
         assert setting.slots.release(not_begun)
         assert setting.slots.release(begun)
-        setting.slots.release_owner("dead", died=True)
+        setting.slots.release_owner("dead", crashed=True)
         claimed = [setting.claim("next") for _ in range(5)]
-        assert [(lease.slot, lease.trial_number, lease.outcome) for lease in claimed] == [
+        assert [(lease.slot, lease.trial_number, lease.result) for lease in claimed] == [
             (3, 12, COMPLETE),
             (1, 10, None),
             (2, 11, None),
@@ -134,7 +135,7 @@ class TestClaim:
         lease = setting.bound(setting.claim_and_lapse("a"), 0)
         assert setting.slots.finish(lease, COMPLETE)
         assert setting.slots.done(lease)
-        setting.slots.release_owner("a", died=True)
+        setting.slots.release_owner("a", crashed=True)
         assert setting.slots.claim("b", 1) is None
 
     def test_other_studies_slots_are_not_seen(self, make: Callable[[int], SlotSetting]) -> None:
@@ -142,9 +143,9 @@ class TestClaim:
         one.claim("a")
         assert one.slots.claim("b", 1) is None
         assert two.slots.counts(1) == SlotCounts(open=1)
-        assert two.claim("a").epoch == 1
-        one.slots.release_owner("a", died=True)
-        assert one.claim("b").epoch == 2
+        assert two.claim("a").fencing_token == 1
+        one.slots.release_owner("a", crashed=True)
+        assert one.claim("b").fencing_token == 2
         assert two.slots.claim("b", 1) is None
 
     def test_eight_threads_claim_each_slot_once(self, make: Callable[[int], SlotSetting]) -> None:
@@ -186,7 +187,9 @@ class TestLease:
     def test_an_expired_lease_is_taken_over_under_the_next_epoch(self, make: Callable[[int], SlotSetting]) -> None:
         setting = make(1)
         setting.bound(setting.claim_and_lapse("a"), 7)
-        assert setting.claim("b") == Lease(slot=0, owner="b", epoch=2, trial_number=7, deaths=1, outcome=None)
+        assert setting.claim("b") == Lease(
+            slot=0, owner="b", fencing_token=2, trial_number=7, crash_count=1, result=None
+        )
 
     @pytest.mark.parametrize("taker", ["b", "a"])  # the same worker may claim again what it has lost
     @pytest.mark.parametrize("write", WRITES)
@@ -236,16 +239,16 @@ class TestLease:
     def test_a_released_slot_is_continued_by_anyone(self, make: Callable[[int], SlotSetting]) -> None:
         setting = make(1)
         assert setting.slots.release(setting.bound(setting.claim("a"), 7))
-        assert setting.claim("b") == Lease(slot=0, owner="b", epoch=2, trial_number=7, outcome=None)
+        assert setting.claim("b") == Lease(slot=0, owner="b", fencing_token=2, trial_number=7, result=None)
 
     def test_a_finishing_slot_keeps_its_outcome_for_the_next_claimer(self, make: Callable[[int], SlotSetting]) -> None:
         setting = make(1)
         lease = setting.bound(setting.claim("a"), 7)
         assert setting.slots.finish(lease, DIVERGED)
         assert setting.slots.claim("b", 1) is None
-        setting.slots.release_owner("a", died=True)
+        setting.slots.release_owner("a", crashed=True)
         taken = setting.claim("b")
-        assert (taken.epoch, taken.trial_number, taken.outcome) == (2, 7, DIVERGED)
+        assert (taken.fencing_token, taken.trial_number, taken.result) == (2, 7, DIVERGED)
         assert setting.row(0)["state"] == "finishing"
         assert setting.slots.done(lease) is False
         assert setting.slots.done(taken) is True
@@ -265,7 +268,7 @@ class TestLease:
         finished = setting.bound(setting.claim("dead"), 2)
         assert setting.slots.finish(finished, PRUNED)
         assert setting.slots.done(finished)
-        setting.slots.release_owner("dead", died=True)
+        setting.slots.release_owner("dead", crashed=True)
         assert [setting.claim("next").slot for _ in range(2)] == [2, 0]
         assert setting.slots.claim("next", 4) is None
 
@@ -284,7 +287,7 @@ class TestRenewed:
         short = setting.leasing(0.6)
         lease = short.claim("a", 1)
         assert lease is not None
-        with short.renewed(lease):
+        with renewed(short, lease):
             until = time.monotonic() + 1.3
             while time.monotonic() < until:
                 assert short.claim("b", 1) is None
@@ -297,7 +300,7 @@ class TestRenewed:
         alive = []
 
         def work() -> None:
-            with setting.slots.renewed(lease):
+            with renewed(setting.slots, lease):
                 alive.extend(renewers())
                 raise RuntimeError("in the trial")
 
@@ -312,7 +315,7 @@ class TestRenewed:
         setting.claim("b")
         short = setting.leasing(0.03)
         before = setting.row(0)
-        with short.renewed(lease):
+        with renewed(short, lease):
             wait_until(lambda: not renewers())
         assert setting.row(0) == before
 
@@ -332,7 +335,7 @@ class TestRenewed:
             return renew(slots, lease)
 
         monkeypatch.setattr(Slots, "renew", sometimes)
-        with short.renewed(lease):
+        with renewed(short, lease):
             wait_until(lambda: answers.count(True) >= 2)
             assert len(renewers()) == 1
 
@@ -350,7 +353,7 @@ class TestRenewed:
             if len(called) == 1:
                 raise sa.exc.OperationalError("SELECT", {}, ConnectionError("server closed the connection"))
 
-        with short.renewed(lease, on_renewal):
+        with renewed(short, lease, on_renewal):
             wait_until(lambda: len(called) >= 3)
 
     def test_its_thread_waits_for_no_database_that_is_away(
@@ -360,13 +363,14 @@ class TestRenewed:
         lease = setting.claim("a")
         said, asked = list[str](), threading.Event()
         retry = RetryPolicy(max_elapsed_s=60.0, announce=said.append)
-        patient = Slots(setting.database, setting.slots.study_id, lease_s=0.03, retry=retry)
+        own = dataclasses.replace(setting.database, retry=retry)
+        patient = Slots(own, setting.slots.study_id, lease_s=0.03)
 
         def away(*_: object) -> None:
             asked.set()
             raise sa.exc.OperationalError("UPDATE", {}, lost_connection(setting.database.engine))
 
-        with monkeypatch.context() as patch, patient.renewed(lease):
+        with monkeypatch.context() as patch, renewed(patient, lease):
             patch.setattr(setting.database.engine, "begin", away)
             assert asked.wait(20)
         assert said == [], "it would have been waited for at the end of the trial"
@@ -401,7 +405,7 @@ class TestTotals:
         assert setting.slots.counts(None) == SlotCounts(released=1, open=2)
         setting.bound(setting.claim_and_lapse("a"), 5)
         assert setting.slots.counts(None) == SlotCounts(leased=1, open=2)
-        setting.slots.release_owner("a", died=True)
+        setting.slots.release_owner("a", crashed=True)
         assert setting.slots.counts(None) == SlotCounts(released=1, open=2)
         assert (SlotCounts(done=1, leased=2, released=3, open=4).total, SlotCounts(leased=2, released=3).begun) == (
             10,
@@ -441,100 +445,14 @@ class TestTotals:
         assert setting.slots.done(done)
         setting.claim("not begun")
         assert setting.slots.owners() == {10: "live", 11: "finishing"}
-        setting.slots.release_owner("live", died=True)
+        setting.slots.release_owner("live", crashed=True)
         assert setting.slots.owners() == {11: "finishing"}
-
-
-class TestRecord:
-    def test_the_first_record_stands(self, database: Database) -> None:
-        slots = Slots(database, next(STUDIES))
-        assert slots.create({"uid": "first", "text": "Φ"}) == {"uid": "first", "text": "Φ"}
-        assert slots.create({"uid": "second"}) == {"uid": "first", "text": "Φ"}
-        assert slots.record() == {"uid": "first", "text": "Φ"}
-
-    def test_one_of_many_at_once_is_the_first(self, database: Database) -> None:
-        slots = Slots(database, next(STUDIES))
-        slots.create({})  # the tables are there
-        slots = Slots(database, next(STUDIES))
-        start = threading.Barrier(6)
-
-        def create(place: int) -> object:
-            start.wait(30)
-            return slots.create({"place": place})["place"]
-
-        with ThreadPoolExecutor(6) as threads:
-            standing = set(threads.map(create, range(6)))
-        assert len(standing) == 1
-        assert slots.record() == {"place": standing.pop()}
-
-    def test_a_study_of_another_program_has_no_record(self, database: Database) -> None:
-        assert Slots(database, next(STUDIES)).record() is None
-
-    @pytest.mark.parametrize("engine", ENGINES)
-    def test_a_database_without_our_tables_has_no_record(self, engine: str, new_url: Callable[[str], str]) -> None:
-        with opened(new_url(engine)) as bare:
-            assert Slots(bare, 1).record() is None
-            assert not sa.inspect(bare.engine).has_table("hpo_slots")
-
-    @pytest.mark.parametrize("engine", ENGINES)
-    def test_the_tables_may_be_made_by_many_at_once(self, engine: str, new_url: Callable[[str], str]) -> None:
-        for _ in range(3):
-            start = threading.Barrier(4)
-            with opened(new_url(engine)) as bare, ThreadPoolExecutor(4) as threads:
-
-                def create(place: int, bare: Database = bare, start: threading.Barrier = start) -> object:
-                    start.wait(30)
-                    return Slots(bare, 1).create({"place": place})["place"]
-
-                assert len(set(threads.map(create, range(4)))) == 1
-
-    def test_a_record_may_be_replaced(self, database: Database) -> None:
-        slots, other = Slots(database, next(STUDIES)), Slots(database, next(STUDIES))
-        for each in (slots, other):
-            each.create({"uid": "first"})
-        slots.replace_record({"uid": "second"})
-        assert slots.record() == {"uid": "second"}
-        assert other.record() == {"uid": "first"}
-
-    def test_what_a_deleted_study_left_is_forgotten_and_nothing_else(self, database: Database) -> None:
-        deleted, live = make_sweep(database, trials=2), make_sweep(database, trials=2)
-        assert run_slot(live, COMPLETE) == 0
-        lease = deleted.slots.claim("a", 2)
-        assert lease is not None
-        with database.engine.begin() as connection:  # a slot that names a trial which is not there
-            connection.execute(
-                schema.slots.update().where(schema.slots.c.study_id == deleted.slots.study_id).values(trial_number=0)
-            )
-        assert deleted.slots.forget_deleted(deleted.spec.name) is True
-        assert (deleted.slots.record(), deleted.slots.total()) == (None, 0)
-        assert deleted.slots.forget_deleted(deleted.spec.name) is False
-        assert live.slots.forget_deleted(live.spec.name) is False
-        assert live.slots.total() == 2
-
-    def test_a_study_that_nobody_has_begun_is_forgotten_only_for_another_s_name(self, database: Database) -> None:
-        sweep = make_sweep(database, trials=2)
-        assert sweep.slots.forget_deleted(sweep.spec.name) is False
-        assert sweep.slots.forget_deleted("another") is True
-        assert sweep.slots.record() is None
-
-
-class TestStops:
-    def test_each_wish_to_stop_is_counted_for_its_study_alone(self, make: Callable[[int], SlotSetting]) -> None:
-        one, two = make(1), make(1)
-        assert one.slots.stops() == 0
-        for wishes in (1, 2):
-            one.slots.request_stop()
-            assert one.slots.stops() == wishes
-        assert two.slots.stops() == 0
-
-    def test_a_study_without_a_record_was_never_asked_to_stop(self, database: Database) -> None:
-        assert Slots(database, next(STUDIES)).stops() == 0
 
 
 class TestDeaths:
     def test_a_lease_that_expired_is_a_death_and_the_next_one_too(self, make: Callable[[int], SlotSetting]) -> None:
         setting = make(1)
-        assert [setting.claim_and_lapse(owner).deaths for owner in "abac"] == [0, 1, 2, 3]
+        assert [setting.claim_and_lapse(owner).crash_count for owner in "abac"] == [0, 1, 2, 3]
 
     @pytest.mark.parametrize(("died", "deaths"), [(True, 1), (False, 0)])
     def test_a_gone_worker_s_lease_is_a_death_if_it_died_of_itself(
@@ -542,55 +460,54 @@ class TestDeaths:
     ) -> None:
         setting = make(1)
         setting.claim("a")
-        setting.slots.release_owner("a", died=died)
-        assert setting.claim("b").deaths == deaths
+        setting.slots.release_owner("a", crashed=died)
+        assert setting.claim("b").crash_count == deaths
 
     def test_no_death_is_counted_twice(self, make: Callable[[int], SlotSetting]) -> None:
         setting = make(1)
         setting.claim_and_lapse("a")  # expired, and its supervisor says that it died, and says it again
         for _ in range(2):
-            setting.slots.release_owner("a", died=True)
-        assert setting.claim_and_lapse("b").deaths == 1
-        assert setting.claim("c").deaths == 2  # before the supervisor of b has spoken
-        setting.slots.release_owner("b", died=True)
-        assert setting.row(0)["deaths"] == 2
+            setting.slots.release_owner("a", crashed=True)
+        assert setting.claim_and_lapse("b").crash_count == 1
+        assert setting.claim("c").crash_count == 2  # before the supervisor of b has spoken
+        setting.slots.release_owner("b", crashed=True)
+        assert setting.row(0)["crash_count"] == 2
 
     def test_who_gives_the_slot_back_is_not_dead(self, make: Callable[[int], SlotSetting]) -> None:
         setting = make(1)
         assert setting.slots.release(setting.claim_and_lapse("a"))
-        assert setting.claim("b").deaths == 0
+        assert setting.claim("b").crash_count == 0
 
     def test_a_trial_that_only_has_to_be_told_kills_nobody(self, make: Callable[[int], SlotSetting]) -> None:
         setting = make(1)
         assert setting.lapsing.finish(setting.claim("a"), COMPLETE)
         taken = setting.claim("b")
-        assert (taken.outcome, taken.deaths) == (COMPLETE, 0)
+        assert (taken.result, taken.crash_count) == (COMPLETE, 0)
 
     def test_progress_forgives(self, make: Callable[[int], SlotSetting]) -> None:
         setting = make(2)
         other = setting.claim("other")
         lease = [setting.claim_and_lapse("a") for _ in range(3)][-1]
-        assert lease.deaths == 2
+        assert lease.crash_count == 2
         assert setting.slots.reset_crash_count(lease)
-        assert setting.claim("b").deaths == 1  # the lease that it forgave expired in its turn
+        assert setting.claim("b").crash_count == 1  # the lease that it forgave expired in its turn
         assert setting.slots.renew(other)
 
     def test_deaths_are_those_of_one_slot(self, make: Callable[[int], SlotSetting]) -> None:
         setting = make(2)
         setting.claim("a")
         setting.claim("b")
-        setting.slots.release_owner("b", died=True)
-        setting.slots.release_owner("a", died=False)
-        assert [setting.claim("c").deaths for _ in range(2)] == [0, 1]
+        setting.slots.release_owner("b", crashed=True)
+        setting.slots.release_owner("a", crashed=False)
+        assert [setting.claim("c").crash_count for _ in range(2)] == [0, 1]
 
 
 Write = Callable[[Slots, Lease], object]
 REPEATABLE: dict[str, Write] = {
     **WRITES,
-    "release the dead": lambda slots, lease: slots.release_owner(lease.owner, died=True),
-    "release the stopped": lambda slots, lease: slots.release_owner(lease.owner, died=False),
+    "release the dead": lambda slots, lease: slots.release_owner(lease.owner, crashed=True),
+    "release the stopped": lambda slots, lease: slots.release_owner(lease.owner, crashed=False),
     "more slots": lambda slots, lease: slots.ensure(5),
-    "replace the record": lambda slots, lease: slots.replace_record({"uid": "other"}),
 }
 
 
@@ -610,7 +527,7 @@ class TestUnheardAnswers:
             lease = setting.slots.claim("a", 3, begin_new=begin_new)
         assert broken == [1, 2]
         assert lease is not None
-        assert (lease.slot, lease.trial_number, lease.deaths) == (0, 7, 0)
+        assert (lease.slot, lease.trial_number, lease.crash_count) == (0, 7, 0)
         assert setting.slots.counts(3) == SlotCounts(leased=1, open=2)
         assert setting.slots.renew(lease)
         assert setting.slots.claim("b", 3).slot == 1  # type: ignore[union-attr]
@@ -624,14 +541,14 @@ class TestUnheardAnswers:
         setting = SlotSetting(patient, 1)
         setting.claim_and_lapse("dead")
         with unheard(patient, 1):
-            assert setting.claim("a").deaths == 1
+            assert setting.claim("a").crash_count == 1
 
     def test_a_claim_of_what_is_only_to_be_told_keeps_the_outcome(self, patient: Database) -> None:
         setting = SlotSetting(patient, 2)
         assert setting.lapsing.finish(setting.bound(setting.claim("dead"), 7), DIVERGED)
         with unheard(patient, 1):
             lease = setting.claim("a")
-        assert (lease.slot, lease.trial_number, lease.outcome) == (0, 7, DIVERGED)
+        assert (lease.slot, lease.trial_number, lease.result) == (0, 7, DIVERGED)
         assert setting.row(0)["state"] == "finishing"
         assert setting.slots.done(lease)
 
@@ -644,15 +561,14 @@ class TestUnheardAnswers:
             with unheard(patient, *range(1, times)) as broken:
                 REPEATABLE[write](setting.slots, lease)
             assert len(broken) == times - 1
-            stored.append([setting.slots.record(), *(without_times(setting.row(slot)) for slot in present(setting))])
+            stored.append([*(without_times(setting.row(slot)) for slot in present(setting))])
         assert stored[0] == stored[1]
 
     def test_making_slots_twice_makes_them_once(self, patient: Database) -> None:
         slots = Slots(patient, next(STUDIES))
-        with unheard(patient, 1, 3) as broken:
-            assert slots.create({"uid": "first"}) == {"uid": "first"}
+        with unheard(patient, 1) as broken:
             slots.ensure(4)
-        assert broken == [1, 3]
+        assert broken == [1]
         assert slots.counts(None) == SlotCounts(open=4)
 
 
@@ -719,7 +635,7 @@ THROUGH_OPTUNA: dict[str, Callable[[Worker], object]] = {
     "value": lambda worker: worker.study.tell(worker.trial, 4.0),
     "pruned": lambda worker: worker.study.tell(worker.trial, state=optuna.trial.TrialState.PRUNED),
     "settle": lambda worker: worker.sweep.finalize(worker.lease, worker.trial.number, COMPLETE),
-    "another trial": lambda worker: worker.sweep.storage.create_new_trial(worker.study._study_id),
+    "another trial": lambda worker: worker.sweep.storage.create_new_trial(worker.sweep.study_id),
     "another trial as the program makes it": lambda worker: worker.sweep.start(
         dataclasses.replace(worker.lease, trial_number=None)
     ),
@@ -736,7 +652,7 @@ class TestFence:
         worker = Worker(own, database, lease_s=-1.0)
         assert worker.others.claim("other", 10) is not None
         before = contents(database)
-        with worker.slots.fence(worker.lease):
+        with worker.sweep.sessions.under(worker.lease):
             for _ in range(2):
                 with pytest.raises(LeaseLost):
                     THROUGH_OPTUNA[write](worker)
@@ -749,7 +665,7 @@ class TestFence:
         worker = Worker(own, database)
         worker.expire()
         before = contents(database)
-        with worker.slots.fence(worker.lease):
+        with worker.sweep.sessions.under(worker.lease):
             THROUGH_OPTUNA[write](worker)
         expires_at = worker.row()["expires_at"]
         assert expires_at is None if write == "settle" else expires_at > time.time() + 50  # type: ignore[operator]
@@ -759,11 +675,11 @@ class TestFence:
     def test_reads_are_free_and_renew_nothing(self, own: Database, database: Database) -> None:
         worker = Worker(own, database, lease_s=-1.0)
         before = worker.row()
-        with worker.slots.fence(worker.lease):
+        with worker.sweep.sessions.under(worker.lease):
             read(worker)
             assert worker.row() == before
         assert worker.others.claim("other", 10) is not None
-        with worker.slots.fence(worker.lease):
+        with worker.sweep.sessions.under(worker.lease):
             read(worker)
             with pytest.raises(LeaseLost):
                 worker.trial.set_user_attr("note", "text")
@@ -772,7 +688,7 @@ class TestFence:
     def test_after_a_write_that_failed_reads_are_as_free_as_before(self, own: Database, database: Database) -> None:
         worker = Worker(own, database, lease_s=-1.0)
         assert worker.others.claim("other", 10) is not None
-        with worker.slots.fence(worker.lease):
+        with worker.sweep.sessions.under(worker.lease):
             with broken_statement(own, "INSERT INTO trial_user_attributes"), pytest.raises(StorageInternalError):
                 worker.trial.set_user_attr("note", "text")
             read(worker)
@@ -781,9 +697,9 @@ class TestFence:
         worker = Worker(own, database, lease_s=-1.0)
         assert worker.others.claim("other", 10) is not None
         elsewhere = open_sweep(database, worker.name)
-        with worker.slots.fence(worker.lease):
+        with worker.sweep.sessions.under(worker.lease):
             elsewhere.study.set_user_attr("note", "text")
-            with pytest.raises(RuntimeError, match="in the trial"), worker.slots.fence(worker.lease):
+            with pytest.raises(RuntimeError, match="in the trial"), worker.sweep.sessions.under(worker.lease):
                 raise RuntimeError("in the trial")
         worker.report(3.0, 4)
         assert worker.losses() == {1: 4.0, 3: 4.0, 4: 3.0}
@@ -791,7 +707,7 @@ class TestFence:
     def test_it_may_be_raised_and_taken_down_at_every_trial(self, own: Database, database: Database) -> None:
         worker = Worker(own, database)
         for milestone in range(4, 8):
-            with worker.slots.fence(worker.lease):
+            with worker.sweep.sessions.under(worker.lease):
                 worker.report(3.0, milestone)
         assert len(worker.losses()) == 6
 
@@ -814,13 +730,13 @@ class TestFence:
     def test_a_threads_writes_are_fenced_too(self, own: Database, database: Database) -> None:
         worker = Worker(own, database, lease_s=-1.0)
         assert worker.others.claim("other", 10) is not None
-        with worker.slots.fence(worker.lease), ThreadPoolExecutor(1) as thread:
+        with worker.sweep.sessions.under(worker.lease), ThreadPoolExecutor(1) as thread:
             assert type(thread.submit(worker.report, 3.0, 4).exception()) is LeaseLost
 
     def test_a_claim_that_meets_a_report_gets_nothing(self, own: Database, database: Database) -> None:
         worker = Worker(own, database)
         worker.expire()
-        with ThreadPoolExecutor(2) as threads, worker.slots.fence(worker.lease), Pause(own.engine) as pause:
+        with ThreadPoolExecutor(2) as threads, worker.sweep.sessions.under(worker.lease), Pause(own.engine) as pause:
             report = threads.submit(worker.report, 3.0, 4)
             assert pause.reached.wait(30)
             with first_statement(database.engine) as sent:
@@ -835,7 +751,11 @@ class TestFence:
     def test_a_report_that_meets_a_claim_is_refused(self, own: Database, database: Database) -> None:
         worker = Worker(own, database)
         worker.expire()
-        with ThreadPoolExecutor(2) as threads, worker.slots.fence(worker.lease), Pause(database.engine) as pause:
+        with (
+            ThreadPoolExecutor(2) as threads,
+            worker.sweep.sessions.under(worker.lease),
+            Pause(database.engine) as pause,
+        ):
             claim = threads.submit(worker.others.claim, "other", 1)
             assert pause.reached.wait(30)
             with first_statement(own.engine) as sent:
@@ -845,7 +765,7 @@ class TestFence:
             lease = claim.result(30)
             assert type(report.exception(30)) is LeaseLost
         assert lease is not None
-        assert lease.epoch == 2
+        assert lease.fencing_token == 2
         assert worker.losses() == {1: 4.0, 3: 4.0}
 
 

@@ -152,7 +152,7 @@ class Site:
                 threads=1,
                 name="worker-0",
                 owner=f"worker-{len(self.heard)}",
-                stops=stops,
+                stop_requests=stops,
                 lease_s=0.3,  # renewed every tenth of a second, which is when a worker looks for a stop
             ),
             self,
@@ -184,7 +184,7 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> threading.Event:
 
 def test_a_worker_leaves_at_the_evaluation_after_the_stop(site: Site, seen: threading.Event) -> None:
     def stop() -> None:
-        site.sweep.slots.request_stop()
+        site.sweep.row.request_stop()
         assert seen.wait(30)
 
     site.at["evaluated"] = stop
@@ -205,15 +205,15 @@ def test_who_begins_after_the_stop_goes_on_with_what_was_left(site: Site, seen: 
 
 
 def test_an_order_from_after_the_stop_is_carried_out(site: Site) -> None:
-    site.sweep.slots.request_stop()
-    site.work(stops=site.sweep.slots.stops())
+    site.sweep.row.request_stop()
+    site.work(stop_requests=site.sweep.row.stop_requests())
     assert site.sweep.slots.counts(None) == SlotCounts(done=3)
 
 
 def test_an_order_from_before_the_stop_begins_no_trial(site: Site) -> None:
-    stops = site.sweep.slots.stops()
-    site.sweep.slots.request_stop()
-    site.work(stops=stops)
+    stops = site.sweep.row.stop_requests()
+    site.sweep.row.request_stop()
+    site.work(stop_requests=stops)
     assert site.kinds() == []
     assert site.sweep.slots.counts(None) == SlotCounts(open=3)
 
@@ -223,7 +223,7 @@ def test_who_waits_for_others_leaves_too(site: Site, monkeypatch: pytest.MonkeyP
     for slot in range(3):
         lease = site.sweep.slots.claim(f"other-{slot}", None)
         assert lease is not None
-    site.at["waiting"] = site.sweep.slots.request_stop
+    site.at["waiting"] = site.sweep.row.request_stop
     site.work()
     assert set(site.kinds()) == {"waiting"}
     assert site.sweep.slots.counts(None) == SlotCounts(leased=3)
@@ -232,7 +232,7 @@ def test_who_waits_for_others_leaves_too(site: Site, monkeypatch: pytest.MonkeyP
 def test_a_stop_of_one_study_is_none_of_another(site: Site) -> None:
     other = make_sweep(site.sweep.slots.database, trials=1)
     run_slot(other, COMPLETE)
-    site.at["evaluated"] = other.slots.request_stop
+    site.at["evaluated"] = other.row.request_stop
     site.work()
     assert site.sweep.slots.counts(None) == SlotCounts(done=3)
 

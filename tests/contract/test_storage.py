@@ -16,8 +16,9 @@ from optuna.storages import BaseStorage
 from sqlalchemy import orm
 
 import hpo.database.connection
-from hpo.database.connection import Database, masked, open_database, storage_errors, storage_url, upgrade
+from hpo.database.connection import Database, open_database, storage_errors, upgrade
 from hpo.database.retry import NO_RETRY
+from hpo.database.url import masked, storage_url
 from hpo.errors import StorageError
 from hpo.home import Home
 from tests.support.side_processes import PROCESSES, make_study

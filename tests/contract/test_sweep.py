@@ -12,11 +12,12 @@ import optuna
 import pytest
 from optuna.trial import FrozenTrial, TrialState
 
-import hpo.sweep.sweep
 from hpo.database.connection import Database
 from hpo.errors import StudyError
 from hpo.study.search_space import should_prune, suggest
-from hpo.sweep.slots import Lease, LeaseLost, SlotCounts, Slots, TrialResult
+from hpo.sweep.result import TrialResult
+from hpo.sweep.slots import Lease, LeaseLost, SlotCounts
+from hpo.sweep.study_row import StudyRow
 from hpo.sweep.sweep import (
     LAST_RUN_ATTRIBUTE,
     METRICS,
@@ -29,7 +30,6 @@ from hpo.sweep.sweep import (
     last_run,
     load_study,
     open_sweep,
-    publish,
     study_names,
 )
 from tests.support.side_processes import PROCESSES, fill_all
@@ -76,7 +76,7 @@ def claim(sweep: Sweep, owner: str = "worker") -> Lease:
 
 def take_over(sweep: Sweep, dead: str = "worker") -> Lease:
     """The slot of a worker that is gone, under the next epoch."""
-    sweep.slots.release_owner(dead, died=True)
+    sweep.slots.release_owner(dead, crashed=True)
     return claim(sweep, "next")
 
 
@@ -86,7 +86,7 @@ def trials(sweep: Sweep) -> list[FrozenTrial]:
 
 def fresh(sweep: Sweep, database: Database) -> list[FrozenTrial]:
     """The trials as they are stored, whatever somebody remembers."""
-    return optuna.storages.get_storage(database.storage._backend).get_all_trials(sweep.study._study_id)  # type: ignore[attr-defined]
+    return optuna.storages.get_storage(database.storage._storage._backend).get_all_trials(sweep.study_id)  # type: ignore[attr-defined]
 
 
 def seen_by_another(sweep: Sweep, database: Database) -> Sweep:
@@ -133,7 +133,7 @@ def test_a_trial_is_bound_in_the_transaction_that_creates_it(database: Database,
         with crash_at_commit(own, 1, moment), pytest.raises(Crash):
             mine.start(lease)
         assert [trial.number for trial in fresh(mine, database)][slot:] == stored
-        assert slot_row(database, mine.study._study_id, slot)["trial_number"] == (stored[0] if stored else None)
+        assert slot_row(database, mine.study_id, slot)["trial_number"] == (stored[0] if stored else None)
         again = take_over(mine)
         assert (again.slot, again.trial_number) == (slot, stored[0] if stored else None)
         assert mine.start(again).number == slot
@@ -145,7 +145,7 @@ def test_a_trial_s_number_is_on_its_slot_and_the_slot_s_on_its_trial(database: D
     for slot, number in ((0, 0), (1, 1)):
         trial = sweep.start(claim(sweep))
         assert (trial.number, trial.user_attrs["hpo:slot"]) == (number, slot)
-        assert slot_row(database, sweep.study._study_id, slot)["trial_number"] == number
+        assert slot_row(database, sweep.study_id, slot)["trial_number"] == number
     sweep.study.ask()  # somebody uses plain Optuna meanwhile
     lease = claim(sweep)
     assert sweep.start(lease).number == 3
@@ -213,7 +213,7 @@ def crash(*_: object) -> None:
 def fill(sweep: Sweep, outcome: TrialResult) -> int:
     """A slot as a worker fills it."""
     lease = claim(sweep)
-    with sweep.slots.fence(lease):
+    with sweep.sessions.under(lease):
         trial = sweep.start(lease)
         suggest(sweep.spec, trial)
         for milestone, loss in ((1, 5.0), (2, 4.0)):
@@ -317,7 +317,7 @@ def test_a_trial_that_somebody_else_has_ended_keeps_its_end_and_fills_its_slot(d
     sweep = make_sweep(database)
     lease, number = finishing(sweep, DIVERGED)
     sweep.study.tell(number, 2.0)  # by plain Optuna
-    with sweep.slots.fence(lease):
+    with sweep.sessions.under(lease):
         sweep.finalize(lease, number, DIVERGED)
     (trial,) = fresh(sweep, database)
     assert (trial.state, trial.value) == (TrialState.COMPLETE, 2.0)
@@ -333,7 +333,7 @@ def test_a_crash_anywhere_in_the_end_is_made_good_by_the_next_claimer(
         mine = open_sweep(own, make_sweep(database).spec.name)
         lease, number = finishing(mine, UNLUCKY)
         try:
-            with mine.slots.fence(lease), crash_at_commit(own, place, moment):
+            with mine.sessions.under(lease), crash_at_commit(own, place, moment):
                 mine.finalize(lease, number, UNLUCKY)
         except Crash:
             crashes += 1
@@ -342,10 +342,10 @@ def test_a_crash_anywhere_in_the_end_is_made_good_by_the_next_claimer(
         other = open_sweep(database, mine.spec.name)
         if other.slots.counts(None).done == 0:
             taken = take_over(other)
-            assert (taken.trial_number, taken.outcome) == (number, UNLUCKY)
-            assert taken.outcome is not None
-            with other.slots.fence(taken):
-                other.finalize(taken, number, taken.outcome)
+            assert (taken.trial_number, taken.result) == (number, UNLUCKY)
+            assert taken.result is not None
+            with other.sessions.under(taken):
+                other.finalize(taken, number, taken.result)
         (trial,) = fresh(other, database)
         assert trial.state is TrialState.PRUNED
         assert trial.user_attrs == {"hpo:slot": 0, "hpo:role": "baseline", **FACTS}
@@ -357,10 +357,10 @@ def test_a_crash_anywhere_in_the_end_is_made_good_by_the_next_claimer(
 def test_a_trial_ends_in_the_transaction_that_marks_its_slot(database: Database, own: Database) -> None:
     mine = open_sweep(own, make_sweep(database).spec.name)
     lease, number = finishing(mine, PRUNED)
-    with mine.slots.fence(lease), crash_at_commit(own, 2, "after"), pytest.raises(Crash):
+    with mine.sessions.under(lease), crash_at_commit(own, 2, "after"), pytest.raises(Crash):
         mine.finalize(lease, number, PRUNED)
     assert [trial.state for trial in fresh(mine, database)] == [TrialState.PRUNED]
-    assert slot_row(database, mine.study._study_id, 0)["state"] == "done"
+    assert slot_row(database, mine.study_id, 0)["state"] == "done"
 
 
 def test_who_lost_the_lease_while_telling_leaves_the_slot_alone(database: Database, own: Database) -> None:
@@ -523,7 +523,7 @@ def test_a_sweep_is_found_again_with_its_record(database: Database) -> None:
 def test_what_a_study_was_made_from_is_in_optuna_s_own_study_too(database: Database) -> None:
     sweep = make_sweep(database)
     study = optuna.load_study(study_name=sweep.spec.name, storage=database.storage)
-    assert study.user_attrs[STUDY_ATTRIBUTE] == sweep.record
+    assert study.user_attrs[STUDY_ATTRIBUTE] == sweep.record.to_dict()
     assert study.metric_names == [METRICS["val_loss"]]
     assert study.direction is optuna.study.StudyDirection.MINIMIZE
 
@@ -570,7 +570,7 @@ def test_a_sweep_prunes_as_its_file_says(database: Database, kind: str) -> None:
         "median": optuna.pruners.PercentilePruner,
         "none": optuna.pruners.NopPruner,
     }
-    assert type(sweep.asking.pruner) is expected[kind]
+    assert type(sweep.snapshot.pruner) is expected[kind]
 
 
 def test_a_trial_is_compared_with_what_others_have_reported_meanwhile(database: Database, own: Database) -> None:
@@ -600,11 +600,11 @@ def test_a_sampler_learns_from_what_others_have_finished(database: Database, own
 def test_of_two_that_make_one_study_the_first_one_s_record_stands(database: Database) -> None:
     first = make_sweep(database)
     other_spec = make_spec(name=first.spec.name, run={"preset": "nano", "warmup": 0.3})
-    second = create_sweep(database, first.spec.name, make_record(other_spec))
+    second = create_sweep(database, make_record(other_spec))
     assert second.record == first.record
     assert second.spec == first.spec
-    assert second.study.user_attrs[STUDY_ATTRIBUTE] == first.record
-    assert second.study._study_id == first.study._study_id
+    assert second.study.user_attrs[STUDY_ATTRIBUTE] == first.record.to_dict()
+    assert second.study_id == first.study_id
 
 
 def test_no_study_of_the_name_is_none_or_an_error(database: Database) -> None:
@@ -670,7 +670,7 @@ def test_the_study_that_was_run_last_is_known(empty: Database) -> None:
 
 def test_a_study_whose_making_was_interrupted_is_made_again(empty: Database, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr(Slots, "create", crash)
+        patch.setattr(StudyRow, "create", crash)
         with pytest.raises(Crash):
             make_sweep(empty, name="toy")
     assert find_sweep(empty, "toy") is None
@@ -681,12 +681,12 @@ def test_a_study_whose_making_was_interrupted_later_gets_its_facts_too(
     empty: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr(hpo.sweep.sweep, "publish", crash)
+        patch.setattr(Sweep, "publish", crash)
         with pytest.raises(Crash):
             make_sweep(empty, name="toy")
     found = open_sweep(empty, "toy")
-    publish(found)  # as every run does
-    assert found.study.user_attrs[STUDY_ATTRIBUTE] == found.record
+    found.publish()  # as every run does
+    assert found.study.user_attrs[STUDY_ATTRIBUTE] == found.record.to_dict()
     assert found.study.metric_names == [METRICS["val_loss"]]
 
 

@@ -17,11 +17,12 @@ from typer.testing import CliRunner
 
 import hpo.transfer.copying
 from hpo.cli import app
-from hpo.database import tables as schema
+from hpo.database import tables
 from hpo.database.connection import Database
 from hpo.errors import StorageError, StudyError
 from hpo.home import Home
-from hpo.sweep.slots import SlotCounts, Slots, TrialResult
+from hpo.sweep.result import TrialResult
+from hpo.sweep.slots import SlotCounts, Slots
 from hpo.sweep.sweep import STUDY_ATTRIBUTE, Sweep, find_sweep, load_study, open_sweep, study_names
 from hpo.transfer.copying import COPYING_ATTRIBUTE, copy_studies
 from tests.support.sweeps import (
@@ -80,12 +81,12 @@ def eventful(database: Database, name: str = "toy") -> Sweep:
         if slot == 6:
             assert sweep.slots.finish(lease, complete(2.0))
     for slot, died in ((4, True), (5, False), (6, True), (7, True)):
-        sweep.slots.release_owner(f"worker-{slot}", died=died)
+        sweep.slots.release_owner(f"worker-{slot}", crashed=died)
     lease = sweep.slots.claim("expired", 9)
     assert lease is not None
     assert lease.slot == 6
-    set_slot(database, sweep.study._study_id, 6, expires_at=0.0)
-    sweep.slots.request_stop()
+    set_slot(database, sweep.study_id, 6, expires_at=0.0)
+    sweep.row.request_stop()
     return sweep
 
 
@@ -127,7 +128,7 @@ def test_there_and_back_a_study_is_the_same(url: str, source: Database, new_url:
             found = open_sweep(copy, "toy")
             assert {**found.record, "uid": original.uid} == original.record
             assert found.uid != original.uid, "else both would write to the same checkpoints"
-            assert found.slots.stops() == 0
+            assert found.row.stop_requests() == 0
             assert found.study.metric_names == original.study.metric_names
             assert attributes(found.study) == attributes(original.study)
             assert slots(copy, "toy") == [
@@ -178,7 +179,7 @@ def test_a_worker_that_the_original_lost_has_no_lease_on_the_copy(url: str, sour
     lease = sweep.slots.claim("worker", 10)
     assert lease is not None
     sweep.start(lease)
-    set_slot(source, sweep.study._study_id, 0, expires_at=0.0)
+    set_slot(source, sweep.study_id, 0, expires_at=0.0)
     copied(url, target_url)
     with opened(target_url) as target:
         copy = open_sweep(target, "toy")
@@ -346,7 +347,7 @@ def test_slots_of_an_older_version_are_named_and_left_as_they_are(
         before = contents(older)
         assert "older schema 1; `hpo storage upgrade` brings it to 2" in refusal(StorageError, url, target_url)
         assert contents(older) == before
-        assert schema.version(older.engine) == 1
+        assert tables.version(older.engine) == 1
 
 
 def test_a_copy_has_checkpoints_of_its_own(url: str, source: Database, target_url: str, tmp_path: Path) -> None:

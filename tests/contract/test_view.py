@@ -22,7 +22,7 @@ from hpo.monitor.console import (
     open_view,
     sentence,
 )
-from hpo.sweep.slots import TrialResult
+from hpo.sweep.result import TrialResult
 from tests.support.sweeps import COMPLETE, complete, lost_connection, make_evaluation, make_event, make_sweep, run_slot
 
 
@@ -82,12 +82,12 @@ ENDINGS = {
 def test_a_finished_trial_is_one_line_with_its_parameters_and_the_totals(ending: str, board: Board) -> None:
     told, line = ENDINGS[ending]
     screen = Screen(width=40)  # lines are not wrapped: a pipe has no width
-    Lines(board, screen.console).hear(make_event("finished", trial=3, parameters=PARAMETERS, outcome=told))
+    Lines(board, screen.console).hear(make_event("finished", trial=3, parameters=PARAMETERS, result=told))
     assert screen.text == f"{line} · dropout=0.1235 layers=2 iit=True blocks=attention  [0/10 trials]\n"
 
 
 def test_an_outcome_without_words_is_told_by_its_state() -> None:
-    event = make_event("finished", trial=3, outcome=TrialResult(state="FAIL"))
+    event = make_event("finished", trial=3, result=TrialResult(state="FAIL"))
     assert sentence(event).startswith("trial 3 fail: ")
 
 
@@ -123,7 +123,7 @@ MARKUP = ["[bold]not bold[/bold]", "[/nothing to close]", "[red", "ends in \\", 
 def test_markup_in_a_line_is_text(text: str, board: Board) -> None:
     screen = Screen(terminal=True)
     told = outcome("FAIL", "failed", text)
-    Lines(board, screen.console).hear(make_event("finished", trial=3, parameters={"blocks": text}, outcome=told))
+    Lines(board, screen.console).hear(make_event("finished", trial=3, parameters={"blocks": text}, result=told))
     assert screen.text.count(text) == 2
     Lines(board, screen.console).say(text)
     assert screen.text.endswith(f"{text}\n")
@@ -161,7 +161,7 @@ def test_a_worker_without_a_trial_waits(board: Board) -> None:
 def test_a_finished_trial_s_progress_is_full(board: Board) -> None:
     screen = Screen()
     view = LiveTable(board, screen.console)
-    view.hear(make_event("finished", trial=3, outcome=outcome("COMPLETE", "complete", "reached its budget")))
+    view.hear(make_event("finished", trial=3, result=outcome("COMPLETE", "complete", "reached its budget")))
     assert "10/10" in drawn(view, screen)
 
 
@@ -178,7 +178,7 @@ def test_finished_trials_scroll_past_above_the_table(board: Board) -> None:
     with LiveTable(board, screen.console) as view:
         view.hear(make_event("started", trial=3))
         view.pulse()
-        view.hear(make_event("finished", trial=3, outcome=outcome("PRUNED", "pruned", "behind at milestone 2")))
+        view.hear(make_event("finished", trial=3, result=outcome("PRUNED", "pruned", "behind at milestone 2")))
     assert "trial 3 pruned: val ppl 54.60, behind at milestone 2 · dropout=0.1  [0/10 trials]" in screen.text
     assert "worker-0" in screen.text
 
@@ -201,7 +201,7 @@ def test_totals_without_a_best_trial(board: Board) -> None:
 def test_totals_with_a_best_trial(board: Board) -> None:
     run_slot(board.sweep, complete(4.0))
     run_slot(board.sweep, complete(3.0))
-    board.hear(make_event("finished", trial=1, outcome=COMPLETE))
+    board.hear(make_event("finished", trial=1, result=COMPLETE))
     assert board.summary().startswith("2/10 trials · best value 3 (trial 1) · ")
     assert board.summary().endswith(" left")
     assert board.ending() == "2 of 10 trials finished · best value 3 (trial 1)"
@@ -213,7 +213,7 @@ def test_totals_of_two_objectives_name_both_ends_of_the_front(own: Database) -> 
         run_slot(board.sweep, TrialResult(state="COMPLETE", values=values))
     board.refresh()
     assert board.ending() == "4 of 10 trials finished · front of 3, from value 3 (trial 1) to Φ 0.9000 (trial 0)"
-    event = make_event("finished", trial=1, outcome=TrialResult(state="COMPLETE", values=(3.0, 0.7)))
+    event = make_event("finished", trial=1, result=TrialResult(state="COMPLETE", values=(3.0, 0.7)))
     assert sentence(event).startswith("trial 1 complete: Φ 0.7000, ")
 
 
@@ -274,13 +274,13 @@ def test_what_was_known_stands_while_the_database_is_away(board: Board, monkeypa
     board.refresh()
     errors: list[Exception] = [sa.exc.OperationalError("SELECT", {}, lost_connection(board.sweep.database.engine))]
     monkeypatch.setattr(board.sweep.slots, "counts", lambda total: raise_(errors[-1]))
-    board.hear(make_event("finished", trial=1, outcome=COMPLETE))
+    board.hear(make_event("finished", trial=1, result=COMPLETE))
     assert board.counts.done == 1
     with pytest.raises(sa.exc.OperationalError):
         board.refresh()  # when somebody has to know
     errors.append(ValueError("a defect"))
     with pytest.raises(ValueError, match="a defect"):
-        board.hear(make_event("finished", trial=1, outcome=COMPLETE))
+        board.hear(make_event("finished", trial=1, result=COMPLETE))
 
 
 def raise_(error: Exception) -> None:
@@ -313,7 +313,7 @@ def test_workers_are_waited_for_and_named_when_they_change(own: Database, monkey
     for lease in leases.values():
         assert lease is not None
         sweep.start(lease)
-    steps = [sweep.slots.stops, *(lambda lease=lease: sweep.slots.release(lease) for lease in leases.values())]
+    steps = [sweep.row.stop_requests, *(lambda lease=lease: sweep.slots.release(lease) for lease in leases.values())]
     monkeypatch.setattr(hpo.monitor.console, "time", Lull(*steps))
     drained(sweep.slots, (said := []).append)
     assert said == ["at work: a, b", "at work: a", "no worker is left"]
@@ -324,7 +324,7 @@ def test_a_worker_that_is_about_to_begin_its_trial_is_waited_for(
 ) -> None:
     slots = make_sweep(own).slots
     slots.claim("worker", 10)
-    monkeypatch.setattr(hpo.monitor.console, "time", Lull(lambda: slots.release_owner("worker", died=False)))
+    monkeypatch.setattr(hpo.monitor.console, "time", Lull(lambda: slots.release_owner("worker", crashed=False)))
     drained(slots, (said := []).append)
     assert said == ["at work: worker", "no worker is left"]
 

@@ -19,7 +19,7 @@ from hpo.database.connection import Database, open_database
 from hpo.errors import UsageError
 from hpo.monitor.console import Board
 from hpo.monitor.watch import Change, Ending, Watched, timeout_in_s, watch_study
-from hpo.sweep.sweep import Sweep, publish
+from hpo.sweep.sweep import Sweep
 from tests.support.sweeps import COMPLETE, FAIL, PRUNED, complete, make_sweep, run_slot
 from tests.unit.hpo.test_webhook import Receiver
 
@@ -198,7 +198,7 @@ def test_trials_that_end_meanwhile_are_lines_or_a_table(own: Database, monkeypat
 
 
 def named(sweep: Sweep) -> str:
-    publish(sweep)
+    sweep.publish()
     return sweep.spec.name
 
 

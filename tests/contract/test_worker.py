@@ -62,7 +62,7 @@ def test_a_worker_without_memory_to_take_a_trial_up_leaves_it_to_others(
         assert [trial.state.name for trial in sweep.study.get_trials()] == ["RUNNING"]
         lease = sweep.slots.claim("another", None)
         assert lease is not None
-        assert (lease.trial_number, lease.deaths) == (0, 0)
+        assert (lease.trial_number, lease.crash_count) == (0, 0)
 
 
 @pytest.mark.parametrize("deleted_at", ["report", "claim"])

@@ -23,7 +23,7 @@ import pytest
 from optuna.artifacts import FileSystemArtifactStore, upload_artifact
 from optuna.storages import RDBStorage
 
-from hpo.dashboard.server import Door, open_server, read_password
+from hpo.dashboard.server import AccessPolicy, open_server, read_password
 from hpo.errors import UsageError
 from hpo.home import Home
 
@@ -103,7 +103,7 @@ def storage(small_database: Path, sqlite_url: str) -> Iterator[RDBStorage]:
 def served(
     storage: RDBStorage, host: str = "127.0.0.1", password: str | None = None, home: Home = NOWHERE
 ) -> Iterator[Client]:
-    with open_server(storage, home, Door(host=host, port=0, password=password)) as server:
+    with open_server(storage, home, AccessPolicy(host=host, port=0, password=password)) as server:
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
         thread.start()
         try:
@@ -244,19 +244,19 @@ def test_it_listens_on_ipv6(storage: RDBStorage) -> None:
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.168.1.5", "example.org", ""])
 def test_others_are_let_in_by_password_only(host: str) -> None:
     with pytest.raises(UsageError, match="--password-file"):
-        Door(host=host, port=8080)
-    assert PASSWORD not in repr(Door(host=host, port=8080, password=PASSWORD))
+        AccessPolicy(host=host, port=8080)
+    assert PASSWORD not in repr(AccessPolicy(host=host, port=8080, password=PASSWORD))
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "LOCALHOST", "::1", "127.9.9.9"])
 def test_this_machine_needs_no_password(host: str) -> None:
-    assert Door(host=host, port=8080).password is None
+    assert AccessPolicy(host=host, port=8080).password is None
 
 
 @pytest.mark.parametrize("host", ["203.0.113.7", "no.such.host.invalid", "x" * 80])
 def test_a_host_that_is_not_this_machine(storage: RDBStorage, host: str) -> None:
     with pytest.raises(UsageError, match=f"--host {host}"):
-        open_server(storage, NOWHERE, Door(host=host, port=0, password=PASSWORD))
+        open_server(storage, NOWHERE, AccessPolicy(host=host, port=0, password=PASSWORD))
 
 
 @pytest.mark.parametrize("content", ["{}", "{}\n", "  {}\t\r\nsecond line\n", "\ufeff{}\n"])

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Browser, Page, sync_playwright
 
-from hpo.dashboard.server import Door, open_server
+from hpo.dashboard.server import AccessPolicy, open_server
 from hpo.database.connection import open_database
 from tests.support.dashboard_study import HOSTILE, SCRIPT, home_in, make_study
 
@@ -32,7 +32,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     folder = tmp_path_factory.mktemp("site")
     home, database = home_in(folder), open_database(f"sqlite:///{folder / 'studies.db'}", create=True)
     make_study(database, home)
-    with open_server(database.storage, home, Door(host="127.0.0.1", port=0)) as server:
+    with open_server(database.storage, home, AccessPolicy(host="127.0.0.1", port=0)) as server:
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
         thread.start()
         try:

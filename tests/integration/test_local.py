@@ -187,8 +187,8 @@ def test_a_dead_worker_s_trial_is_free_at_once_and_its_death_is_counted(crew: Cr
     crew.stop_when(lambda: len(crew.processes()) == 2)
     crew.run(dies_over_its_trial)
     assert crew.sweep.slots.counts(None) == SlotCounts(released=1, open=9)
-    row = slot_row(crew.sweep.slots.database, crew.sweep.study._study_id, 0)
-    assert (row["state"], row["owner"], row["deaths"], row["trial_number"]) == ("open", None, 1, 0)
+    row = slot_row(crew.sweep.slots.database, crew.sweep.study_id, 0)
+    assert (row["state"], row["owner"], row["crash_count"], row["trial_number"]) == ("open", None, 1, 0)
 
 
 def test_who_dies_again_and_again_ends_the_run(crew: Crew) -> None:

@@ -228,7 +228,7 @@ class TestOnTwoNodes:
         )  # the first to leave is no sign that all is done
         study = far_study(trials=4, lease_s=3.0, budget_tokens=400_000)
         run = start(study)
-        run.when_both_have_a_checkpoint(study.sweep.slots.request_stop)
+        run.when_both_have_a_checkpoint(study.sweep.row.request_stop)
         run.go(study.orders(2))
         assert run.freed == []
         assert study.sweep.slots.counts(4).released == 2

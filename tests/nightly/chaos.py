@@ -80,17 +80,17 @@ LONGEST_S = 900.0  # of a campaign that does not end
 TRIGGERS = {
     "chaos_reports": (
         "AFTER INSERT OR UPDATE ON trial_intermediate_values",
-        "SELECT NEW.trial_id, NEW.step, NEW.intermediate_value, s.epoch, s.state FROM trials t JOIN hpo_slots s"
+        "SELECT NEW.trial_id, NEW.step, NEW.intermediate_value, s.fencing_token, s.state FROM trials t JOIN hpo_slots s"
         " ON s.study_id = t.study_id AND s.trial_number = t.number WHERE t.trial_id = NEW.trial_id",
     ),
     "chaos_ends": (
         "AFTER UPDATE ON trials",
-        "SELECT NEW.trial_id, 0, 0.0, s.epoch, s.state FROM hpo_slots s WHERE s.study_id = NEW.study_id"
+        "SELECT NEW.trial_id, 0, 0.0, s.fencing_token, s.state FROM hpo_slots s WHERE s.study_id = NEW.study_id"
         " AND s.trial_number = NEW.number AND OLD.state = 'RUNNING' AND NEW.state <> 'RUNNING'",
     ),
     "chaos_slots": (
         "AFTER UPDATE ON hpo_slots",
-        "SELECT NEW.number, 0, 0.0, NEW.epoch, NEW.state WHERE OLD.state <> 'done' AND NEW.state = 'done'",
+        "SELECT NEW.number, 0, 0.0, NEW.fencing_token, NEW.state WHERE OLD.state <> 'done' AND NEW.state = 'done'",
     ),
 }
 
@@ -364,7 +364,7 @@ def make_toys(plan: Plan, url: str) -> None:
     """The study of trials that sleep instead of training."""
     database = open_database(url, create=True)
     spec = make_spec(name=STUDY, trials=plan.trials, sampler={"kind": "random"}, pruner=PRUNER)
-    create_sweep(database, STUDY, make_record(spec)).slots.ensure(plan.trials)
+    create_sweep(database, make_record(spec)).slots.ensure(plan.trials)
     database.engine.dispose()
 
 

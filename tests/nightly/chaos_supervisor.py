@@ -27,7 +27,7 @@ from hpo.executors.placement import Wish
 from hpo.executors.stop import Stop
 from hpo.home import Home
 from hpo.search.launch import Request, join
-from hpo.sweep.slots import TrialResult
+from hpo.sweep.result import TrialResult
 from hpo.sweep.sweep import open_sweep
 from hpo.worker import objective
 from hpo.worker.messages import Event, EventSink, WorkerSpec
@@ -86,7 +86,7 @@ def toy_work(order: WorkerSpec, sink: EventSink) -> None:
     believed: list[int] = []
 
     def run_trial(trial: optuna.Trial, parameters: Any, setting: Any, on_evaluation: Any) -> TrialResult:
-        believed[:] = [setting.epoch]
+        believed[:] = [setting.fencing_token]
         return objective.run_trial(trial, parameters, setting, on_evaluation)
 
     def report(trial: optuna.Trial, evaluation: Evaluation) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 from hpo.dashboard.publishing import publish
 from hpo.database.connection import Database
 from hpo.home import Home
-from hpo.sweep.slots import TrialResult
+from hpo.sweep.result import TrialResult
 from hpo.sweep.sweep import Sweep, create_sweep
 from hpo.worker.artifacts import offer
 from tests.support.sweeps import make_evaluation, make_record, make_spec
@@ -60,7 +60,7 @@ def run_slot(sweep: Sweep, home: Home, final: float, **changes: Any) -> int:
 def make_study(database: Database, home: Home, trials: int = 4) -> Sweep:
     """The study, published."""
     spec = make_spec(name=HOSTILE, description=SCRIPT, trials=trials)
-    sweep = create_sweep(database, spec.name, make_record(spec))
+    sweep = create_sweep(database, make_record(spec))
     sweep.slots.ensure(trials)
     for place in range(trials):
         run_slot(sweep, home, 4.5 - 0.1 * place, lambda_schedule=HOSTILE if place else "constant")

@@ -34,7 +34,7 @@ def claim_all(url: str, study_id: int, total: int, owner: str) -> list[tuple[int
     _starts[0].wait(60)
     claimed = []
     while (lease := slots.claim(owner, total)) is not None:
-        claimed.append((lease.slot, lease.epoch))
+        claimed.append((lease.slot, lease.fencing_token))
     database.engine.dispose()
     return claimed
 
@@ -50,7 +50,7 @@ def fill_all(url: str, name: str, owner: str, seed: int) -> int:
         _starts[0].wait(60)
         with unheard(database, *losses) as broken:
             while (lease := sweep.slots.claim(owner, None)) is not None:
-                with sweep.slots.fence(lease):
+                with sweep.sessions.under(lease):
                     trial = sweep.start(lease)
                     trial.storage.set_trial_intermediate_value(trial._trial_id, 1, 5.0)
                     assert sweep.slots.finish(lease, complete(4.0))
@@ -67,7 +67,7 @@ def make_study(url: str, name: str) -> str:
     _starts[0].wait(60)
     database = open_database(url, create=True)
     try:
-        return create_sweep(database, name, make_record(spec)).uid
+        return create_sweep(database, make_record(spec)).uid
     finally:
         database.engine.dispose()
 

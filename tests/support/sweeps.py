@@ -14,11 +14,13 @@ from typing import Any, Literal
 import psycopg
 import sqlalchemy as sa
 
+from hpo.database import tables
 from hpo.database.connection import Database, open_database
 from hpo.database.retry import NO_RETRY, RetryPolicy
 from hpo.study.spec import Dimension, StudySpec
-from hpo.sweep.slots import TrialResult
-from hpo.sweep.sweep import Sweep, create_sweep
+from hpo.sweep.record import CorpusFacts, StudyRecord, TokenizerFacts
+from hpo.sweep.result import TrialResult
+from hpo.sweep.sweep import STUDY_ATTRIBUTE, Sweep, create_sweep
 from hpo.worker.messages import Event
 from hpo_model.config import build_run
 from hpo_model.training.history import Evaluation
@@ -54,23 +56,30 @@ def inside(content: dict[str, Any]) -> dict[str, Any]:
     return {name: space.corners[0] for name, space in spaces.items() if not space.holds(own.get(name, ""))}
 
 
-def make_record(spec: StudySpec) -> dict[str, Any]:
-    record = {
-        "uid": uuid.uuid4().hex[:8],
-        "profile": spec.profile,
-        "spec": spec.model_dump(mode="json"),
-        "corpus": {"name": "pages", "source": "pages", "digest": "c"},
-        "tokenizer": {"digest": "t"},
-    }
-    return dict(json.loads(json.dumps(record)))
+def make_record(spec: StudySpec) -> StudyRecord:
+    return StudyRecord(
+        uid=uuid.uuid4().hex[:8],
+        spec=spec,
+        profile=spec.profile,
+        corpus=CorpusFacts(name="pages", source="pages", digest="c"),
+        tokenizer=TokenizerFacts(digest="t"),
+    )
 
 
 def make_sweep(database: Database, *, lease_s: float = 60.0, **changes: Any) -> Sweep:
     """A sweep of a name of its own with all its slots, in a database that may hold others."""
     spec = make_spec(**{"name": f"toy-{uuid.uuid4().hex[:8]}", **changes})
-    sweep = create_sweep(database, spec.name, make_record(spec), lease_s)
+    sweep = create_sweep(database, make_record(spec), lease_s)
     sweep.slots.ensure(spec.trials)
     return sweep
+
+
+def rewrite_record(sweep: Sweep, change: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
+    """Let a study's stored record be as another version of the program wrote it."""
+    content = change(json.loads(sweep.row.record_text() or "{}"))
+    write = tables.studies.update().where(tables.studies.c.study_id == sweep.study_id)
+    sweep.database.transaction(lambda connection: connection.execute(write.values(record=json.dumps(content))))
+    sweep.study.set_user_attr(STUDY_ATTRIBUTE, content)
 
 
 def complete(loss: float) -> TrialResult:

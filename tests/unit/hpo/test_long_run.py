@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import pydoc_data.topics
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,9 +15,9 @@ from hpo.home import Home
 from hpo.long_run.request import TrialRequest, prepare_trial_run
 from hpo.long_run.run import LongRun
 from hpo.search.launch import Request, prepare
-from hpo.sweep.sweep import Sweep
+from hpo.sweep.sweep import Sweep, open_sweep
 from hpo_model.config import RUNS_VERSION, build_run
-from tests.support.sweeps import FAIL, complete, run_slot
+from tests.support.sweeps import FAIL, complete, rewrite_record, run_slot
 
 STUDY = """
 name = "small"
@@ -82,11 +81,15 @@ def test_a_trial_without_a_record_of_its_run_is_refused(study: Study) -> None:
         study.long_run(trial=number)
 
 
+def without_fingerprint(record: dict[str, Any]) -> dict[str, Any]:
+    del record["meaning"]
+    return record
+
+
 def test_a_study_whose_values_meant_something_else_is_told(study: Study) -> None:
     add_trial(study, RECORDED)
-    record = json.loads(json.dumps(study.sweep.record))
-    del record["meaning"]
-    study.sweep.slots.replace_record(record)
+    rewrite_record(study.sweep, without_fingerprint)
+    study.sweep = open_sweep(study.sweep.database, study.sweep.spec.name)
     assert study.long_run().config.training.learning_rate == 0.0007
     assert RUNS_VERSION > 1
     assert study.said == ["the study's runs are of version 1; with equal values this program trains otherwise"]

@@ -17,7 +17,7 @@ from hpo.sweep.slots import LeaseLost
 from hpo.worker.objective import (
     Interrupted,
     TrialSetting,
-    deadly,
+    crash_loop,
     discard,
     newest_checkpoint,
     reached_before,
@@ -47,7 +47,8 @@ def setting(small_corpus: TokenizedCorpus, tmp_path: Path) -> Callable[[int], Tr
     spec = make_spec(run=SMALL)
 
     def lease(epoch: int) -> TrialSetting:
-        return TrialSetting(spec=spec, corpus=small_corpus, folder=tmp_path / "trial", epoch=epoch, device="cpu")
+        folder = tmp_path / "trial"
+        return TrialSetting(spec=spec, corpus=small_corpus, folder=folder, fencing_token=epoch, device="cpu")
 
     return lease
 
@@ -179,7 +180,7 @@ def test_values_that_do_not_go_together_are_an_outcome(
 
 
 def test_a_trial_over_which_processes_die_is_avoided() -> None:
-    outcome = deadly(3, Path("worker.log"))
+    outcome = crash_loop(3, Path("worker.log"))
     assert (outcome.state, outcome.violations) == ("PRUNED", ("process_died",))
     assert "died 3 times; see worker.log" in outcome.attributes["hpo:reason"]
 
@@ -336,16 +337,16 @@ def test_who_lost_the_lease_takes_back_what_the_next_holder_does_not_need(
     folder.mkdir()
     for epoch in there:
         (folder / f"checkpoint-{epoch}.pt").touch()
-    discard(folder, epoch=2, ended=False)
+    discard(folder, fencing_token=2, ended=False)
     assert sorted(int(path.stem.rpartition("-")[2]) for path in folder.glob("*")) == left
 
 
 def test_who_wakes_after_the_trial_has_ended_leaves_nothing(tmp_path: Path) -> None:
     folder = tmp_path / "trial"
-    discard(folder, epoch=1, ended=True)
+    discard(folder, fencing_token=1, ended=True)
     folder.mkdir()
     (folder / "checkpoint-1.pt").touch()
-    discard(folder, epoch=1, ended=True)
+    discard(folder, fencing_token=1, ended=True)
     assert not folder.exists()
 
 

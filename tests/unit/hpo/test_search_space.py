@@ -7,7 +7,8 @@ import pytest
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.trial import TrialState, create_trial
 
-from hpo.study.search_space import SnapshotStudy, make_pruner, make_sampler, should_prune, suggest
+from hpo.database.optuna_private import SnapshotStudy
+from hpo.study.search_space import make_pruner, make_sampler, should_prune, suggest
 from hpo.study.spec import PLANNED, StudySpec
 from tests.support.sweeps import make_spec
 

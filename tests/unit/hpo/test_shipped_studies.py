@@ -69,7 +69,7 @@ def order(url: str, spec: StudySpec, corpus: TokenizedCorpus, root: Path) -> Wor
 def test_a_shipped_study_runs(name: str, sqlite_url: str, small_corpus: TokenizedCorpus, tmp_path: Path) -> None:
     spec = shrunk(name)
     database = open_database(sqlite_url, create=True)
-    create_sweep(database, name, make_record(spec)).slots.ensure(TRIALS)
+    create_sweep(database, make_record(spec)).slots.ensure(TRIALS)
     work(order(sqlite_url, spec, small_corpus, tmp_path), Listener(evaluations=1))  # and leave amid the first trial
     assert [trial.state.name for trial in load_study(database, name).trials] == ["RUNNING"]
     work(order(sqlite_url, spec, small_corpus, tmp_path), Listener())
