@@ -84,8 +84,8 @@ def should_prune(spec: StudySpec, trial: optuna.Trial, milestone: int) -> bool:
     frozen.system_attrs = {
         key: value for key, value in frozen.system_attrs.items() if not key.startswith(COMPLETED_RUNG)
     }
-    is_behind = study.pruner.prune(study, frozen)
-    if not is_behind or frozen.user_attrs.get("hpo:role") in PLANNED:
+    should_prune = study.pruner.prune(study, frozen)
+    if not should_prune or frozen.user_attrs.get("hpo:role") in PLANNED:
         return False
     return sum(milestone in other.intermediate_values for other in study.trials_read) >= spec.pruner.peers
 
