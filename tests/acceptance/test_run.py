@@ -1,14 +1,14 @@
-"""`hpo` as a person uses it: real processes, real kills, a real database file, wrong arguments."""
+"""`hpo` as a person uses it: real workers, real kills, a real database file, wrong arguments."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
 import os
-import pydoc_data.topics
 import random
 import shutil
 import signal
+import socket
 import sqlite3
 import subprocess
 import sys
@@ -17,212 +17,121 @@ from collections.abc import Callable
 from pathlib import Path
 
 import optuna
-import psutil
 import pytest
 import torch
 
-from hpo.database.connection import open_database
-from hpo.home import Home
-from hpo.sweep.sweep import open_sweep
 from hpo_model.data.tokens import open_tokens
 from hpo_model.training.loop import train
+from tests.support.in_process import Hpo, refused
+from tests.support.place import Place, own_workers, while_it_runs
+from tests.support.texts import write_text
 
 CLOCKS = ("tokens_per_s", "seconds", "peak_memory_bytes")  # what a machine, not the run, decides
-STUDY = """
-name = "small"
-trials = 6
-{top}
-[text]
-vocabulary = 300
-[run]
-preset = "nano"
-width = 32
-heads = 2
-sequence_length = 32
-batch_size = 4
-budget_tokens = {budget}
-evaluations = 5
-evaluation_tokens = 512
-{run}
-[search]
-lambda_phi = {{ low = 0.001, high = 0.3, log = true }}
-dropout = {{ low = 0.0, high = 0.4 }}
-[baseline]
-lambda_phi = 0.05
-dropout = 0.1
-[[known]]
-lambda_phi = 0.01
-dropout = 0.25
-[sampler]
-startup_trials = 3
-[finalists]
-replicates = {replicates}
-{more}
-"""
-
-
-@dataclasses.dataclass
-class Place:
-    """A folder with text, study files and a home of its own."""
-
-    root: Path
-
-    @property
-    def home(self) -> Home:
-        return Home(self.root / "runs")
-
-    def study(self, *, budget: int = 6400, replicates: int = 0, name: str = "small.toml", **parts: str) -> str:
-        """A study file; `parts` are its `top`, what is added to its `run`, and `more` sections."""
-        text = STUDY.format(**{"budget": budget, "replicates": replicates, "top": "", "run": "", "more": "", **parts})
-        path = self.root / name
-        path.write_text(text, encoding="utf-8")
-        return str(path)
-
-    def start(self, *arguments: str, **environment: str) -> subprocess.Popen[str]:
-        kept = {name: value for name, value in os.environ.items() if not name.startswith(("HPO_", "OPTUNA_"))}
-        return subprocess.Popen(
-            [sys.executable, "-m", "hpo", *arguments],
-            cwd=self.root,
-            env={**kept, "HPO_HOME": str(self.home.root), **environment},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            start_new_session=True,
-        )
-
-    def hpo(self, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-        process = self.start(*arguments, **environment)
-        out, err = process.communicate(timeout=200)
-        return subprocess.CompletedProcess(arguments, process.returncode, out, err)
-
-    def run(self, *arguments: str) -> subprocess.CompletedProcess[str]:
-        """`hpo run` with one worker where nothing else is said: to measure how many suit takes seconds."""
-        workers = () if "--workers" in arguments else ("--workers", "1")
-        return self.hpo("run", "--study", "small.toml", "--data", "text", *arguments, *workers)
-
-    def optuna_study(self, name: str = "small") -> optuna.Study:
-        return optuna.load_study(study_name=name, storage=f"sqlite:///{self.home.database}")
-
-    def checkpoints(self) -> int:
-        """How many there are."""
-        return len(list((self.home.root / "studies").glob("*/trial-*/checkpoint-*.pt")))
-
-    def wait_for_checkpoint(self, seen: int) -> int:
-        """Until a checkpoint is there that was not among the `seen` ones; their number."""
-        until = time.monotonic() + 60
-        while time.monotonic() < until:
-            there = self.checkpoints()
-            if there > seen:
-                return there
-            time.sleep(0.02)
-        pytest.fail("no checkpoint was written within a minute")
-
-    def wait_for_trials(self, count: int) -> None:
-        """Until so many trials have begun."""
-        until = time.monotonic() + 60
-        while time.monotonic() < until:
-            if self.home.database.is_file():
-                try:
-                    with sqlite3.connect(self.home.database) as connection:
-                        begun = connection.execute("SELECT count(*) FROM trials").fetchone()[0]
-                except sqlite3.OperationalError:  # the tables are just being made
-                    begun = 0
-                if begun >= count:
-                    return
-            time.sleep(0.05)
-        pytest.fail(f"{count} trials did not begin within a minute")
 
 
 @pytest.fixture(scope="module")
 def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("text")
-    topics = [topic for _, topic in sorted(pydoc_data.topics.topics.items())]
-    for name, part in (("train", topics[:16]), ("valid", topics[30:33]), ("test", topics[33:36])):
-        (folder / f"{name}.txt").write_text("\n".join(part), encoding="utf-8")
-    return folder
+    return write_text(tmp_path_factory.mktemp("text") / "text")
 
 
 @pytest.fixture
-def place(tmp_path: Path, text: Path) -> Place:
+def place(tmp_path: Path, text: Path, hpo: Hpo) -> Place:
     (tmp_path / "text").symlink_to(text)
-    return Place(tmp_path)
+    return Place(tmp_path, hpo)
 
 
-def workers_of(process: subprocess.Popen[str]) -> list[psutil.Process]:
-    """The workers of a run: processes that were not started by the run itself but by its server of forks."""
-    children = psutil.Process(process.pid).children(recursive=True)
-    return [child for child in children if child.ppid() != process.pid]
+@pytest.fixture(scope="module")
+def finished_home(text: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The home of a study that has two finished trials; made once, by a process."""
+    made = Place(tmp_path_factory.mktemp("finished"), _no_calls)
+    (made.root / "text").symlink_to(text)
+    made.study()
+    process = made.start_run("--trials", "2", "--workers", "1")
+    _, err = process.communicate(timeout=200)
+    assert process.returncode == 0, err
+    return made.home.root
 
 
-def assert_one_line(result: subprocess.CompletedProcess[str], *words: str) -> None:
-    assert result.returncode == 1, result
-    assert "Traceback" not in result.stdout + result.stderr
-    assert len(result.stderr.strip().splitlines()) == 1, result.stderr
-    assert result.stderr.startswith("hpo: ")
-    for word in words:
-        assert word in result.stderr
+def _no_calls(*arguments: str | Path) -> None:
+    raise AssertionError("module fixtures start processes")
 
 
-def assert_exact(place: Place, total: int) -> None:
-    """N slots, N finished trials, one trial per slot."""
-    trials = place.optuna_study().trials
-    assert len(trials) == total
-    assert all(trial.state.is_finished() for trial in trials)
-    assert sorted(trial.user_attrs["hpo:slot"] for trial in trials) == list(range(total))
-    sweep = open_sweep(open_database(f"sqlite:///{place.home.database}", create=False), "small")
-    assert sweep.slots.counts(total).done == total
+@pytest.fixture
+def finished(place: Place, finished_home: Path) -> Place:
+    """A place of its own with the study of two finished trials."""
+    shutil.copytree(finished_home, place.home.root)
+    place.study()
+    return place
 
 
 def undisturbed_history(place: Place, trial: optuna.trial.FrozenTrial) -> list[dict[str, object]]:
     """What the trial's run gives in one piece, in this process."""
-    sweep = open_sweep(open_database(f"sqlite:///{place.home.database}", create=False), "small")
     tokens = next(path for path in (place.home.cache / "tokens").iterdir() if not path.name.startswith("."))
     threads = torch.get_num_threads()
     torch.set_num_threads(trial.user_attrs["hpo:machine"]["threads"])
     try:
-        result = train(sweep.spec.run_with(trial.params), open_tokens(tokens))
+        result = train(place.sweep().spec.run_with(trial.params), open_tokens(tokens))
     finally:
         torch.set_num_threads(threads)
     return [dataclasses.asdict(evaluation) for evaluation in result.history]
 
 
-def without_clocks(evaluation: dict[str, object]) -> dict[str, object]:
-    return {name: value for name, value in evaluation.items() if name not in CLOCKS}
+def without_clocks(history: list[dict[str, object]]) -> list[dict[str, object]]:
+    return [{name: value for name, value in each.items() if name not in CLOCKS} for each in history]
+
+
+def assert_undisturbed(place: Place, trial: optuna.trial.FrozenTrial) -> None:
+    """The trial's history is, to the bit, that of a run that nothing interrupted."""
+    history = trial.user_attrs["hpo:history"]
+    undisturbed = undisturbed_history(place, trial)
+    if trial.state is optuna.trial.TrialState.PRUNED:
+        undisturbed = undisturbed[: len(history)]
+    assert without_clocks(history) == without_clocks(undisturbed)
+    assert list(trial.intermediate_values.values()) == [each["val_loss"] for each in history]
+
+
+def kill_all(process: subprocess.Popen[str]) -> None:
+    """The supervisor and its workers at once."""
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
+
+
+# ---------------------------------------------------------------------------------------------- to the total and beyond
 
 
 def test_a_study_runs_to_its_total_resumes_beyond_it_and_has_nothing_to_do_after(place: Place) -> None:
     place.study()
     first = place.run("--trials", "3", "--workers", "2")
-    assert first.returncode == 0, first.stderr
-    assert_exact(place, 3)
+    assert first.code == 0, first.err
+    place.assert_exact(3)
     more = place.run("--trials", "5", "--workers", "auto")
-    assert "3 of 5 trials finished" in more.stdout
-    assert_exact(place, 5)
+    assert "3 of 5 trials finished" in more.out
+    place.assert_exact(5)
     again = place.run("--trials", "5")
-    assert again.returncode == 0
-    assert "nothing to do: 5 of 5 trials finished" in again.stdout
+    assert again.code == 0
+    assert "nothing to do: 5 of 5 trials finished" in again.out
     fewer = place.run("--trials", "2")
-    assert "nothing to do" in fewer.stdout
-    assert_exact(place, 5)
+    assert "nothing to do" in fewer.out
+    place.assert_exact(5)
 
     by_slot = {trial.user_attrs["hpo:slot"]: trial for trial in place.optuna_study().trials}
     assert by_slot[0].params == {"lambda_phi": 0.05, "dropout": 0.1}
     assert by_slot[1].params == {"lambda_phi": 0.01, "dropout": 0.25}
     without_data = place.hpo("run", "--study", "small.toml", "--trials", "5")
-    assert "nothing to do" in without_data.stdout, "the study remembers where its text is"
+    assert "nothing to do" in without_data.out, "the study remembers where its text is"
 
     for command in (["report"], ["report", "small", "--format", "csv"], ["status"], ["studies"]):
-        result = place.hpo(*command)
-        assert result.returncode == 0, result.stderr
-        assert "small" in result.stdout or command[-1] == "csv"
+        answer = place.hpo(*command)
+        assert answer.code == 0, answer.err
+        assert "small" in answer.out or command[-1] == "csv"
     out = place.root / "log.json"
-    assert place.hpo("report", "--format", "json", "--out", str(out)).returncode == 0
+    assert place.hpo("report", "--format", "json", "--out", str(out)).code == 0
     assert json.loads(out.read_text(encoding="utf-8"))
 
     listing = subprocess.run(
         [
             *(Path(sys.executable).with_name("optuna"), "trials", "--study-name", "small"),
-            *("--storage", f"sqlite:///{place.home.database}", "--format", "json"),
+            *("--storage", place.url, "--format", "json"),
         ],
         capture_output=True,
         text=True,
@@ -231,75 +140,172 @@ def test_a_study_runs_to_its_total_resumes_beyond_it_and_has_nothing_to_do_after
     assert len(json.loads(listing.stdout)) == 5
 
 
+def test_two_runs_started_together_share_one_total(place: Place) -> None:
+    place.study()
+    other = place.start_run("--trials", "6")
+    own = place.run("--trials", "6")
+    _, err = other.communicate(timeout=200)
+    assert own.code == 0, own.err
+    assert other.returncode == 0, err
+    place.assert_exact(6)
+
+
+def test_workers_join_a_study_that_was_made_without_any(place: Place) -> None:
+    place.study(budget=25_000)
+    made = place.run("--trials", "4", "--workers", "0")
+    assert made.code == 0, made.err
+    assert "0 of 4 trials finished" in made.out
+    assert "it waits for `hpo worker --study small`" in made.out
+    other = place.start("worker", "--study", "small", "--workers", "1")
+    own = place.hpo("worker", "--study", "small", "--workers", "1")
+    out, err = other.communicate(timeout=200)
+    assert (own.code, other.returncode) == (0, 0), own.err + err
+    assert "4 of 4 trials finished" in own.out
+    assert "4 of 4 trials finished" in out
+    place.assert_exact(4)
+    again = place.hpo("worker", "--study", "small")
+    assert "nothing to do" in again.out
+    refused(place.hpo("worker", "--study", "large"), "unknown study 'large'", "small")
+    refused(place.hpo("worker", "--study", "small", "--data", "nowhere"), "nowhere")
+
+
+def test_a_study_goes_on_in_the_database_to_which_it_was_copied(finished: Place, new_url: Callable[[str], str]) -> None:
+    there = new_url("postgresql")
+    copied = finished.hpo("storage", "copy", finished.url, there)
+    assert copied.code == 0, copied.err
+    assert copied.out == "small: 2 trials, 2 slots\n"
+    refused(finished.hpo("storage", "copy", finished.url, there), "small", "in the target already")
+    more = finished.hpo("run", "--study", "small.toml", "--trials", "4", "--workers", "2", HPO_STORAGE=there)
+    assert more.code == 0, more.err
+    assert "2 of 4 trials finished" in more.out
+    assert "4 of 4 trials finished" in more.out
+    assert "nothing to do" in finished.hpo("storage", "upgrade", HPO_STORAGE=there).out
+    finished.assert_exact(2)
+
+
+def test_a_study_without_improvement_stays_ended_until_its_rule_changes(place: Place) -> None:
+    place.study(more="[stopping]\ntrials_without_improvement = 1")
+    ended = place.run("--trials", "30")
+    assert ended.code == 0, ended.err
+    assert "ended after 1 without improvement" in ended.out
+    begun = len(place.optuna_study().trials)
+    assert begun < 30
+    assert "nothing to do" in place.run("--trials", "30").out
+    place.study()
+    assert place.run("--trials", str(begun + 1)).code == 0
+    place.assert_exact(begun + 1)
+
+
+def test_a_deleted_study_leaves_nothing_to_the_next_one(finished: Place) -> None:
+    optuna.delete_study(study_name="small", storage=finished.url)
+    finished.study(run="weight_decay = 0.2")
+    again = finished.run("--trials", "2")
+    assert again.code == 0, again.err
+    finished.assert_exact(2)
+
+
+def test_diverged_trials_are_outcomes_that_break_a_constraint(place: Place) -> None:
+    place.study(run="learning_rate = 1e6\nclip_norm = 1e9\nwarmup = 0.0")
+    answer = place.run("--trials", "2")
+    assert answer.code == 0, answer.err
+    for trial in place.optuna_study().trials:
+        assert trial.user_attrs["hpo:outcome"] == "diverged"
+        assert trial.state is optuna.trial.TrialState.PRUNED
+        assert trial.constraints == {"diverged": 1.0}
+
+
+def test_the_long_run_uses_a_trials_configuration_and_resumes(finished: Place) -> None:
+    first = finished.hpo("train", "--from", "small", "--trial", "1", "--epochs", "1")
+    assert first.code == 0, first.err
+    assert "complete" in first.out
+    again = finished.hpo("train", "--from", "small", "--trial", "1", "--epochs", "1")
+    assert again.out.count("(before)") == 10
+    refused(finished.hpo("train", "--from", "small", "--trial", "7", "--epochs", "1"), "no trial 7")
+    refused(finished.hpo("train", "--from", "small", "--epochs", "0"), "--epochs")
+
+
+# ---------------------------------------------------------------------------------------------- kills and stops
+
+
 def test_killed_runs_end_with_the_exact_total_and_the_loss_curves_of_undisturbed_ones(place: Place) -> None:
+    """Killed as a whole, a checkpoint damaged; then the supervisor alone, whose workers leave of themselves."""
     place.study(budget=25_000)
     moments = random.Random(20261121)
     checkpoints = 0
-    for _ in range(3):
-        process = place.start("run", "--study", "small.toml", "--data", "text", "--trials", "5", "--workers", "2")
+    for whole in (True, False):
+        process = place.start_run("--trials", "5", "--workers", "2")
         checkpoints = place.wait_for_checkpoint(checkpoints)
         time.sleep(moments.uniform(0.0, 0.5))
-        os.killpg(process.pid, signal.SIGKILL)  # the supervisor and its workers at once
-        process.communicate()
+        if whole:
+            kill_all(process)
+        else:
+            process.kill()
+            process.communicate()
     last = place.run("--trials", "5", "--workers", "2")
-    assert last.returncode == 0, last.stderr
-    assert_exact(place, 5)
+    assert last.code == 0, last.err
+    place.assert_exact(5)
 
     trials = place.optuna_study().trials
     assert any(trial.user_attrs.get("hpo:continued") for trial in trials), "no kill hit a trial with a checkpoint"
     for trial in trials:
-        history = trial.user_attrs["hpo:history"]
-        undisturbed = undisturbed_history(place, trial)
-        if trial.state is optuna.trial.TrialState.PRUNED:
-            undisturbed = undisturbed[: len(history)]
-        assert [without_clocks(each) for each in history] == [without_clocks(each) for each in undisturbed]
-        assert list(trial.intermediate_values.values()) == [each["val_loss"] for each in history]
+        assert_undisturbed(place, trial)
+
+
+def test_a_killed_worker_is_started_again_and_its_trial_goes_on_past_a_damaged_checkpoint(place: Place) -> None:
+    place.study(budget=60_000)
+
+    def kill() -> None:
+        place.wait_for_checkpoint(0)
+        (worker,) = own_workers()
+        worker.suspend()
+        for path in place.checkpoints():
+            path.write_bytes(b"garbage")
+        worker.kill()
+
+    beside = while_it_runs(kill)
+    answer = place.run("--trials", "3")
+    beside.join()
+    assert answer.code == 0, answer.err
+    assert "worker-0 was killed by SIGKILL" in answer.out
+    place.assert_exact(3)
+    assert list((place.home.root / "studies").glob("*/trial-*/*.damaged"))
 
 
 def test_a_killed_run_of_two_objectives_goes_on_and_ends_with_a_front(place: Place) -> None:
     place.study(budget=25_000, top='objectives = ["val_loss", "phi"]', more='[pruner]\nkind = "none"')
-    process = place.start("run", "--study", "small.toml", "--data", "text", "--trials", "3", "--workers", "1")
+    process = place.start_run("--trials", "3", "--workers", "1")
     place.wait_for_checkpoint(0)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.communicate()
-    last = place.run("--trials", "3", "--workers", "1")
-    assert last.returncode == 0, last.stderr
-    assert_exact(place, 3)
+    kill_all(process)
+    last = place.run("--trials", "3")
+    assert last.code == 0, last.err
+    place.assert_exact(3)
     front = place.optuna_study().best_trials
-    assert f"3 of 3 trials finished · front of {len(front)}, from val ppl " in last.stdout
+    assert f"3 of 3 trials finished · front of {len(front)}, from val ppl " in last.out
     first = place.optuna_study().trials[0]
     history = first.user_attrs["hpo:history"]
     assert first.user_attrs["hpo:continued"] == 1
-    assert [without_clocks(each) for each in history] == [
-        without_clocks(each) for each in undisturbed_history(place, first)
-    ]
-    assert list(first.intermediate_values.values()) == [each["val_loss"] for each in history]
+    assert_undisturbed(place, first)
     assert first.values == [history[-1]["val_loss"], history[-1]["phi"]]
-    assert "## Pareto front" in place.hpo("report").stdout
+    assert "## Pareto front" in place.hpo("report").out
     lowest = min(front, key=lambda trial: trial.values[0]).number
-    assert (
-        f"trial {lowest} has the lowest validation loss"
-        in place.hpo("train", "--from", "small", "--epochs", "1").stdout
-    )
+    trained = place.hpo("train", "--from", "small", "--epochs", "1")
+    assert f"trial {lowest} has the lowest validation loss" in trained.out
 
 
-def test_finalists_follow_the_search_survive_kills_and_let_the_winner_look_at_the_test_split_once(place: Place) -> None:
+def test_finalists_follow_the_search_survive_a_kill_and_use_the_test_split_once(place: Place) -> None:
     place.study(budget=25_000, replicates=2)
-    arguments = ("run", "--study", "small.toml", "--data", "text", "--trials", "3", "--workers", "2")
-    assert place.hpo(*arguments, "--no-finalists").returncode == 0
+    arguments = ("--trials", "3", "--workers", "2")
+    assert place.run(*arguments, "--no-finalists").code == 0
     search = place.optuna_study()
-    assert optuna.get_all_study_names(f"sqlite:///{place.home.database}") == ["small"]
-    checkpoints = place.checkpoints()
-    for _ in range(2):
-        process = place.start(*arguments)
-        checkpoints = place.wait_for_checkpoint(checkpoints)
-        os.killpg(process.pid, signal.SIGKILL)
-        process.communicate()
-    last = place.hpo(*arguments)
-    assert last.returncode == 0, last.stderr
-    assert "finalists of small: trial" in last.stdout
-    assert "4 of 4 trials finished" in last.stdout
-    assert "no verdict: it takes 6 seeds" in last.stdout
+    assert optuna.get_all_study_names(place.url) == ["small"]
+    process = place.start_run(*arguments)
+    place.wait_for_checkpoint(len(place.checkpoints()))
+    kill_all(process)
+    last = place.run(*arguments)
+    assert last.code == 0, last.err
+    assert "finalists of small: trial" in last.out
+    assert "4 of 4 trials finished" in last.out
+    assert "no verdict: it takes 6 seeds" in last.out
     assert place.optuna_study().trials == search.trials, "the search stays what it was"
 
     study = place.optuna_study("small--finalists")
@@ -307,223 +313,108 @@ def test_finalists_follow_the_search_survive_kills_and_let_the_winner_look_at_th
     assert any(trial.user_attrs["hpo:continued"] for trial in study.trials), "no kill hit a trial with a checkpoint"
     assert sorted(trial.user_attrs["hpo:slot"] for trial in study.trials) == [0, 1, 2, 3]
     for trial in study.trials:
-        history = trial.user_attrs["hpo:history"]
-        undisturbed = undisturbed_history(place, trial)
-        assert [without_clocks(each) for each in history] == [without_clocks(each) for each in undisturbed]
+        assert_undisturbed(place, trial)
     (look,) = study.user_attrs["hpo:test_split"]
     assert [score["seed"] for score in look["scores"]] == [2, 3]
     assert all(score["loss"] > 1 for score in look["scores"])
 
-    again = place.hpo(*arguments)
-    assert "nothing to do: 4 of 4 trials finished" in again.stdout
-    assert "test split" not in again.stdout
+    again = place.run(*arguments)
+    assert "nothing to do: 4 of 4 trials finished" in again.out
+    assert "test split" not in again.out
     status = place.hpo("status")
-    assert "study small: 3 of 3" in status.stdout
-    assert "study small--finalists: 4 of 4" in status.stdout
+    assert "study small: 3 of 3" in status.out
+    assert "study small--finalists: 4 of 4" in status.out
     more = place.hpo("replicate", "--replicates", "3", "--test-again")
-    assert more.returncode == 0, more.stderr
-    assert "6 of 6 trials finished" in more.stdout
-    assert [len(look["scores"]) for look in place.optuna_study("small--finalists").user_attrs["hpo:test_split"]] == [
-        2,
-        3,
-    ]
-    assert_one_line(place.hpo("replicate", "--replicates", "0"), "--replicates", "at least 1")
+    assert more.code == 0, more.err
+    assert "6 of 6 trials finished" in more.out
+    looks = place.optuna_study("small--finalists").user_attrs["hpo:test_split"]
+    assert [len(look["scores"]) for look in looks] == [2, 3]
+    refused(place.hpo("replicate", "--replicates", "0"), "--replicates", "at least 1")
 
 
 def test_finalists_wait_for_workers_from_elsewhere(place: Place) -> None:
     place.study(replicates=1)
-    assert place.run("--trials", "3", "--no-finalists").returncode == 0
+    assert place.run("--trials", "3", "--no-finalists").code == 0
     waiting = place.hpo("replicate", "small", "--workers", "0")
-    assert "it waits for `hpo worker --study small--finalists`" in waiting.stdout
+    assert "it waits for `hpo worker --study small--finalists`" in waiting.out
     worker = place.hpo("worker", "--study", "small--finalists", "--workers", "1")
-    assert worker.returncode == 0, worker.stderr
-    assert "2 of 2 trials finished" in worker.stdout
+    assert worker.code == 0, worker.err
+    assert "2 of 2 trials finished" in worker.out
     last = place.run("--trials", "3")
-    assert "lowest mean: trial" in last.stdout
-    assert "test split, seed 2: ppl" in last.stdout
+    assert "lowest mean: trial" in last.out
+    assert "test split, seed 2: ppl" in last.out
 
 
-def test_workers_of_a_killed_supervisor_leave_and_their_trials_go_on(place: Place) -> None:
-    place.study(budget=60_000)
-    process = place.start("run", "--study", "small.toml", "--data", "text", "--trials", "3", "--workers", "2")
-    place.wait_for_trials(2)
-    os.kill(process.pid, signal.SIGKILL)
-    process.communicate()
-    last = place.run("--trials", "3")
-    assert last.returncode == 0, last.stderr
-    assert_exact(place, 3)
-
-
-def test_a_killed_worker_is_started_again_and_its_trial_goes_on(place: Place) -> None:
-    place.study(budget=60_000)
-    process = place.start("run", "--study", "small.toml", "--data", "text", "--trials", "3", "--workers", "1")
-    place.wait_for_trials(1)
-    (worker,) = workers_of(process)
-    worker.kill()
-    out, err = process.communicate(timeout=200)
-    assert process.returncode == 0, err
-    assert "worker-0 was killed by SIGKILL" in out
-    assert_exact(place, 3)
-
-
-@pytest.mark.parametrize("presses", [1, 2])
-def test_ctrl_c_loses_nothing(place: Place, presses: int) -> None:
-    place.study(budget=60_000)
-    process = place.start("run", "--study", "small.toml", "--data", "text", "--trials", "4", "--workers", "2")
-    place.wait_for_trials(2)
-    for _ in range(presses):
-        os.killpg(process.pid, signal.SIGINT)
-        time.sleep(0.3)
-    out, err = process.communicate(timeout=60)
-    assert process.returncode == 130, err
+def assert_interrupted(place: Place, code: int, out: str, err: str) -> None:
+    assert code == 130, err
     assert "Ctrl-C" in out
     assert "run again to go on" in out
     assert "Traceback" not in out + err
-    begun = len(place.optuna_study().trials)
+    assert len(place.optuna_study().trials) >= 2
     started = time.monotonic()
     last = place.run("--trials", "4", "--workers", "2")
-    assert last.returncode == 0, last.stderr
+    assert last.code == 0, last.err
     assert time.monotonic() - started < 60, "released leases are taken over at once"
-    assert begun >= 2
-    assert_exact(place, 4)
+    place.assert_exact(4)
+
+
+def test_ctrl_c_in_a_terminal_loses_nothing(place: Place) -> None:
+    place.study(budget=60_000)
+    process = place.start_run("--trials", "4", "--workers", "2")
+    place.wait_for_trials(2)
+    os.killpg(process.pid, signal.SIGINT)  # a terminal sends it to the workers too
+    out, err = process.communicate(timeout=60)
+    assert_interrupted(place, process.returncode, out, err)
+
+
+def test_a_second_ctrl_c_loses_nothing_either(place: Place) -> None:
+    place.study(budget=60_000)
+
+    def press() -> None:
+        place.wait_for_trials(2)
+        for _ in range(2):
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(0.3)
+
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # where the run has ended before the second
+    try:
+        beside = while_it_runs(press)
+        answer = place.run("--trials", "4", "--workers", "2")
+        beside.join()
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert_interrupted(place, answer.code, answer.out, answer.err)
 
 
 def test_a_time_limit_stops_the_run_and_the_next_one_goes_on(place: Place) -> None:
-    place.study(budget=200_000)
-    limited = place.run("--trials", "3", "--timeout", "0.1")
-    assert limited.returncode == 0, limited.stderr
-    assert "the time limit is over" in limited.stdout
+    place.study(budget=60_000)
+    limited = place.run("--trials", "3", "--timeout", "0.02")
+    assert limited.code == 0, limited.err
+    assert "the time limit is over" in limited.out
     trials = place.optuna_study().trials
     assert len(trials) < 3 or not all(trial.state.is_finished() for trial in trials)
-    assert place.run("--trials", "3", "--workers", "2").returncode == 0
-    assert_exact(place, 3)
-
-
-def test_two_runs_started_together_share_one_total(place: Place) -> None:
-    place.study()
-    both = [place.start("run", "--study", "small.toml", "--data", "text", "--trials", "6") for _ in range(2)]
-    for process in both:
-        _, err = process.communicate(timeout=200)
-        assert process.returncode == 0, err
-    assert_exact(place, 6)
-
-
-def test_workers_join_a_study_that_was_made_without_any(place: Place) -> None:
-    place.study(budget=25_000)
-    made = place.run("--trials", "4", "--workers", "0")
-    assert made.returncode == 0, made.stderr
-    assert "0 of 4 trials finished" in made.stdout
-    assert "it waits for `hpo worker --study small`" in made.stdout
-    joined = [place.start("worker", "--study", "small", "--workers", "1") for _ in range(2)]
-    for process in joined:
-        out, err = process.communicate(timeout=200)
-        assert process.returncode == 0, err
-        assert "4 of 4 trials finished" in out
-    assert_exact(place, 4)
-    again = place.hpo("worker", "--study", "small")
-    assert "nothing to do" in again.stdout
-    assert_one_line(place.hpo("worker", "--study", "large"), "unknown study 'large'", "small")
-    assert_one_line(place.hpo("worker", "--study", "small", "--data", "nowhere"), "nowhere")
+    assert place.run("--trials", "3", "--workers", "2").code == 0
+    place.assert_exact(3)
 
 
 def test_a_stop_reaches_all_workers_and_a_later_run_goes_on(place: Place) -> None:
-    place.study(budget=100_000)
-    first = place.start("run", "--study", "small.toml", "--data", "text", "--trials", "6", "--workers", "1")
+    place.study(budget=60_000)
+    first = place.start_run("--trials", "6", "--workers", "1")
     place.wait_for_trials(1)
     second = place.start("worker", "--study", "small", "--workers", "1")
     place.wait_for_trials(2)
     stopped = place.hpo("stop", "small")
-    assert stopped.returncode == 0, stopped.stderr
-    assert "no worker is left" in stopped.stdout
+    assert stopped.code == 0, stopped.err
+    assert "no worker is left" in stopped.out
     for process in (first, second):
         out, err = process.communicate(timeout=60)
         assert process.returncode == 0, err
         assert "hpo stop" in out
         assert "run again to go on" in out
-    assert "0 leased" in place.hpo("status", "small").stdout
+    assert "0 leased" in place.hpo("status", "small").out
     last = place.run("--trials", "3", "--workers", "2")
-    assert last.returncode == 0, last.stderr
-    assert "3 of 3 trials finished" in last.stdout
-
-
-def test_a_study_goes_on_in_the_database_to_which_it_was_copied(place: Place, new_url: Callable[[str], str]) -> None:
-    place.study()
-    assert place.run("--trials", "2", "--workers", "1").returncode == 0
-    here, there = f"sqlite:///{place.home.database}", new_url("postgresql")
-    copied = place.hpo("storage", "copy", here, there)
-    assert copied.returncode == 0, copied.stderr
-    assert copied.stdout == "small: 2 trials, 2 slots\n"
-    assert_one_line(place.hpo("storage", "copy", here, there), "small", "in the target already")
-    more = place.hpo("run", "--study", "small.toml", "--trials", "4", "--workers", "2", HPO_STORAGE=there)
-    assert more.returncode == 0, more.stderr
-    assert "2 of 4 trials finished" in more.stdout
-    assert "4 of 4 trials finished" in more.stdout
-    assert "nothing to do" in place.hpo("storage", "upgrade", HPO_STORAGE=there).stdout
-    assert_exact(place, 2)
-
-
-def test_a_study_without_improvement_ends_early_and_stays_ended(place: Place) -> None:
-    place.study(more="[stopping]\ntrials_without_improvement = 1")
-    ended = place.run("--trials", "30", "--workers", "1")
-    assert ended.returncode == 0, ended.stderr
-    assert "ended after 1 without improvement" in ended.stdout
-    trials = place.optuna_study().trials
-    assert len(trials) < 30
-    assert "nothing to do" in place.run("--trials", "30", "--workers", "1").stdout
-
-
-def test_a_deleted_study_leaves_nothing_to_the_next_one(place: Place) -> None:
-    place.study()
-    assert place.run("--trials", "1").returncode == 0
-    optuna.delete_study(study_name="small", storage=f"sqlite:///{place.home.database}")
-    place.study(run="weight_decay = 0.2")
-    again = place.run("--trials", "2")
-    assert again.returncode == 0, again.stderr
-    assert_exact(place, 2)
-
-
-def test_a_damaged_checkpoint_is_set_aside_and_its_trial_starts_over(place: Place) -> None:
-    place.study(budget=60_000)
-    process = place.start("run", "--study", "small.toml", "--data", "text", "--trials", "2", "--workers", "1")
-    place.wait_for_checkpoint(0)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.communicate()
-    checkpoint = next((place.home.root / "studies").glob("*/trial-*/checkpoint-*.pt"))
-    checkpoint.write_bytes(b"garbage")
-    last = place.run("--trials", "2", "--workers", "1")
-    assert last.returncode == 0, last.stderr
-    assert_exact(place, 2)
-
-
-def test_a_stopping_rule_may_change_between_sessions(place: Place) -> None:
-    place.study(more="[stopping]\ntrials_without_improvement = 1")
-    assert "ended after 1 without improvement" in place.run("--trials", "20", "--workers", "1").stdout
-    begun = len(place.optuna_study().trials)
-    place.study()
-    assert place.run("--trials", str(begun + 1), "--workers", "1").returncode == 0
-    assert_exact(place, begun + 1)
-
-
-def test_diverged_trials_are_outcomes_that_break_a_constraint(place: Place) -> None:
-    place.study(run="learning_rate = 1e6\nclip_norm = 1e9\nwarmup = 0.0")
-    result = place.run("--trials", "2", "--workers", "1")
-    assert result.returncode == 0, result.stderr
-    for trial in place.optuna_study().trials:
-        assert trial.user_attrs["hpo:outcome"] == "diverged"
-        assert trial.state is optuna.trial.TrialState.PRUNED
-        assert trial.constraints == {"diverged": 1.0}
-
-
-def test_the_long_run_uses_a_trials_configuration_and_resumes(place: Place) -> None:
-    place.study()
-    place.run("--trials", "2")
-    first = place.hpo("train", "--from", "small", "--trial", "1", "--epochs", "1")
-    assert first.returncode == 0, first.stderr
-    assert "complete" in first.stdout
-    again = place.hpo("train", "--from", "small", "--trial", "1", "--epochs", "1")
-    assert again.stdout.count("(before)") == 10
-    assert_one_line(place.hpo("train", "--from", "small", "--trial", "7", "--epochs", "1"), "no trial 7")
-    assert_one_line(place.hpo("train", "--from", "small", "--epochs", "0"), "--epochs")
+    assert last.code == 0, last.err
+    assert "3 of 3 trials finished" in last.out
 
 
 def test_a_full_disk_ends_the_run_in_one_line_and_the_next_one_goes_on(place: Place) -> None:
@@ -534,11 +425,22 @@ def test_a_full_disk_ends_the_run_in_one_line_and_the_next_one_goes_on(place: Pl
         pytest.skip("mounting a small tmpfs needs root")
     try:
         place.study(run="layers = 4")
-        assert_one_line(place.run("--trials", "2", "--workers", "1"), "checkpoint", "No space left", "run again")
+        answer = place.run("--trials", "2")
+        assert answer.code == 1
+        assert "Traceback" not in answer.out + answer.err
+        (line,) = answer.err.splitlines()
+        assert line.startswith("hpo: ")
+        assert all(words in line for words in ("checkpoint", "No space left", "run again"))
     finally:
         subprocess.run(["umount", folder], check=True)
-    assert place.run("--trials", "2", "--workers", "1").returncode == 0
-    assert_exact(place, 2)
+    assert place.run("--trials", "2").code == 0
+    place.assert_exact(2)
+
+
+# ---------------------------------------------------------------------------------------------- bad input
+
+
+RUN_SMALL = ("run", "--study", "small.toml", "--data", "text")
 
 
 class TestBadInput:
@@ -549,19 +451,19 @@ class TestBadInput:
         [
             (["run", "--study", "nowhere"], ["unknown study 'nowhere'", "lambda_phi"]),
             (["run", "--study", "nowhere.toml"], ["nowhere.toml", "cannot be read"]),
-            (["run", "--study", "small.toml", "--data", "text", "--trials", "0"], ["--trials", "at least 1"]),
-            (["run", "--study", "small.toml", "--data", "text", "--trials", "-3"], ["--trials", "at least 1"]),
-            (["run", "--study", "small.toml", "--data", "text", "--workers", "-1"], ["--workers"]),
-            (["run", "--study", "small.toml", "--data", "text", "--workers", "many"], ["--workers", "auto", "'many'"]),
-            (["run", "--study", "small.toml", "--data", "text", "--gpus", "0,0"], ["--gpus", "twice"]),
-            (["run", "--study", "small.toml", "--data", "text", "--ray-address", "x:1"], ["--executor ray"]),
+            ([*RUN_SMALL, "--trials", "0"], ["--trials", "at least 1"]),
+            ([*RUN_SMALL, "--trials", "-3"], ["--trials", "at least 1"]),
+            ([*RUN_SMALL, "--workers", "-1"], ["--workers"]),
+            ([*RUN_SMALL, "--workers", "many"], ["--workers", "auto", "'many'"]),
+            ([*RUN_SMALL, "--gpus", "0,0"], ["--gpus", "twice"]),
+            ([*RUN_SMALL, "--ray-address", "x:1"], ["--executor ray"]),
             (["run", "--study", "small.toml", "--executor", "slurm"], ["--workers N"]),
             (["run", "--study", "small.toml", "--executor", "slurm", "--slurm", "time"], ["KEY=VALUE", "'time'"]),
             (["worker", "--study", "small"], ["no such database"]),
             (["stop"], ["no such database"]),
             (["storage", "upgrade"], ["no such database"]),
             (["storage", "copy", "nonsense", "sqlite:///b.db"], ["not a database URL"]),
-            (["run", "--study", "small.toml", "--data", "text", "--timeout", "-1"], ["--timeout"]),
+            ([*RUN_SMALL, "--timeout", "-1"], ["--timeout"]),
             (["run", "--study", "small.toml", "--data", "nowhere"], ["nowhere", "neither a folder"]),
             (["run", "--study", "lambda_phi_grid", "--trials", "9"], ["the grid of lambda_phi_grid has 8 points"]),
             (["report"], ["no such database"]),
@@ -571,11 +473,19 @@ class TestBadInput:
     )
     def test_wrong_arguments(self, place: Place, arguments: list[str], words: list[str]) -> None:
         place.study()
-        assert_one_line(place.hpo(*arguments), *words)
+        refused(place.hpo(*arguments), *words)
+
+    def test_a_refusal_of_the_installed_program(self, place: Place) -> None:
+        """What the others see in this process, once through a process: one line, exit code 1, no traceback."""
+        process = place.start("run", "--study", "nowhere")
+        out, err = process.communicate(timeout=200)
+        assert (process.returncode, out) == (1, "")
+        assert err.startswith("hpo: unknown study 'nowhere'")
+        assert len(err.splitlines()) == 1
 
     def test_a_study_file_with_an_unknown_key(self, place: Place) -> None:
         place.study(run="learning_rat = 1.0")
-        assert_one_line(place.run(), "small.toml", "run.learning_rat")
+        refused(place.run(), "small.toml", "run.learning_rat")
 
     @pytest.mark.parametrize(
         ("file", "content", "words"),
@@ -594,27 +504,24 @@ class TestBadInput:
         (bad / file).unlink()
         if content is not None:
             (bad / file).write_bytes(content)
-        assert_one_line(place.hpo("run", "--study", "small.toml", "--data", "bad"), *words)
+        refused(place.hpo("run", "--study", "small.toml", "--data", "bad"), *words)
 
-    def test_resuming_with_something_else(self, place: Place) -> None:
-        place.study()
-        assert place.run("--trials", "1").returncode == 0
-        other = place.root / "other"
-        shutil.copytree(place.root / "text", other)
+    def test_resuming_with_something_else(self, finished: Place) -> None:
+        other = finished.root / "other"
+        shutil.copytree(finished.root / "text", other)
         with (other / "valid.txt").open("a", encoding="utf-8") as file:
             file.write("one more line\n")
-        result = place.hpo("run", "--study", "small.toml", "--data", "other", "--trials", "2")
-        assert_one_line(result, "another corpus")
-        place.study(run="weight_decay = 0.2")
-        assert_one_line(place.run("--trials", "2"), "another study file", "run.weight_decay was None, is 0.2")
-        path = Path(place.study())
+        refused(finished.hpo("run", "--study", "small.toml", "--data", "other", "--trials", "3"), "another corpus")
+        finished.study(run="weight_decay = 0.2")
+        refused(finished.run("--trials", "3"), "another study file", "run.weight_decay was None, is 0.2")
+        path = finished.study()
         path.write_text(path.read_text().replace("vocabulary = 300", "vocabulary = 301"), encoding="utf-8")
-        assert_one_line(place.run("--trials", "2"), "text.vocabulary was 300, is 301")
+        refused(finished.run("--trials", "3"), "text.vocabulary was 300, is 301")
         path.write_text(path.read_text().replace('preset = "nano"', 'preset = "tiny_iit"'), encoding="utf-8")
-        assert_one_line(place.run("--trials", "2"), "run.preset was 'nano', is 'tiny_iit'")
-        place.study()
-        assert place.run("--trials", "2").returncode == 0
-        assert_exact(place, 2)
+        refused(finished.run("--trials", "3"), "run.preset was 'nano', is 'tiny_iit'")
+        finished.study()
+        assert finished.run("--trials", "3").code == 0
+        finished.assert_exact(3)
 
     def test_a_database_of_another_program(self, place: Place) -> None:
         place.study()
@@ -623,43 +530,46 @@ class TestBadInput:
             connection.execute("CREATE TABLE customers (name TEXT)")
         connection.close()
         before = path.read_bytes()
-        assert_one_line(place.run("--storage", f"sqlite:///{path}"), "another program", "customers")
+        refused(place.run("--storage", f"sqlite:///{path}"), "another program", "customers")
         assert path.read_bytes() == before
         (place.root / "note.txt").write_text("this is a note, no database, and long enough to look like one" * 20)
-        assert_one_line(place.run("--storage", f"sqlite:///{place.root}/note.txt"), "not a database")
+        refused(place.run("--storage", f"sqlite:///{place.root}/note.txt"), "not a database")
 
     def test_a_study_of_plain_optuna(self, place: Place) -> None:
         place.study()
         place.home.root.mkdir()
-        theirs = optuna.create_study(study_name="small", storage=f"sqlite:///{place.home.database}")
-        assert_one_line(place.hpo("report", "small"), "trials")
+        theirs = optuna.create_study(study_name="small", storage=place.url)
+        refused(place.hpo("report", "small"), "trials")
         theirs.optimize(lambda trial: trial.suggest_float("x", 0, 1), n_trials=2)
-        assert_one_line(place.run(), "made by another program")
-        assert place.hpo("report", "small").returncode == 0
-        assert_one_line(place.hpo("report", "large"), "unknown study 'large'", "small")
+        refused(place.run(), "made by another program")
+        assert place.hpo("report", "small").code == 0
+        refused(place.hpo("report", "large"), "unknown study 'large'", "small")
 
     def test_a_password_is_never_shown(self, place: Place) -> None:
         place.study()
         url = "postgresql+psycopg://me:hunter2@127.0.0.1:1/studies"
-        result = place.run("--storage", url)
-        assert_one_line(result, "me:***@127.0.0.1")
-        assert "hunter2" not in result.stdout + result.stderr
+        answer = place.run("--storage", url)
+        refused(answer, "me:***@127.0.0.1")
+        assert "hunter2" not in answer.out + answer.err
         through_environment = place.hpo("report", HPO_STORAGE=url)
-        assert "hunter2" not in through_environment.stdout + through_environment.stderr
+        assert "hunter2" not in through_environment.out + through_environment.err
 
 
-def test_the_dashboard_serves_the_studies_on_loopback(place: Place) -> None:
+# ---------------------------------------------------------------------------------------------- the process itself
+
+
+def test_the_dashboard_serves_the_studies_on_loopback(finished: Place) -> None:
     import urllib.request
 
-    place.study()
-    place.run("--trials", "1")
-    process = place.start("dashboard", "--port", "18473")
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = str(free.getsockname()[1])
+    process = finished.start("dashboard", "--port", port)
     try:
         assert process.stdout is not None
-        assert "http://127.0.0.1:18473/" in process.stdout.readline()
-        with urllib.request.urlopen("http://127.0.0.1:18473/api/studies", timeout=20) as response:
+        assert f"http://127.0.0.1:{port}/" in process.stdout.readline()
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/api/studies", timeout=20) as response:
             assert [study["study_name"] for study in json.load(response)["study_summaries"]] == ["small"]
-        assert_one_line(place.hpo("dashboard", "--port", "18473"), "port 18473 is taken")
+        refused(finished.hpo("dashboard", "--port", port), f"port {port} is taken")
     finally:
         process.send_signal(signal.SIGINT)
         out, err = process.communicate(timeout=20)

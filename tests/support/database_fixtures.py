@@ -114,14 +114,20 @@ def hpo(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp
     from hpo import cli
 
     monkeypatch.setenv("HPO_HOME", str(tmp_path / "runs"))
+    monkeypatch.setenv("OMP_WAIT_POLICY", "PASSIVE")
 
     def call(*arguments: str | Path) -> Answer:
+        import torch
+
         monkeypatch.setattr(sys, "argv", ["hpo", *map(str, arguments)])
-        code = 0
+        capsys.readouterr()
+        threads, code = torch.get_num_threads(), 0
         try:
             cli.main()
         except SystemExit as ended:
             code = int(ended.code or 0)
+        finally:
+            torch.set_num_threads(threads)
         captured = capsys.readouterr()
         return Answer(code, captured.out, captured.err)
 
