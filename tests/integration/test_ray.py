@@ -42,8 +42,9 @@ def cluster() -> Iterator[Any]:
     made.shutdown()
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def second_node(cluster: Any) -> Iterator[Any]:
+    """A node of one core for all tests, until the last one loses it."""
     node = cluster.add_node(num_cpus=1)
     yield node
     if node in cluster.worker_nodes:
@@ -154,31 +155,10 @@ class TestOnTwoNodes:
         assert run.freed == []
         assert signal.getsignal(signal.SIGTERM) is handler
 
-    def test_a_lost_node_costs_no_trial_and_is_not_held_against_one(
-        self,
-        far_study: Make,
-        start: Callable[[FarStudy], Run],
-        second_node: Any,
-        cluster: Any,
-        capfd: pytest.CaptureFixture[str],
-    ) -> None:
-        study = far_study(trials=4, budget_tokens=100_000)
-        run = start(study)
-        run.when_both_have_a_checkpoint(lambda: cluster.remove_node(second_node, allow_graceful=False))
-        run.go(study.orders(2))
-        study.assert_exact()
-        assert study.continued()
-        (restarted,) = run.kinds("restarted")
-        assert "its node has died" in restarted.message
-        assert "\n" not in restarted.message
-        assert (restarted.worker, False) in run.freed
-        assert not any(died for _, died in run.freed)
-        assert capfd.readouterr() == ("", "")
-
     def test_a_killed_worker_is_started_again_and_its_trial_goes_on(
         self, far_study: Make, start: Callable[[FarStudy], Run], second_node: Any
     ) -> None:
-        study = far_study(trials=3, budget_tokens=60_000)
+        study = far_study(trials=3, budget_tokens=40_000)
         run = start(study)
 
         def kill() -> None:
@@ -198,7 +178,7 @@ class TestOnTwoNodes:
     def test_a_wish_to_stop_lets_workers_leave_at_their_next_evaluation(
         self, far_study: Make, start: Callable[[FarStudy], Run]
     ) -> None:
-        study = far_study(trials=4, budget_tokens=100_000)
+        study = far_study(trials=4, budget_tokens=40_000)
         run = start(study)
         run.when_both_have_a_checkpoint(lambda: run.stop.wish(StopLevel.AT_NEXT_EVALUATION, "a test"))
         run.go(study.orders(3))  # one of them waits for room
@@ -209,6 +189,7 @@ class TestOnTwoNodes:
         study.assert_exact()
         assert len(study.continued()) == 2
 
+    @pytest.mark.nightly
     def test_a_wish_to_stop_now_ends_workers_and_frees_their_leases(
         self, far_study: Make, start: Callable[[FarStudy], Run], cluster: Any, second_node: Any
     ) -> None:
@@ -220,6 +201,7 @@ class TestOnTwoNodes:
         assert study.sweep.slots.counts(4).released == 2
         wait_until("no worker runs", lambda: not processes_on(cluster.head_node) + processes_on(second_node))
 
+    @pytest.mark.nightly
     def test_hpo_stop_lets_each_worker_reach_its_next_evaluation(
         self, far_study: Make, start: Callable[[FarStudy], Run], monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -233,6 +215,7 @@ class TestOnTwoNodes:
         assert run.freed == []
         assert study.sweep.slots.counts(4).released == 2
 
+    @pytest.mark.nightly
     def test_a_worker_that_cannot_go_on_ends_the_run_and_the_other_leaves(
         self, far_study: Make, start: Callable[[FarStudy], Run]
     ) -> None:
@@ -248,6 +231,7 @@ class TestOnTwoNodes:
         assert run.kinds("fatal")[0].worker == "worker-1"
         assert "Traceback" in faulty[1].read_text(encoding="utf-8")
 
+    @pytest.mark.nightly
     def test_a_worker_that_dies_again_and_again_ends_the_run(
         self, far_study: Make, start: Callable[[FarStudy], Run], monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -305,6 +289,27 @@ class TestOnTwoNodes:
             assert places(cluster.address, 0) == 5
         finally:
             cluster.remove_node(node)
+
+    def test_a_lost_node_costs_no_trial_and_is_not_held_against_one(
+        self,
+        far_study: Make,
+        start: Callable[[FarStudy], Run],
+        second_node: Any,
+        cluster: Any,
+        capfd: pytest.CaptureFixture[str],
+    ) -> None:
+        study = far_study(trials=4, budget_tokens=40_000)
+        run = start(study)
+        run.when_both_have_a_checkpoint(lambda: cluster.remove_node(second_node, allow_graceful=False))
+        run.go(study.orders(2))
+        study.assert_exact()
+        assert study.continued()
+        (restarted,) = run.kinds("restarted")
+        assert "its node has died" in restarted.message
+        assert "\n" not in restarted.message
+        assert (restarted.worker, False) in run.freed
+        assert not any(died for _, died in run.freed)
+        assert capfd.readouterr() == ("", "")
 
 
 def test_a_worker_computes_on_its_share_of_its_node(tmp_path: Path, sqlite_url: str) -> None:

@@ -1,4 +1,4 @@
-"""The chaos campaign in its short form; `make chaos` runs the long one."""
+"""Three chaos campaigns; `make test` has one shorter still, and `make chaos` the long ones."""
 
 from __future__ import annotations
 
