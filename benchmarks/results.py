@@ -14,7 +14,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from model.hardware import cpu_cores, describe
+from hpo_model.hardware import cpu_cores, describe
 
 FOLDER = Path(__file__).parent / "results"
 PACKAGES = ("torch", "optuna", "sqlalchemy", "psycopg")

@@ -9,7 +9,6 @@ from __future__ import annotations
 import base64
 import http.client
 import os
-import pydoc_data.topics
 import re
 import socket
 import subprocess
@@ -28,7 +27,9 @@ from optuna.trial import TrialState
 from typer.main import get_command
 
 from hpo.cli import app
+from tests.support.in_process import Hpo
 from tests.support.paths import REPOSITORY
+from tests.support.texts import write_text
 
 COMPOSE = yaml.safe_load((REPOSITORY / "docker" / "compose.yml").read_text(encoding="utf-8"))
 SERVICES = [name for name in COMPOSE["services"] if name != "postgres"]
@@ -89,6 +90,19 @@ class Containers:
     @property
     def secrets(self) -> Path:
         return self.root / "secrets"
+
+    def environment(self) -> dict[str, str]:
+        """What a service's command finds, once its entry script has read the password."""
+        return {
+            "HPO_HOME": str(self.root / "runs"),
+            "HPO_STORAGE": self.url.render_as_string(),
+            "PGPASSWORD": PASSWORDS["postgres_password"],
+        }
+
+    def command(self, name: str, **variables: str) -> list[str]:
+        """A service's command, without its entry script."""
+        found: list[str] = interpolated(COMPOSE["services"][name]["command"], variables)
+        return found
 
     def start(self, name: str, places: dict[str, str] | None = None, **variables: str) -> subprocess.Popen[str]:
         service = interpolated(COMPOSE["services"][name], variables)
@@ -153,11 +167,7 @@ def test_the_password_reaches_hpo_by_its_environment_and_arguments_arrive_whole(
 @pytest.fixture
 def containers(tmp_path: Path, new_postgres_url: Callable[[], str]) -> Iterator[Containers]:
     """A database whose owner gets in by password, and the study file `small.toml` with its text."""
-    text = tmp_path / "text"
-    text.mkdir()
-    topics = [topic for _, topic in sorted(pydoc_data.topics.topics.items())]
-    for name, part in (("train", topics[:16]), ("valid", topics[30:33]), ("test", topics[33:36])):
-        (text / f"{name}.txt").write_text("\n".join(part), encoding="utf-8")
+    text = write_text(tmp_path / "text")
     (tmp_path / "small.toml").write_text(STUDY.format(text=text), encoding="utf-8")
 
     url = sa.make_url(new_postgres_url())
@@ -199,8 +209,8 @@ def wait_for_a_trial(study: optuna.Study) -> None:
     pytest.fail("no trial began within a minute")
 
 
-@pytest.mark.timeout(600)  # nine processes, one after the other
-def test_a_search_in_containers(containers: Containers) -> None:
+@pytest.mark.timeout(600)
+def test_a_search_in_containers(containers: Containers, hpo: Hpo, monkeypatch: pytest.MonkeyPatch) -> None:
     file = str(containers.root / "small.toml")
     code, out, err = ended(containers.start("study", STUDY=file, TRIALS="4"))
     assert code == 0, err
@@ -215,22 +225,25 @@ def test_a_search_in_containers(containers: Containers) -> None:
     assert code == 130, err
     assert "SIGTERM" in out
 
-    for worker in [containers.start("worker", STUDY="small") for _ in range(2)]:
-        code, out, err = ended(worker)
-        assert code == 0, err
-        assert "4 of 4 trials finished" in out
+    for name, value in containers.environment().items():
+        monkeypatch.setenv(name, value)
+    other = containers.start("worker", STUDY="small")
+    answer = hpo(*containers.command("worker", STUDY="small"))  # the same beside it, in this process
+    code, out, err = ended(other)
+    assert (answer.code, code) == (0, 0), answer.err + err
+    assert "4 of 4 trials finished" in answer.out
+    assert "4 of 4 trials finished" in out
     trials = study.get_trials()
     assert sorted(trial.user_attrs["hpo:slot"] for trial in trials) == [0, 1, 2, 3]
     assert {trial.state for trial in trials} <= {TrialState.COMPLETE, TrialState.PRUNED}
     finalists = optuna.load_study(study_name="small--finalists", storage=study._storage).get_trials()
     assert [trial.state for trial in finalists] == [TrialState.COMPLETE] * 2
 
-    code, out, err = ended(containers.start("study", STUDY=file, TRIALS="4"))
-    assert code == 0, err
-    assert "nothing to do" in out
-    assert "lowest mean: trial" in out
-    code, out, err = ended(containers.start("worker", STUDY="small"))
-    assert code == 0, err
+    answer = hpo(*containers.command("study", STUDY=file, TRIALS="4"))
+    assert answer.code == 0, answer.err
+    assert "nothing to do" in answer.out
+    assert "lowest mean: trial" in answer.out
+    assert hpo(*containers.command("worker", STUDY="small")).code == 0
 
     look_at_the_dashboard(containers)
 
@@ -264,21 +277,17 @@ def test_a_wrong_password_ends_in_one_line(containers: Containers) -> None:
     assert len(err.splitlines()) == 1
 
 
-def test_the_password_may_come_from_a_pgpass_file(containers: Containers, tmp_path: Path) -> None:
+def test_the_password_may_come_from_a_pgpass_file(
+    containers: Containers, hpo: Hpo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     passwords = tmp_path / "pgpass"
     passwords.write_text(f"*:*:*:*:{PASSWORDS['postgres_password']}\n", encoding="utf-8")
     passwords.chmod(0o600)
+    monkeypatch.setenv("HPO_STORAGE", containers.url.render_as_string())
     said = []
     for passfile in (passwords, tmp_path / "nothing"):
-        environment = {"HPO_STORAGE": containers.url.render_as_string(), "PGPASSFILE": str(passfile)}
-        done = subprocess.run(
-            [sys.executable, "-m", "hpo", "studies"],
-            env={**os.environ, **environment},
-            cwd=tmp_path,
-            capture_output=True,
-            text=True,
-        )
-        said.append(done.stdout)
+        monkeypatch.setenv("PGPASSFILE", str(passfile))
+        said.append(hpo("studies").out)
     assert "holds no studies" in said[0]
     assert "password" in said[1]
     assert PASSWORDS["postgres_password"] not in "".join(said)

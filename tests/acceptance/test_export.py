@@ -26,7 +26,7 @@ from hpo_model.config import TokenizerChoice, build_run
 from hpo_model.data.corpus import NAMES, Corpus
 from hpo_model.data.tokens import TokenizedCorpus, tokenize_corpus
 from hpo_model.errors import CheckpointError, ModelError
-from hpo_model.generation.exporting import export_program, load_weights
+from hpo_model.generation.exporting import Program, export_program, load_weights
 from hpo_model.generation.trained import load_trained
 from hpo_model.network.custom import build_network
 from hpo_model.network.transformer import Transformer
@@ -63,7 +63,7 @@ def words(small_corpus: TokenizedCorpus, cache: Path) -> TokenizedCorpus:
     return tokenize_corpus(corpus, TokenizerChoice(kind="word"), cache)
 
 
-@pytest.fixture(scope="module", params=["bpe", "word"])
+@pytest.fixture(scope="module", params=["bpe", pytest.param("word", marks=pytest.mark.nightly)])
 def checkpoint(
     request: pytest.FixtureRequest,
     small_corpus: TokenizedCorpus,
@@ -79,6 +79,17 @@ def folder(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     target = tmp_path_factory.mktemp("exported") / "winner"
     export("winner", checkpoint, target, None, lambda line: None)
     return target
+
+
+@pytest.fixture
+def quick_exporter(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stands for the exporter of programs, which takes seconds, where the program is not what is looked at."""
+
+    def write(network: object, path: Path) -> Program:
+        path.write_bytes(b"a program")
+        return Program(freedom="any batch, any length", difference=0.0)
+
+    monkeypatch.setattr(hpo.inference.export, "export_program", write)
 
 
 def alone(folder: Path, code: str) -> str:
@@ -170,6 +181,7 @@ def test_a_user_s_names_are_text_in_the_card(words: TokenizedCorpus, tmp_path: P
     assert "bits per byte | –" not in card(tmp_path / "out")
 
 
+@pytest.mark.usefixtures("quick_exporter")
 def test_the_licence_is_that_of_the_named_text(small_corpus: TokenizedCorpus, tmp_path: Path) -> None:
     assert set(LICENCES) == set(NAMES) - {"auto"}
     content = load_checkpoint(write_checkpoint(small_corpus, tmp_path / "checkpoint.pt"))
@@ -274,6 +286,7 @@ def test_an_existing_folder_is_left_alone(checkpoint: Path, tmp_path: Path) -> N
     assert [path.name for path in (tmp_path / "full").iterdir()] == ["letter.txt"]
 
 
+@pytest.mark.usefixtures("quick_exporter")
 def test_a_folder_that_appears_meanwhile_is_left_alone(
     checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -290,6 +303,7 @@ def test_a_folder_that_appears_meanwhile_is_left_alone(
     assert not any((tmp_path / "out").iterdir())
 
 
+@pytest.mark.usefixtures("quick_exporter")
 def test_what_fails_midway_leaves_nothing(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(subject: Any) -> str:
         raise OSError(28, "No space left on device")
@@ -314,6 +328,7 @@ def test_checkpoints_that_are_none_are_refused(checkpoint: Path, tmp_path: Path)
     refused(tmp_path / "code.pt", tmp_path / "out", "it holds code, which is never run")
 
 
+@pytest.mark.usefixtures("quick_exporter")
 def test_the_command_names_what_there_is_not(checkpoint: Path, tmp_path: Path) -> None:
     runner = CliRunner()
     result = runner.invoke(app, ["export", str(tmp_path / "none.pt"), "--to", str(tmp_path / "out")])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pydoc_data.topics
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -26,6 +25,7 @@ from hpo_model.config import RUNS_VERSION
 from hpo_model.errors import CorpusError
 from hpo_model.training.loop import Pace
 from tests.support.sweeps import COMPLETE, complete, contents, rewrite_record, run_slot
+from tests.support.texts import TOPICS, write_text
 
 STUDY = """
 name = "small"
@@ -42,19 +42,15 @@ batch_size = 64
 PASSWORD = "s3cr3t-w0rd"
 
 
-def write_text(folder: Path, first: int) -> Path:
+def parts_from(first: int) -> dict[str, list[str]]:
     """A corpus of documentation, from one of its topics on."""
-    folder.mkdir()
-    topics = [topic for _, topic in sorted(pydoc_data.topics.topics.items())][first:]
-    for name, part in (("train", topics[:6]), ("valid", topics[6:9])):
-        (folder / f"{name}.txt").write_text("\n".join(part), encoding="utf-8")
-    return folder
+    return {"train": TOPICS[first : first + 6], "valid": TOPICS[first + 6 : first + 9]}
 
 
 @pytest.fixture(scope="module")
 def texts(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     root = tmp_path_factory.mktemp("texts")
-    return write_text(root / "pages", 0), write_text(root / "others", 20)
+    return write_text(root / "pages", parts_from(0)), write_text(root / "others", parts_from(20))
 
 
 @pytest.fixture(scope="module")

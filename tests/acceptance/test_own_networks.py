@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import pydoc_data.topics
 import re
 import sys
 from collections.abc import Iterator
@@ -26,6 +25,7 @@ from hpo.study.spec import parse_study
 from hpo.worker.messages import Event
 from hpo.worker.worker import work
 from tests.support.paths import REPOSITORY
+from tests.support.texts import TOPICS, write_text
 
 DOCUMENT = (REPOSITORY / "docs" / "architectures.md").read_text(encoding="utf-8")
 EXAMPLE = re.search(r"```python\n(.*?)```", DOCUMENT, flags=re.DOTALL)
@@ -66,10 +66,8 @@ class Silent:
 class Place:
     def __init__(self, root: Path) -> None:
         self.root, self.home, self.url = root, Home(root / "runs"), f"sqlite:///{root}/studies.db"
-        topics = [topic for _, topic in sorted(pydoc_data.topics.topics.items())]
-        (root / "text").mkdir()
-        for name, text in (("train", "\n".join(topics)[:60_000]), ("valid", "\n".join(topics)[60_000:64_000])):
-            (root / "text" / f"{name}.txt").write_text(text, encoding="utf-8")
+        text = "\n".join(TOPICS)
+        write_text(root / "text", {"train": [text[:60_000]], "valid": [text[60_000:64_000]]})
         assert EXAMPLE is not None
         self.code = root / "mine.py"
         self.code.write_text(EXAMPLE.group(1), encoding="utf-8")

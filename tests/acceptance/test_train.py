@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import os
-import pydoc_data.topics
 import re
 import subprocess
 import sys
@@ -26,6 +25,7 @@ from hpo_model.training.history import Evaluation
 from hpo_model.training.loop import Decision, TrainingResult, load_history
 from tests.support.in_process import Hpo, refused
 from tests.support.sweeps import make_evaluation
+from tests.support.texts import TOPICS, write_text
 
 SMALL = ("--set", "width=32", "--set", "layers=1", "--set", "heads=2", "--set", "sequence_length=32")
 VALUES = read_values([value for value in SMALL if value != "--set"])
@@ -33,11 +33,8 @@ VALUES = read_values([value for value in SMALL if value != "--set"])
 
 @pytest.fixture(scope="module")
 def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("text")
-    topics = list(pydoc_data.topics.topics.values())
-    for name, part in (("train", topics[:8]), ("valid", topics[30:32]), ("test", topics[33:35])):
-        (folder / f"{name}.txt").write_text("\n".join(part), encoding="utf-8")
-    return folder
+    parts = {"train": TOPICS[:8], "valid": TOPICS[30:32], "test": TOPICS[33:35]}
+    return write_text(tmp_path_factory.mktemp("text"), parts)
 
 
 @pytest.fixture

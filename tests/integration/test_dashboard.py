@@ -26,6 +26,7 @@ from optuna.storages import RDBStorage
 from hpo.dashboard.server import AccessPolicy, open_server, read_password
 from hpo.errors import UsageError
 from hpo.home import Home
+from tests.support.in_process import Hpo, refused
 
 NOWHERE = Home(Path("no such folder"))
 PASSWORD = "correct horse \N{GREEK CAPITAL LETTER PHI}"
@@ -328,13 +329,8 @@ def test_a_signal_ends_it_cleanly(storage: RDBStorage, sqlite_url: str, tmp_path
         (["--password-file", os.devnull], "no password"),
     ],
 )
-def test_wrong_arguments_end_in_one_line(sqlite_url: str, arguments: list[str], words: str) -> None:
-    process = start(*arguments, "--storage", sqlite_url)
-    out, err = process.communicate(timeout=60)
-    assert (process.returncode, out) == (1, "")
-    assert err.startswith("hpo: ")
-    assert words in err
-    assert len(err.splitlines()) == 1
+def test_wrong_arguments_are_refused_in_one_line(hpo: Hpo, sqlite_url: str, arguments: list[str], words: str) -> None:
+    refused(hpo("dashboard", *arguments, "--storage", sqlite_url), words)
 
 
 def test_a_study_of_two_objectives_is_shown_with_its_curves(storage: RDBStorage) -> None:

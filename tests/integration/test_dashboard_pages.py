@@ -51,7 +51,7 @@ def browser() -> Iterator[Browser]:
         browser.close()
 
 
-@pytest.fixture(params=["light", "dark"])
+@pytest.fixture(params=["light", pytest.param("dark", marks=pytest.mark.nightly)])
 def page(browser: Browser, request: pytest.FixtureRequest) -> Iterator[Page]:
     """A page that notes the errors of its scripts and lets none of the names run one."""
     context = browser.new_context(

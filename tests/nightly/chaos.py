@@ -24,7 +24,6 @@ import contextlib
 import dataclasses
 import json
 import os
-import pydoc_data.topics
 import random
 import shutil
 import signal
@@ -52,6 +51,7 @@ from tests.nightly.chaos_supervisor import epoch_of
 from tests.support.paths import REPOSITORY
 from tests.support.postgres import own_postgres_server, restart
 from tests.support.sweeps import make_record, make_spec
+from tests.support.texts import write_text
 
 STUDY = "chaos"
 PRUNER = {"kind": "successive_halving", "first_milestone": 3, "reduction": 4, "peers": 3}
@@ -370,9 +370,7 @@ def make_toys(plan: Plan, url: str) -> None:
 
 def make_real(plan: Plan, url: str, home: Path) -> None:
     """The study of trials that train, on pages of Python's documentation."""
-    topics = [topic for _, topic in sorted(pydoc_data.topics.topics.items())]
-    for name, part in (("train", topics[:16]), ("valid", topics[30:33]), ("test", topics[33:36])):
-        (home / f"{name}.txt").write_text("\n".join(part), encoding="utf-8")
+    write_text(home)
     file = home / "chaos.toml"
     file.write_text(REAL_STUDY, encoding="utf-8")
     request = Request(study=str(file), trials=plan.trials, data=home, wish=Wish(workers=0))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import hashlib
 import importlib.resources
 import json
 import math
@@ -215,7 +216,13 @@ def shipped_calibration(siblings: int) -> Calibration:
 def calibration_json(curves: Sequence[Curve]) -> str:
     """What `shipped_calibration` reads, measured anew on these curves."""
     content = {kin: dataclasses.asdict(calibrate(misses_of(curves, kin=kin))) for kin in KIN}
-    return json.dumps(content, indent=1, default=dict) + "\n"
+    return json.dumps({"curves": digest(curves), **content}, indent=1, default=dict) + "\n"
+
+
+def digest(curves: Sequence[Curve]) -> str:
+    """What tells these curves from others."""
+    content = json.dumps([dataclasses.asdict(curve) for curve in curves], sort_keys=True)
+    return hashlib.sha256(content.encode()).hexdigest()[:16]
 
 
 def _obstacle(run: Curve, horizon: float, library: Sequence[Curve]) -> Refusal | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pydoc_data.topics
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from hpo.search.launch import Request, prepare
 from hpo.sweep.sweep import Sweep, open_sweep
 from hpo_model.config import RUNS_VERSION, build_run
 from tests.support.sweeps import FAIL, complete, rewrite_record, run_slot
+from tests.support.texts import TOPICS, write_text
 
 STUDY = """
 name = "small"
@@ -36,11 +36,7 @@ class Study:
 
     def __init__(self, folder: Path) -> None:
         self.url, self.home = f"sqlite:///{folder}/studies.db", Home(folder / "home")
-        self.text = folder / "text"
-        self.text.mkdir()
-        for name in ("train", "valid"):
-            text = "\n".join(list(pydoc_data.topics.topics.values())[:6])
-            (self.text / f"{name}.txt").write_text(text, encoding="utf-8")
+        self.text = write_text(folder / "text", {"train": TOPICS[:6], "valid": TOPICS[:6]})
         (folder / "small.toml").write_text(STUDY, encoding="utf-8")
         request = Request(study=str(folder / "small.toml"), data=self.text, wish=Wish(workers=0))
         self.sweep: Sweep = prepare(request, self.url, self.home, lambda line: None).sweep

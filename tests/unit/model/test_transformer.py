@@ -20,6 +20,7 @@ from hpo_model.config import PRESETS, Architecture, BlockPattern, build_run
 from hpo_model.errors import CausalityError
 from hpo_model.network.causality import check_causality
 from hpo_model.network.transformer import Dropout, GatedConvolution, SelfAttention, States, Transformer
+from tests.support.pairs import pairwise
 
 if TYPE_CHECKING:
     from conftest import Trained
@@ -81,10 +82,9 @@ def assert_causal(network: Transformer, changed: set[int], training: bool, seed:
     assert not torch.equal(before[:, first:], after[:, first:])
 
 
-@pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
-@pytest.mark.parametrize("memory", MEMORIES)
-@pytest.mark.parametrize("blocks", get_args(BlockPattern))
-@pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.parametrize(
+    ("preset", "blocks", "memory", "tied"), pairwise(PRESETS, get_args(BlockPattern), MEMORIES, [True, False])
+)
 @settings(max_examples=4)
 @given(
     changed=st.sets(st.integers(1, LENGTH - 1), min_size=1, max_size=3),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import importlib
+import importlib.resources
 import json
 import math
 import os
@@ -19,9 +20,11 @@ from hpo_reports.projection.calibration import Calibration, bounds, calibrate, m
 from hpo_reports.projection.curves import Curve, read_curves, reference_curves
 from hpo_reports.projection.pool import pooled
 from hpo_reports.projection.project import (
+    CALIBRATION,
     Projection,
     Refusal,
     calibration_json,
+    digest,
     project,
     projection_from,
     score,
@@ -255,6 +258,11 @@ def test_the_shipped_runs_are_many_of_several_stretches_and_seeds_and_some_overf
     assert all(curve.is_finite and curve.train_loss is not None and curve.horizon == 20 for curve in curves)
     overfit = [curve for curve in curves if min(curve.val_loss) < curve.val_loss[-1] - 0.02]
     assert 4 <= len(overfit) < len(curves)
+
+
+def test_the_shipped_stretches_were_measured_on_the_shipped_runs() -> None:
+    text = importlib.resources.files("hpo_reports.projection").joinpath(CALIBRATION).read_text(encoding="utf-8")
+    assert json.loads(text)["curves"] == digest(reference_curves())
 
 
 @pytest.mark.nightly

@@ -129,8 +129,15 @@ class TestEveryReportOfANastyStudy:
     def record(self, name: str) -> StudyRecord:
         return read_study(STUDIES[name]())
 
-    @pytest.mark.parametrize("language", ["en", "es"])
-    @pytest.mark.parametrize("template", ["experiments", "session"])
+    @pytest.mark.parametrize(
+        ("template", "language"),
+        [
+            ("experiments", "en"),
+            ("session", "es"),
+            pytest.param("experiments", "es", marks=pytest.mark.nightly),
+            pytest.param("session", "en", marks=pytest.mark.nightly),
+        ],
+    )
     def test_documents_have_no_element_of_the_users(self, record, template, language):
         render(record, "markdown", template=template, language=language, plain=True).encode()
         page = render(record, "html", template=template, language=language)
