@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-from scipy import stats
 
 from hpo_reports.analysis import statistics
 from hpo_reports.analysis.findings import Findings, find
@@ -201,6 +200,8 @@ def _difference(contender: _Contender, first: _Contender, scale: Scale) -> tuple
         pairs = [mine[seed] - theirs[seed] for seed in common]
         interval = statistics.paired_interval(pairs)
         return _told(name, "paired", len(pairs), float(np.mean(pairs)), interval), statistics.sign_flip_p(pairs)
+    from scipy import stats
+
     tested = stats.ttest_ind(list(mine.values()), list(theirs.values()), equal_var=False)
     low, high = tested.confidence_interval(1 - ALPHA)
     gap = float(np.mean(list(mine.values())) - np.mean(list(theirs.values())))

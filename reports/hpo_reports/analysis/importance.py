@@ -1,27 +1,29 @@
-"""How much each searched parameter matters, by Optuna's evaluator; with records, the only room that knows Optuna."""
+"""How much each searched parameter matters: PED-ANOVA, with the range that resamples of the trials give it."""
 
 from __future__ import annotations
 
-import contextlib
-import copy
-import warnings
-from collections.abc import Iterator, Mapping, Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import optuna
-from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
-from optuna.importance import PedAnovaImportanceEvaluator, get_param_importances
-from optuna.trial import FrozenTrial
+from numpy.typing import NDArray
 
 from hpo_reports.analysis.verdicts import Comparison
 from hpo_reports.records.attributes import Scalar
 from hpo_reports.records.study import Direction, SearchRecord, StudyRecord, TrialRecord
 
-LEAST_TRIALS = 30  # complete ones; fewer give shares that the next trial overturns
-MOST_TRIALS = 500  # that are evaluated, drawn by a fixed seed
+MIN_TRIALS = 30  # complete ones; fewer give shares that the next trial overturns
+MAX_TRIALS = 500  # that are evaluated, drawn by a fixed seed
 RESAMPLES = 50
-EVALUATOR = "PED-ANOVA"  # Optuna's default since 5.0: what separates the best tenth of the trials from the others
+EVALUATOR = "PED-ANOVA"  # what separates the best tenth of the trials from the others
+GRID = 50  # cells into which the range of a number is divided, as in Optuna
+BEST_TENTH = 0.1
+NARROWEST_KERNEL = 0.5 / 1.64  # of a cell: 90 % of the kernel lies within its own
+SMALLEST_DENSITY = 1e-12  # so that no ratio of densities is infinite
+
+Floats = NDArray[np.float64]
+Integers = NDArray[np.int64]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,27 +56,23 @@ def importance(record: StudyRecord, comparison: Comparison) -> Importance | None
     """
     trials = [trial for trial in comparison.ranked if trial.values and trial.values[0] is not None]
     names = _common(trials)
-    if len(trials) < LEAST_TRIALS or not names:
+    if len(trials) < MIN_TRIALS or not names:
         return None
     random = np.random.default_rng(0)
-    if len(trials) > MOST_TRIALS:
-        trials = [trials[place] for place in sorted(random.permutation(len(trials))[:MOST_TRIALS])]
+    if len(trials) > MAX_TRIALS:
+        trials = [trials[place] for place in sorted(random.permutation(len(trials))[:MAX_TRIALS])]
     if trials[-(-len(trials) // 10) - 1].values[0] == trials[-1].values[0]:  # they come best first
         return None
     axes = {name: _Axis.of([trial.parameters[name] for trial in trials], _range(record, name)) for name in names}
-    frozen = [_frozen(trial, axes) for trial in trials]
-    with _silent():
-        drawn = _Drawn(record.directions[0])
-        whole = drawn.evaluate(frozen)
-        resamples = [
-            drawn.evaluate([frozen[place] for place in random.integers(len(frozen), size=len(frozen))])
-            for _ in range(RESAMPLES)
-        ]
+    losses_N = _losses(trials, record.directions[0])
+    whole = _shares(axes, losses_N)
+    drawn = (random.integers(len(trials), size=len(trials)) for _ in range(RESAMPLES))
+    resamples = [_shares({name: axis.at(rows_N) for name, axis in axes.items()}, losses_N[rows_N]) for rows_N in drawn]
     shares = {}
-    for name, value in whole.items():
-        low, high = np.quantile([each.get(name, 0.0) for each in resamples], (0.05, 0.95))
+    for name, value in sorted(whole.items(), key=lambda share: -share[1]):
+        low, high = np.quantile([each[name] for each in resamples], (0.05, 0.95))
         shares[name] = Share(value=value, low=float(low), high=float(high))
-    return Importance(evaluator=f"{EVALUATOR}, Optuna {optuna.__version__}", trials=len(trials), shares=shares)
+    return Importance(evaluator=EVALUATOR, trials=len(trials), shares=shares)
 
 
 def _common(trials: Sequence[TrialRecord]) -> list[str]:
@@ -87,66 +85,100 @@ def _range(record: StudyRecord, name: str) -> SearchRecord | None:
     return next((each for each in record.search if each.name == name), None)
 
 
+def _losses(trials: Sequence[TrialRecord], direction: Direction) -> Floats:
+    """The objective of each trial, so that less is better."""
+    sign = -1.0 if direction == "maximize" else 1.0
+    return sign * np.array([trial.values[0] for trial in trials], dtype=np.float64)
+
+
 @dataclass(frozen=True, kw_only=True)
 class _Axis:
-    """A parameter as the evaluator sees it."""
+    """A parameter's values as cells: of a grid over the range of its numbers, or a cell for each category."""
 
-    space: BaseDistribution  # of the values' own range, on the scale on which they were searched
-    largest: float | None = None  # by which numbers on a linear scale are divided, so that no difference overflows
+    cells_N: Integers  # of each trial
+    size: int  # cells in all
+    ordered: bool  # whether cells side by side are alike
 
     @staticmethod
     def of(values: Sequence[Scalar], searched: SearchRecord | None) -> _Axis:
-        """All but numbers are categories."""
+        """The cells of some values; all but numbers are categories."""
         numbers = [value for value in values if isinstance(value, int | float) and not isinstance(value, bool)]
         if len(numbers) < len(values):
-            return _Axis(space=CategoricalDistribution(sorted({str(value) for value in values})))
-        low, high = float(min(numbers)), float(max(numbers))
-        if searched is not None and searched.log and low > 0:
-            return _Axis(space=FloatDistribution(low, high, log=True))
-        largest = max(abs(low), abs(high))
-        return _Axis(space=FloatDistribution(low / largest, high / largest), largest=largest)
+            places = {category: place for place, category in enumerate(sorted({str(value) for value in values}))}
+            return _Axis(cells_N=np.array([places[str(value)] for value in values]), size=len(places), ordered=False)
+        places_N = np.array(numbers, dtype=np.float64)
+        if searched is not None and searched.log and places_N.min() > 0:
+            places_N = np.log(places_N)
+        else:
+            places_N = places_N / (np.abs(places_N).max() or 1.0)  # no difference overflows then
+        low, high = places_N.min(), places_N.max()
+        if low == high:  # numbers that are written otherwise and yet equal
+            return _Axis(cells_N=np.zeros(len(places_N), dtype=np.int64), size=1, ordered=True)
+        cells_N = np.ceil((places_N - low) / ((high - low) / (GRID - 1)) - 0.5).astype(np.int64)
+        return _Axis(cells_N=np.clip(cells_N, 0, GRID - 1), size=GRID, ordered=True)
 
-    def place(self, value: Scalar) -> Scalar:
-        """A value on it."""
-        if isinstance(self.space, CategoricalDistribution):
-            return str(value)
-        return value if self.largest is None else float(value) / self.largest  # type: ignore[arg-type]
+    def at(self, rows_N: Integers) -> _Axis:
+        """The same axis for a resample of the trials."""
+        return _Axis(cells_N=self.cells_N[rows_N], size=self.size, ordered=self.ordered)
 
-
-class _Drawn(optuna.Study):
-    """A study whose trials are given to it; one that stores them copies each, which took most of a report's time."""
-
-    def __init__(self, direction: Direction) -> None:
-        empty = optuna.create_study(direction=direction)
-        super().__init__(empty.study_name, empty._storage)
-        self.given: list[FrozenTrial] = []
-
-    def evaluate(self, trials: list[FrozenTrial]) -> dict[str, float]:
-        """How much each parameter matters among complete trials, the same one perhaps more than once."""
-        self.given = [copy.copy(trial) for trial in trials]
-        for place, trial in enumerate(self.given):
-            trial._trial_id = place  # by which the evaluator tells them apart
-        return get_param_importances(self, evaluator=PedAnovaImportanceEvaluator())
-
-    def get_trials(self, deepcopy: bool = True, states: object = None) -> list[FrozenTrial]:  # noqa: ARG002
-        """All of them are complete, and nobody writes to them."""
-        return self.given
+    def density(self, chosen_N: NDArray[np.bool_]) -> Floats:
+        """Probability of each cell, as the chosen trials have it."""
+        counts_G = np.bincount(self.cells_N[chosen_N], minlength=self.size)
+        density_G = _smoothed(counts_G) if self.ordered else _mixed(counts_G)
+        return density_G + SMALLEST_DENSITY
 
 
-def _frozen(trial: TrialRecord, axes: Mapping[str, _Axis]) -> FrozenTrial:
-    values = {name: axis.place(trial.parameters[name]) for name, axis in axes.items()}
-    spaces = {name: axis.space for name, axis in axes.items()}
-    return optuna.trial.create_trial(params=values, distributions=spaces, value=trial.values[0])
+def _shares(axes: Mapping[str, _Axis], losses_N: Floats) -> dict[str, float]:
+    """PED-ANOVA: how far the best tenth's density of each parameter is from that of all trials, as parts of the whole.
+
+    The estimate is that of `optuna.importance.PedAnovaImportanceEvaluator` with its defaults, to rounding errors. It is
+    written out because Optuna's takes a study for each resample, and imports scikit-learn, SciPy and pandas.
+
+    Source: Watanabe, Bansal and Hutter, PED-ANOVA (2023), https://arxiv.org/abs/2304.10255.
+    """
+    cutoff = np.sort(losses_N)[math.ceil(BEST_TENTH * len(losses_N)) - 1]
+    best_N, all_N = losses_N <= cutoff, np.ones(len(losses_N), dtype=np.bool_)
+    distances = {}
+    for name, axis in axes.items():
+        best_G, all_G = axis.density(best_N), axis.density(all_N)
+        distances[name] = float(all_G @ (best_G / all_G - 1) ** 2)
+    total = sum(distances.values())
+    return {name: distance / total if total else 1 / len(distances) for name, distance in distances.items()}
 
 
-@contextlib.contextmanager
-def _silent() -> Iterator[None]:
-    """Studies in memory come and go without a word; where a resample has too many ties, Optuna would warn."""
-    verbosity = optuna.logging.get_verbosity()
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="Target and region quantiles", category=UserWarning)
-            yield
-    finally:
-        optuna.logging.set_verbosity(verbosity)
+def _smoothed(counts_G: Integers) -> Floats:
+    """Density over the cells of a grid: a normal kernel on each occupied cell, and one as wide as the grid.
+
+    Source: Scott, Multivariate Density Estimation (1992), for the width of the kernels.
+    """
+    cells_K = np.flatnonzero(counts_G)
+    counts_K = counts_G[cells_K]
+    total, reached_K = int(counts_K.sum()), counts_K.cumsum()
+    mean = cells_K @ counts_K / total
+    deviation = math.sqrt((cells_K - mean) ** 2 @ counts_K / max(1, total - 1))
+    first = cells_K[np.searchsorted(reached_K, total // 4, side="left")]
+    third = cells_K[min(np.searchsorted(reached_K, total * 3 // 4, side="right"), len(cells_K) - 1)]
+    width = max(1.059 * min((third - first) / 1.34, deviation) * total**-0.2, NARROWEST_KERNEL)
+    size = len(counts_G)
+    reached_T = _erf((np.arange(1 - size, size + 1) - 0.5) / (width * math.sqrt(2)))  # by distance from the centre
+    kernels_GK = _cut_off(reached_T[np.arange(size + 1)[:, None] - cells_K + size - 1])
+    broad_G = _cut_off(_erf((np.arange(size + 1) - size / 2) / (size * math.sqrt(2))))
+    return np.asarray((kernels_GK @ counts_K + broad_G) / (total + 1))
+
+
+def _cut_off(reached_E: Floats) -> Floats:
+    """Mass of each cell under normal distributions that end with the grid, from their integrals up to the edges."""
+    return np.asarray(np.diff(reached_E, axis=0) / (reached_E[-1] - reached_E[0]))
+
+
+def _erf(values: Floats) -> Floats:
+    return np.array([math.erf(value) for value in values])
+
+
+def _mixed(counts_C: Integers) -> Floats:
+    """Density over categories: a kernel on each that occurs, and one that knows nothing."""
+    occurs_C, kernels = counts_C > 0, np.count_nonzero(counts_C) + 1
+    spread = 1 / (len(counts_C) + kernels)  # what a kernel gives to each category but, on top, its own
+    total = counts_C.sum()
+    own_C = np.where(occurs_C, counts_C * (1 - len(counts_C) * spread), 0.0)
+    return np.asarray((own_C + total * spread + 1 / len(counts_C)) / (total + 1))

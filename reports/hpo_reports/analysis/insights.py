@@ -12,7 +12,6 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import stats
 
 from hpo_reports.analysis.importance import Importance, importance
 from hpo_reports.analysis.statistics import holm
@@ -270,9 +269,15 @@ def _interactions(trials: Sequence[TrialRecord], names: Sequence[str]) -> tuple[
 def _ranked(values: Floats | None) -> Floats:
     """Ranks with mean 0 and deviation 1."""
     assert values is not None
-    ranks = stats.rankdata(values)
+    ranks = _mean_ranks(values)
     spread = float(ranks.std())
     return np.asarray((ranks - ranks.mean()) / (spread if not math.isclose(spread, 0.0) else 1.0))
+
+
+def _mean_ranks(values: Floats) -> Floats:
+    """Ranks from 1 on; equal values share the mean of theirs."""
+    _, places, times = np.unique(values, return_inverse=True, return_counts=True)
+    return np.asarray((times.cumsum() - (times - 1) / 2)[places])
 
 
 def _product(first: Floats, second: Floats, objectives: Floats, orders_RN: NDArray[np.int64]) -> tuple[float, float]:

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy import special, stats
 
 Floats = NDArray[np.float64]
 
@@ -120,7 +119,7 @@ def paired_interval(differences: ArrayLike, *, level: float = 1 - ALPHA) -> Inte
     values = _finite(differences)
     if len(values) < 2:
         return None
-    reach = stats.t.ppf((1 + level) / 2, len(values) - 1) * values.std(ddof=1) / math.sqrt(len(values))
+    reach = _student_quantile(level, len(values) - 1) * values.std(ddof=1) / math.sqrt(len(values))
     return Interval(low=float(values.mean() - reach), high=float(values.mean() + reach), level=level)
 
 
@@ -191,6 +190,8 @@ def shrink(scores: ArrayLike, noise_variance: float) -> Shrunk:
 
 def expected_largest(draws: int) -> float:
     """Expected largest of so many independent standard normal draws: 1.16 of 5, 1.54 of 10, 1.87 of 20."""
+    from scipy import special
+
     x = np.linspace(-9.0, 9.0, 4001)
     density = draws * np.exp(-(x**2) / 2) / math.sqrt(2 * math.pi) * special.ndtr(x) ** (draws - 1)
     return float(np.trapezoid(x * density, x))
@@ -249,7 +250,14 @@ def smallest_visible(deviation: float, degrees: int, level: float = 1 - ALPHA) -
         degrees: of freedom of that measurement; the fewer, the farther.
         level: of confidence.
     """
-    return float(stats.t.ppf((1 + level) / 2, degrees)) * math.sqrt(2) * deviation
+    return _student_quantile(level, degrees) * math.sqrt(2) * deviation
+
+
+def _student_quantile(level: float, degrees: int) -> float:
+    """Student's t that a two-sided interval of this confidence reaches to."""
+    from scipy import special  # takes longer to import than many a report to write: only where a test needs it
+
+    return float(special.stdtrit(degrees, (1 + level) / 2))
 
 
 def _finite(values: ArrayLike) -> Floats:

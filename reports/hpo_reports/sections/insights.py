@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from hpo_reports.analysis.findings import Findings
-from hpo_reports.analysis.importance import LEAST_TRIALS, Importance
+from hpo_reports.analysis.importance import MIN_TRIALS, Importance
 from hpo_reports.analysis.insights import Contrast, Insight, Insights
 from hpo_reports.document.catalogue import Catalogue
 from hpo_reports.document.formats import fixed, number
@@ -22,8 +22,8 @@ def insights(findings: Findings, say: Catalogue) -> Section | None:
     blocks: list[Block] = []
     if found.importance is not None:
         blocks += [_importance(found.importance, say), Chart(figure="importance")]
-    elif len(findings.comparison.ranked) < LEAST_TRIALS:
-        blocks.append(say("insights.too_few", n=len(findings.comparison.ranked), least=LEAST_TRIALS))
+    elif len(findings.comparison.ranked) < MIN_TRIALS:
+        blocks.append(say("insights.too_few", n=len(findings.comparison.ranked), least=MIN_TRIALS))
     else:
         blocks.append(say("insights.no_importance"))
     blocks += [bullets(_parameter(each, say) for each in found.parameters)]
