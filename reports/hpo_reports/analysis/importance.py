@@ -157,7 +157,7 @@ def _smoothed(counts_G: Integers) -> Floats:
     mean = cells_K @ counts_K / total
     deviation = math.sqrt((cells_K - mean) ** 2 @ counts_K / max(1, total - 1))
     first = cells_K[np.searchsorted(reached_K, total // 4, side="left")]
-    third = cells_K[min(np.searchsorted(reached_K, total * 3 // 4, side="right"), len(cells_K) - 1)]
+    third = cells_K[min(int(np.searchsorted(reached_K, total * 3 // 4, side="right")), len(cells_K) - 1)]
     width = max(1.059 * min((third - first) / 1.34, deviation) * total**-0.2, NARROWEST_KERNEL)
     size = len(counts_G)
     reached_T = _erf((np.arange(1 - size, size + 1) - 0.5) / (width * math.sqrt(2)))  # by distance from the centre
@@ -171,7 +171,7 @@ def _cut_off(reached_E: Floats) -> Floats:
     return np.asarray(np.diff(reached_E, axis=0) / (reached_E[-1] - reached_E[0]))
 
 
-def _erf(values: Floats) -> Floats:
+def _erf(values: NDArray[np.floating]) -> Floats:
     return np.array([math.erf(value) for value in values])
 
 
