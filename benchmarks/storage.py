@@ -26,7 +26,7 @@ from hpo.worker.worker import _Worker
 
 SIZES = (40, 2000)  # finished trials in the study while the next ones are measured
 MEASURED = 30
-PRUNER = {"kind": "successive_halving", "first_milestone": 3, "reduction": 4, "peers": 3}
+PRUNER = {"kind": "successive_halving", "min_resource": 3, "reduction_factor": 4, "n_min_trials": 3}
 
 
 class Deaf:

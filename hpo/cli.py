@@ -235,7 +235,7 @@ def studies(storage: StorageOption = None) -> None:
     """List the study files that come with the program and the studies of the database."""
     from hpo.database.connection import storage_errors
     from hpo.errors import StorageError
-    from hpo.study.spec import shipped_studies
+    from hpo.study.toml import shipped_studies
     from hpo.sweep.sweep import describe_studies
 
     typer.echo("study files:")

@@ -31,7 +31,8 @@ from hpo.executors.ray_cluster import places as ray_places
 from hpo.executors.slurm import asks_for_gpus, check_slurm, submit_slurm
 from hpo.executors.stop import Stop
 from hpo.home import Home
-from hpo.study.spec import Profile, StudySpec, load_study_file
+from hpo.study.spec import Profile, StudySpec
+from hpo.study.toml import load_study_file
 from hpo.sweep.compatibility import check_compatible, check_text, network_facts
 from hpo.sweep.corpus import load_text
 from hpo.sweep.record import CorpusFacts, NetworkFacts, StudyRecord, TokenizerFacts
@@ -233,7 +234,7 @@ def _total(request: Request, spec: StudySpec) -> int:
     if request.trials is not None and request.trials < 1:
         raise UsageError(f"--trials is the total that the study ends with and must be at least 1, got {request.trials}")
     total = request.trials or spec.default_total()
-    most = spec.most_trials()
+    most = spec.max_trials()
     if most is not None and total > most:
         raise UsageError(f"--trials {total}: the grid of {spec.name} has {most} points, baseline included")
     return total

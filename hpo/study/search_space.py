@@ -9,7 +9,7 @@ import numpy as np
 import optuna
 
 from hpo.database.optuna_private import COMPLETED_RUNG, SnapshotStudy
-from hpo.study.spec import PLANNED, Dimension, StudySpec
+from hpo.study.spec import PLANNED, Dimension, StudySpec, role_of
 from hpo_model.config import Scalar, parameter_type
 
 
@@ -54,14 +54,14 @@ def make_pruner(spec: StudySpec) -> optuna.pruners.BasePruner:
     pruner = spec.pruner
     if pruner.kind == "successive_halving":
         return optuna.pruners.SuccessiveHalvingPruner(
-            min_resource=pruner.first_milestone, reduction_factor=pruner.reduction
+            min_resource=pruner.min_resource, reduction_factor=pruner.reduction_factor
         )
     if pruner.kind in ("percentile", "median"):
         return optuna.pruners.PercentilePruner(
             50.0 if pruner.kind == "median" else pruner.percentile,
             n_startup_trials=0,
-            n_warmup_steps=pruner.first_milestone,
-            n_min_trials=pruner.peers,
+            n_warmup_steps=pruner.min_resource,
+            n_min_trials=pruner.n_min_trials,
         )
     return optuna.pruners.NopPruner()
 
@@ -84,18 +84,18 @@ def should_prune(spec: StudySpec, trial: optuna.Trial, milestone: int) -> bool:
     frozen.system_attrs = {
         key: value for key, value in frozen.system_attrs.items() if not key.startswith(COMPLETED_RUNG)
     }
-    should_prune = study.pruner.prune(study, frozen)
-    if not should_prune or frozen.user_attrs.get("hpo:role") in PLANNED:
+    behind = study.pruner.prune(study, frozen)
+    if not behind or role_of(frozen.user_attrs.get("hpo:role")) in PLANNED:
         return False
-    return sum(milestone in other.intermediate_values for other in study.trials_read) >= spec.pruner.peers
+    return sum(milestone in other.intermediate_values for other in study.trials_read) >= spec.pruner.n_min_trials
 
 
 def _may_prune(spec: StudySpec, milestone: int) -> bool:
     """Whether the pruner ever says yes at a milestone: successive halving only at its rungs."""
     pruner = spec.pruner
     if pruner.kind != "successive_halving":
-        return pruner.kind != "none" and milestone >= pruner.first_milestone
-    rung = pruner.first_milestone
+        return pruner.kind != "none" and milestone >= pruner.min_resource
+    rung = pruner.min_resource
     while rung < milestone:
-        rung *= pruner.reduction
+        rung *= pruner.reduction_factor
     return rung == milestone

@@ -1,35 +1,35 @@
-"""Study files: TOML in, a frozen and validated `StudySpec` out.
+"""A complete study as frozen, validated data, whatever file it came from.
 
-A study file is one complete named configuration. `[run]` holds the values that every trial shares, `[search]` those
-that are searched; both use the names of `hpo_model.config`. `[profile.cpu]` and `[profile.cuda]` override any section.
-The grammar is documented in docs/study-files.md.
+Each section of a study file is one class here; `hpo.study.toml` reads the file.
 """
 
 from __future__ import annotations
 
 import hashlib
-import importlib.resources
 import itertools
 import json
-import tomllib
 from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from hpo.errors import StudyFileError
 from hpo_model.config import RunConfig, Scalar, TokenizerChoice, TokenizerKind, build_run, parameter_type
 from hpo_model.errors import ConfigError
 
 Profile = Literal["cpu", "cuda"]
 T = TypeVar("T")
-Role = Literal["baseline", "known", "grid", "search", "finalist"]
+Role = Literal["baseline", "enqueued", "grid", "search", "finalist"]
 Objective = Literal["val_loss", "phi"]  # of a trial's last evaluation: nats per token, the less the better; Φ, the more
-PLANNED: tuple[Role, ...] = ("baseline", "known", "grid", "finalist")  # of trials whose values no sampler chooses
+PLANNED: tuple[Role, ...] = ("baseline", "enqueued", "grid", "finalist")  # of trials whose values no sampler chooses
 FINALISTS = "--finalists"  # ends the name of a companion study, and of no other
+FORMER_NAMES: Mapping[tuple[str | None, str], str] = {  # by section and name; None: the file's top
+    (None, "known"): "enqueued",
+    ("pruner", "first_milestone"): "min_resource",
+    ("pruner", "reduction"): "reduction_factor",
+    ("pruner", "peers"): "n_min_trials",
+}
 SHARED = ("budget_tokens", "evaluations", "evaluation_tokens", "seed")  # never searched
-LARGEST = 2.0**53  # beyond it a float no longer holds every whole number
+MAX_WHOLE = 2.0**53  # beyond it a float no longer holds every whole number
 Positive = Annotated[int, Field(gt=0, le=1_000_000)]
 
 
@@ -64,8 +64,8 @@ class Dimension(_Section):
             raise ValueError("log and step exclude each other")
         if not _is_multiple(self.high - self.low, self.step):
             raise ValueError(f"high {self.high:g} is no whole number of steps of {self.step:g} above low {self.low:g}")
-        if max(abs(self.low), abs(self.high)) > LARGEST:
-            raise ValueError(f"low and high must be within ±{LARGEST:g}")
+        if max(abs(self.low), abs(self.high)) > MAX_WHOLE:
+            raise ValueError(f"low and high must be within ±{MAX_WHOLE:g}")
         return self
 
     @property
@@ -90,6 +90,12 @@ class Dimension(_Section):
 
 def _is_multiple(distance: float, step: float | None) -> bool:
     return step is None or abs(distance / step - round(distance / step)) < 1e-9
+
+
+def role_of(stored: object) -> Role | None:
+    """The role of a trial as its attribute says it; earlier versions wrote `known` for `enqueued`."""
+    known: dict[object, Role] = {role: role for role in get_args(Role)}
+    return "enqueued" if stored == "known" else known.get(stored)
 
 
 class TextSection(_Section):
@@ -123,10 +129,11 @@ class PrunerSection(_Section):
     """How trials that fall behind are ended early, at evaluation milestones; planned ones never are."""
 
     kind: Literal["successive_halving", "percentile", "median", "none"] = "successive_halving"
-    first_milestone: Positive = 3  # earliest evaluation after which a trial may be pruned
-    reduction: int = Field(default=4, ge=2)  # successive halving: one in so many goes on
+    min_resource: Positive = 3  # evaluations that a trial has before it may be pruned
+    reduction_factor: int = Field(default=4, ge=2)  # successive halving: one in so many goes on
     percentile: float = Field(default=25.0, gt=0, lt=100)  # of the complete trials' losses: who is above it is pruned
-    peers: Positive = 3  # other trials needed at a milestone before one is pruned there; complete ones but for halving
+    # other trials needed at a milestone before one is pruned there; complete ones except for successive halving
+    n_min_trials: Positive = 3
 
 
 class StoppingSection(_Section):
@@ -194,7 +201,7 @@ class StudySpec(_Section):
     run: dict[str, Scalar]
     search: dict[str, Dimension] = Field(min_length=1)
     baseline: dict[str, Scalar] = {}
-    known: tuple[dict[str, Scalar], ...] = Field(default=(), strict=False)
+    enqueued: tuple[dict[str, Scalar], ...] = Field(default=(), strict=False)
     sampler: SamplerSection = SamplerSection()
     pruner: PrunerSection = PrunerSection()
     stopping: StoppingSection = StoppingSection()
@@ -235,6 +242,26 @@ class StudySpec(_Section):
 
     @model_validator(mode="before")
     @classmethod
+    def _read_former_names(cls, content: Any) -> Any:
+        """Studies and study files of earlier versions have them."""
+        if not isinstance(content, dict):
+            return content
+        renamed = dict(content)
+        for (section, old), new in FORMER_NAMES.items():
+            holder = renamed if section is None else renamed.get(section)
+            if not isinstance(holder, dict) or old not in holder:
+                continue
+            if new in holder:
+                raise ValueError(f"{old} is the former name of {new}: give one of them")
+            changed = {new if name == old else name: value for name, value in holder.items()}
+            if section is None:
+                renamed = changed
+            else:
+                renamed[section] = changed
+        return renamed
+
+    @model_validator(mode="before")
+    @classmethod
     def _two_objectives_prune_nothing(cls, content: Any) -> Any:
         """With several there is no order in which a trial could be behind; a [pruner] of the file is checked below."""
         several = isinstance(content, dict) and content.get("objectives") not in (None, ["val_loss"], ("val_loss",))
@@ -268,8 +295,8 @@ class StudySpec(_Section):
                 _check_dimension(name, dimension)
             for value in dimension.corners:
                 _named("search", name, self.run_with, {name: _typed(name, value)})
-        for place, given in enumerate((self.baseline, *self.known)):
-            section = f"known[{place - 1}]" if place else "baseline"
+        for place, given in enumerate((self.baseline, *self.enqueued)):
+            section = f"enqueued[{place - 1}]" if place else "baseline"
             for name, value in given.items():
                 if name not in self.search:
                     raise ValueError(f"{section}.{name}: not a searched value; put what all trials share under [run]")
@@ -301,14 +328,14 @@ class StudySpec(_Section):
         return build_run({**self.run, **parameters, "network": self.model.network})
 
     def planned(self) -> tuple[tuple[Role, dict[str, Scalar]], ...]:
-        """What is run first, in order: the baseline, known configurations, and a grid's remaining points.
+        """What is run first, in order: the baseline, enqueued configurations, and a grid's remaining points.
 
         Of a companion study: all of its runs.
         """
         if self.replication is not None:
             return self.replication.planned()
         wanted: list[tuple[Role, dict[str, Scalar]]] = [("baseline", self._complete(self.baseline))]
-        wanted += [("known", self._complete(given)) for given in self.known]
+        wanted += [("enqueued", self._complete(given)) for given in self.enqueued]
         wanted += [("grid", point) for point in self._grid()] if self.sampler.kind == "grid" else []
         plan: list[tuple[Role, dict[str, Scalar]]] = []
         for role, parameters in wanted:
@@ -316,7 +343,7 @@ class StudySpec(_Section):
                 plan.append((role, parameters))
         return tuple(plan)
 
-    def most_trials(self) -> int | None:
+    def max_trials(self) -> int | None:
         """How many different trials there are: a grid's size, a companion's runs, or None for no limit."""
         if self.replication is not None:
             return len(self.replication.runs)
@@ -348,86 +375,6 @@ class StudySpec(_Section):
             yield dict(zip(self.search, point, strict=True))
 
 
-def load_study_file(study: str, profile: Profile) -> StudySpec:
-    """Load a study by the name of a shipped file, or from a path.
-
-    Args:
-        study: a name such as `lambda_phi`, or a path that ends in `.toml`.
-        profile: whose overrides to apply.
-
-    Raises:
-        StudyFileError: unknown, unreadable or inconsistent; the message names the key or the line.
-    """
-    if study.endswith(".toml"):
-        origin, text = study, _read(Path(study))
-    elif study in shipped_studies():
-        origin = f"studies/{study}.toml"
-        text = importlib.resources.files("hpo_studies").joinpath(f"{study}.toml").read_text(encoding="utf-8")
-    else:
-        names = ", ".join(shipped_studies())
-        raise StudyFileError(f"unknown study {study!r}: shipped are {names}; a file of your own ends in .toml")
-    return parse_study(text, origin, profile)
-
-
-def shipped_studies() -> dict[str, str]:
-    """Name and description of every study file that comes with the program."""
-    files = importlib.resources.files("hpo_studies").iterdir()
-    texts = {file.name.removesuffix(".toml"): file.read_text("utf-8") for file in files if file.name.endswith(".toml")}
-    return {name: tomllib.loads(text).get("description", "") for name, text in sorted(texts.items())}
-
-
-def parse_study(text: str, origin: str, profile: Profile) -> StudySpec:
-    """Parse and validate a study file's text; `origin` is its name in messages.
-
-    Raises:
-        StudyFileError: as `load_study_file`.
-    """
-    try:
-        content = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise StudyFileError(f"{origin}: not valid TOML: {error}") from error
-    profiles = content.pop("profile", {})
-    if not isinstance(profiles, dict) or not set(profiles) <= {"cpu", "cuda"}:
-        raise StudyFileError(f"{origin}: profile: only [profile.cpu] and [profile.cuda] are known")
-    for name, override in profiles.items():
-        if not isinstance(override, dict):
-            raise StudyFileError(f"{origin}: profile.{name}: must be a table, got {override!r}")
-        if "profile" in override:
-            raise StudyFileError(f"{origin}: profile.{name}.profile: unknown key")
-    spec = _validated(origin, _merged(content, profiles.get(profile, {})), profile)
-    other: Profile = "cuda" if profile == "cpu" else "cpu"  # so that a file that works here works there
-    _validated(f"{origin} (profile {other})", _merged(content, profiles.get(other, {})), other)
-    return spec
-
-
-def _validated(origin: str, content: dict[str, Any], profile: Profile) -> StudySpec:
-    if "replication" in content:
-        raise StudyFileError(f"{origin}: replication: unknown key")
-    try:
-        return StudySpec.model_validate({**content, "profile": profile})
-    except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        place = [str(part) for part in first["loc"]]
-        rule = first["msg"].removeprefix("Value error, ")
-        if place and place[-1] in ("bool", "int", "float", "str"):  # a kind that pydantic tried
-            place.pop()
-            rule = f"must be one number, text or truth value, got {first['input']!r}"
-        elif first["type"] == "extra_forbidden":
-            rule = "unknown key"
-        elif first["type"] not in ("value_error", "missing"):
-            rule = f"{rule}, got {first['input']!r}"
-        raise StudyFileError(": ".join([origin, ".".join(place), rule] if place else [origin, rule])) from error
-
-
-def _merged(base: Mapping[str, Any], override: Mapping[str, Any]) -> dict[str, Any]:
-    """Sections are merged key by key; a searched value is replaced whole."""
-    merged = dict(base)
-    for section, content in override.items():
-        old = base.get(section)
-        merged[section] = {**old, **content} if isinstance(old, dict) and isinstance(content, dict) else content
-    return merged
-
-
 def _check_dimension(name: str, dimension: Dimension) -> None:
     if name in SHARED:
         raise ValueError(f"search.{name}: all trials share it, or they could not be compared; put it under [run]")
@@ -457,12 +404,3 @@ def _named(section: str, name: str, build: Callable[..., T], *arguments: Any) ->
     except ConfigError as error:
         rule = str(error).removeprefix(f"{name}: ")
         raise ValueError(f"{section}.{name}: {rule}" if name else f"{section}: {rule}") from error
-
-
-def _read(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise StudyFileError(f"{path}: cannot be read ({error.strerror})") from error
-    except UnicodeDecodeError as error:
-        raise StudyFileError(f"{path}: not UTF-8 at byte {error.start}") from error

@@ -167,7 +167,7 @@ def _spec(search: StudySpec, replication: Replication) -> StudySpec:
         "name": search.name + FINALISTS,
         "description": f"The best configurations of {search.name} and its baseline, under the same fresh seeds.",
         "trials": max(len(replication.runs), 1),
-        "known": [],
+        "enqueued": [],
         "sampler": {"kind": "random"},
         "pruner": {"kind": "none"},
         "stopping": {},

@@ -23,7 +23,7 @@ from optuna.trial import FrozenTrial
 
 from hpo.database.connection import Database
 from hpo.errors import StudyError, UsageError
-from hpo.study.spec import FINALISTS, LARGEST
+from hpo.study.spec import FINALISTS, MAX_WHOLE
 from hpo.sweep.sweep import LOG_ATTRIBUTE, study_names
 from hpo_model.config import Scalar, parameter_type
 from hpo_model.errors import ConfigError
@@ -202,7 +202,7 @@ def _parameter(place: str, name: str, value: object) -> Scalar:
     if expected is str:
         return _text(place, name, value)
     number = _number(place, name, value)
-    if expected is int and not (number.is_integer() and abs(number) <= LARGEST):
+    if expected is int and not (number.is_integer() and abs(number) <= MAX_WHOLE):
         raise UsageError(f"{place}: {name} must be a whole number below 2^53, got {value!r}")
     return int(number) if expected is int else number
 
@@ -226,7 +226,7 @@ def _trial(row: Experiment, differing: Mapping[str, BaseDistribution]) -> Frozen
     evaluation = dict(row.measured)
     attributes: dict[str, Any] = {
         "hpo:imported": True,
-        "hpo:role": "baseline" if row.is_baseline else "known",
+        "hpo:role": "baseline" if row.is_baseline else "enqueued",
         "hpo:run": dict(row.parameters),
         "hpo:history": [evaluation],
         "hpo:outcome": "complete",

@@ -21,7 +21,7 @@ from hpo.executors.placement import Wish
 from hpo.home import Home
 from hpo.long_run.request import TrialRequest, prepare_trial_run
 from hpo.search.launch import Launch, Request, join, prepare
-from hpo.study.spec import parse_study
+from hpo.study.toml import parse_study
 from hpo.worker.messages import Event
 from hpo.worker.worker import work
 from tests.support.paths import REPOSITORY

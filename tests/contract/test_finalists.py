@@ -14,7 +14,8 @@ from hpo.database.connection import Database
 from hpo.errors import StudyError, StudyFileError
 from hpo.home import Home
 from hpo.study.search_space import suggest
-from hpo.study.spec import StudySpec, parse_study
+from hpo.study.spec import StudySpec
+from hpo.study.toml import parse_study
 from hpo.sweep.finalists import find_finalists, overtaken, plan_finalists
 from hpo.sweep.result import TrialResult
 from hpo.sweep.sweep import Sweep, create_sweep, find_sweep, open_sweep
@@ -108,7 +109,11 @@ def test_the_search_stays_what_it_was(database: Database) -> None:
 
 
 def test_only_complete_feasible_trials_are_chosen_and_none_twice(database: Database) -> None:
-    again = {"known": [{"dropout": 0.3}], "search": {"dropout": {"choices": [0.1, 0.3]}}, "sampler": {"kind": "random"}}
+    again = {
+        "enqueued": [{"dropout": 0.3}],
+        "search": {"dropout": {"choices": [0.1, 0.3]}},
+        "sampler": {"kind": "random"},
+    }
     search = searched(database, complete(5.0), PRUNED, SUSPICIOUS, *map(complete, (4.5, 4.4, 4.6, 4.3)), **again)
     feasible = [trial for trial in search.study.get_trials()[3:] if trial.params == {"dropout": 0.3}]
     assert len(feasible) > 1, "the same configuration, again and again"
@@ -150,7 +155,7 @@ def test_a_grid_has_finalists(database: Database) -> None:
     companion = plan_finalists(search, 1, 2)
     assert companion is not None
     assert companion.spec.sampler.kind == "random"
-    assert companion.spec.most_trials() == len(runs(companion))
+    assert companion.spec.max_trials() == len(runs(companion))
 
 
 def test_fresh_seeds_follow_the_search_s_own(database: Database) -> None:

@@ -98,13 +98,13 @@ def seen_by_another(sweep: Sweep, database: Database) -> Sweep:
 
 
 def test_planned_slots_get_the_plan_and_the_others_are_searched(database: Database) -> None:
-    sweep = make_sweep(database, known=[{"dropout": 0.3}])
+    sweep = make_sweep(database, enqueued=[{"dropout": 0.3}])
     begun = [sweep.start(claim(sweep)) for _ in range(4)]
     values = [suggest(sweep.spec, trial)["dropout"] for trial in begun]
     assert values[:2] == [0.1, 0.3]
     found = trials(sweep)
     assert [trial.user_attrs for trial in found] == [
-        {"hpo:slot": slot, "hpo:role": role} for slot, role in enumerate(("baseline", "known", "search", "search"))
+        {"hpo:slot": slot, "hpo:role": role} for slot, role in enumerate(("baseline", "enqueued", "search", "search"))
     ]
     assert [trial.state for trial in found] == [TrialState.RUNNING] * 4
     assert [trial.params["dropout"] for trial in found] == values
@@ -510,7 +510,7 @@ def test_trials_count_in_the_order_in_which_they_end(database: Database) -> None
 
 
 def test_a_sweep_is_found_again_with_its_record(database: Database) -> None:
-    sweep = make_sweep(database, known=[{"dropout": 0.3}], stopping={"trials_without_improvement": 3})
+    sweep = make_sweep(database, enqueued=[{"dropout": 0.3}], stopping={"trials_without_improvement": 3})
     for found in (find_sweep(database, sweep.spec.name, lease_s=5.0), open_sweep(database, sweep.spec.name, 5.0)):
         assert found is not None
         assert found.record == sweep.record
@@ -574,7 +574,7 @@ def test_a_sweep_prunes_as_its_file_says(database: Database, kind: str) -> None:
 
 
 def test_a_trial_is_compared_with_what_others_have_reported_meanwhile(database: Database, own: Database) -> None:
-    mine = open_sweep(own, make_sweep(database, pruner={"kind": "successive_halving", "peers": 3}).spec.name)
+    mine = open_sweep(own, make_sweep(database, pruner={"kind": "successive_halving", "n_min_trials": 3}).spec.name)
     others = open_sweep(database, mine.spec.name)
     others.start(claim(others, "baseline"))  # which is never pruned
     trial = mine.start(claim(mine))

@@ -54,7 +54,7 @@ from tests.support.sweeps import make_record, make_spec
 from tests.support.texts import write_text
 
 STUDY = "chaos"
-PRUNER = {"kind": "successive_halving", "first_milestone": 3, "reduction": 4, "peers": 3}
+PRUNER = {"kind": "successive_halving", "min_resource": 3, "reduction_factor": 4, "n_min_trials": 3}
 REAL_STUDY = """
 name = "chaos"
 trials = 8

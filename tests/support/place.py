@@ -43,7 +43,7 @@ dropout = {{ low = 0.0, high = 0.4 }}
 [baseline]
 lambda_phi = 0.05
 dropout = 0.1
-[[known]]
+[[enqueued]]
 lambda_phi = 0.01
 dropout = 0.25
 [sampler]

@@ -28,7 +28,7 @@ FACTS: dict[str, Any] = {
         },
         "baseline": {"lambda_phi": 0.05, "dropout": 0.1},
         "sampler": {"kind": "tpe", "startup_trials": 8, "seed": 1},
-        "pruner": {"kind": "successive_halving", "first_milestone": 2, "reduction": 3, "peers": 3},
+        "pruner": {"kind": "successive_halving", "min_resource": 2, "reduction_factor": 3, "n_min_trials": 3},
     },
     "corpus": {
         "name": "python-docs",

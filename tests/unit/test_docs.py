@@ -9,7 +9,7 @@ import pytest
 from typer.main import get_command
 
 from hpo.cli import app
-from hpo.study.spec import load_study_file, parse_study, shipped_studies
+from hpo.study.toml import load_study_file, parse_study, shipped_studies
 from hpo_model.config import build_run
 from tests.support.paths import REPOSITORY
 

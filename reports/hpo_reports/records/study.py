@@ -74,7 +74,7 @@ class TrialRecord:
     outcome: Outcome
     is_ours: bool = False  # made by `hpo run`, so that its objective is nats per token
     slot: int | None = None
-    role: str | None = None  # baseline, known, grid or search; of a companion study baseline or finalist
+    role: str | None = None  # baseline, enqueued, grid or search; of a companion study baseline or finalist
     candidate: int | None = None  # in a companion study: number in the search
     reason: str | None = None  # why it ended
     searched: tuple[str, ...] = ()  # names of the parameters that the sampler chose
@@ -211,7 +211,7 @@ def read_study(study: optuna.Study) -> StudyRecord:
         planned_trials=whole(spec, "trials"),
         profile=text(facts, "profile"),
         sampler=scalars(section(spec, "sampler")),
-        pruner=scalars(section(spec, "pruner")),
+        pruner={_PRUNER_NAMES.get(name, name): value for name, value in scalars(section(spec, "pruner")).items()},
         search=tuple(_search(name, section(section(spec, "search"), name)) for name in section(spec, "search")),
         corpus=_corpus(section(facts, "corpus")),
         tokenizer=_tokenizer(section(facts, "tokenizer")),
@@ -249,7 +249,7 @@ def _trial(trial: FrozenTrial, fixed: Mapping[str, Scalar]) -> TrialRecord:
         outcome=outcome,
         is_ours=is_ours,
         slot=whole(attributes, "hpo:slot"),
-        role=text(attributes, "hpo:role"),
+        role=_role(text(attributes, "hpo:role")),
         candidate=whole(attributes, "hpo:candidate"),
         reason=text(attributes, "hpo:reason"),
         searched=tuple(scalars(trial.params)),
@@ -265,6 +265,10 @@ def _trial(trial: FrozenTrial, fixed: Mapping[str, Scalar]) -> TrialRecord:
         device=text(section(attributes, "hpo:machine"), "device"),
         predicted_peak_bytes=whole(section(attributes, "hpo:machine"), "predicted_peak_bytes"),
     )
+
+
+def _role(stored: str | None) -> str | None:
+    return "enqueued" if stored == "known" else stored
 
 
 def _outcome(trial: FrozenTrial) -> Outcome:
@@ -327,4 +331,6 @@ def _tokenizer(content: Mapping[str, object]) -> TokenizerRecord:
     )
 
 
+# as earlier versions stored them
+_PRUNER_NAMES = {"first_milestone": "min_resource", "reduction": "reduction_factor", "peers": "n_min_trials"}
 _MEASURED = tuple(field.name for field in dataclasses.fields(Measurement) if field.name != "whole_split")

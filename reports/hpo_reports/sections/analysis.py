@@ -37,7 +37,7 @@ def analysed(findings: Findings) -> list[TrialRecord]:
     compared = findings.comparison.ranked or findings.comparison.front
     if len(compared) <= MOST_ANALYSED:
         return list(compared)
-    asked_for = [trial for trial in compared if trial.is_baseline or trial.role == "known"]
+    asked_for = [trial for trial in compared if trial.is_baseline or trial.role == "enqueued"]
     chosen = [*compared[:BEST_ANALYSED], *asked_for[: MOST_ANALYSED - BEST_ANALYSED - 1], compared[-1]]
     numbers = {trial.number for trial in chosen}
     return [trial for trial in compared if trial.number in numbers]

@@ -70,7 +70,7 @@ def _sampler(study: StudyRecord, say: Catalogue) -> Markdown:
 
 def _pruner(study: StudyRecord, say: Catalogue) -> Markdown:
     pruner = study.pruner
-    facts = {name: pruner.get(name) for name in ("first_milestone", "reduction", "peers", "percentile")}
+    facts = {name: pruner.get(name) for name in ("min_resource", "reduction_factor", "n_min_trials", "percentile")}
     match pruner.get("kind"):
         case "successive_halving":
             return say("pruner.successive_halving", **facts)

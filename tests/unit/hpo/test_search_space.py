@@ -90,7 +90,7 @@ def test_a_trial_that_was_left_between_two_suggestions_keeps_the_first() -> None
 
 
 def test_a_planned_trial_has_the_values_of_its_plan() -> None:
-    spec = make_spec(known=[{"dropout": 0.3}])
+    spec = make_spec(enqueued=[{"dropout": 0.3}])
     study = make_study(spec)
     for _, parameters in spec.planned():
         study.enqueue_trial(dict(parameters))
@@ -144,7 +144,7 @@ class Race:
     """Trials of one study that report one after another."""
 
     def __init__(self, **pruner: Any) -> None:
-        self.spec = make_spec(pruner={"peers": 1, **pruner})
+        self.spec = make_spec(pruner={"n_min_trials": 1, **pruner})
         self.study = make_study(self.spec)
 
     def enter(self, *losses: float, role: str = "search", state: TrialState = TrialState.COMPLETE) -> list[bool]:
@@ -163,7 +163,7 @@ class Race:
 
 @pytest.mark.parametrize("kind", ["successive_halving", "percentile", "median"])
 def test_the_worst_of_many_is_behind_and_the_best_is_not(kind: str) -> None:
-    race = Race(kind=kind, first_milestone=1)
+    race = Race(kind=kind, min_resource=1)
     for loss in (5.0, 4.0, 3.0, 2.0):
         assert race.enter(loss) == [False]
     assert race.enter(6.0) == [True]
@@ -171,7 +171,7 @@ def test_the_worst_of_many_is_behind_and_the_best_is_not(kind: str) -> None:
 
 
 def test_nobody_is_behind_without_a_pruner() -> None:
-    race = Race(kind="none", first_milestone=1)
+    race = Race(kind="none", min_resource=1)
     for loss in (1.0, 2.0, 3.0, 4.0, 5.0):
         assert race.enter(*[loss] * 10) == [False] * 10
 
@@ -181,14 +181,14 @@ def test_nobody_is_behind_without_a_pruner() -> None:
     ["successive_halving", "percentile", "median"],
 )
 def test_nobody_is_behind_before_the_first_milestone(kind: str) -> None:
-    race = Race(kind=kind, first_milestone=3)
+    race = Race(kind=kind, min_resource=3)
     for _ in range(5):
         race.enter(1.0, 1.0, 1.0)
     assert race.enter(9.0, 9.0, 9.0) == [False, False, True]
 
 
 def test_halving_looks_at_rungs_alone() -> None:
-    race = Race(kind="successive_halving", first_milestone=2, reduction=3)
+    race = Race(kind="successive_halving", min_resource=2, reduction_factor=3)
     for _ in range(4):
         race.enter(*[1.0] * 10)
     losses = [1.0, 1.0, *[9.0] * 8]  # falls back after the first rung; the next one is at 2 · 3
@@ -199,7 +199,7 @@ def test_halving_looks_at_rungs_alone() -> None:
     ("reduction", "loss", "behind"), [(3, 2.5, False), (3, 3.5, True), (2, 3.5, False), (2, 5.5, True)]
 )
 def test_halving_lets_one_in_so_many_go_on(reduction: int, loss: float, behind: bool) -> None:
-    race = Race(kind="successive_halving", first_milestone=1, reduction=reduction)
+    race = Race(kind="successive_halving", min_resource=1, reduction_factor=reduction)
     for other in range(1, 9):
         race.enter(float(other))
     assert race.enter(loss) == [behind]  # the ninth: three, or four, may go on
@@ -210,7 +210,7 @@ def test_halving_lets_one_in_so_many_go_on(reduction: int, loss: float, behind: 
     [({"kind": "median"}, 3.0), ({"kind": "percentile"}, 2.0), ({"kind": "percentile", "percentile": 75.0}, 4.0)],
 )
 def test_a_percentile_of_the_complete_trials_is_the_line_otherwise(pruner: dict[str, Any], line: float) -> None:
-    race = Race(**pruner, first_milestone=1)
+    race = Race(**pruner, min_resource=1)
     for other in (1.0, 2.0, 3.0, 4.0, 5.0):
         race.enter(other)
     assert race.enter(line + 0.1) == [True]
@@ -220,7 +220,7 @@ def test_a_percentile_of_the_complete_trials_is_the_line_otherwise(pruner: dict[
 @pytest.mark.parametrize("kind", ["successive_halving", "percentile", "median"])
 @pytest.mark.parametrize(("others", "behind"), [(3, False), (4, True)])
 def test_too_few_peers_put_nobody_behind(kind: str, others: int, behind: bool) -> None:
-    race = Race(kind=kind, first_milestone=1, peers=4)
+    race = Race(kind=kind, min_resource=1, n_min_trials=4)
     for _ in range(others):
         race.enter(1.0)
     assert race.enter(9.0) == [behind]
@@ -228,7 +228,7 @@ def test_too_few_peers_put_nobody_behind(kind: str, others: int, behind: bool) -
 
 @pytest.mark.parametrize(("kind", "behind"), [("successive_halving", True), ("percentile", False), ("median", False)])
 def test_a_line_through_complete_trials_needs_so_many_of_them(kind: str, behind: bool) -> None:
-    race = Race(kind=kind, first_milestone=1, peers=3)
+    race = Race(kind=kind, min_resource=1, n_min_trials=3)
     for state in (TrialState.COMPLETE, TrialState.COMPLETE, TrialState.PRUNED, TrialState.PRUNED):
         race.enter(1.0, state=state)
     assert race.enter(9.0) == [behind]
@@ -236,7 +236,7 @@ def test_a_line_through_complete_trials_needs_so_many_of_them(kind: str, behind:
 
 
 def test_peers_are_those_that_reported_at_the_same_milestone() -> None:
-    race = Race(kind="median", first_milestone=1, peers=3)
+    race = Race(kind="median", min_resource=1, n_min_trials=3)
     for _ in range(2):
         race.enter(1.0, 1.0)
     race.enter(1.0)
@@ -247,7 +247,7 @@ def test_peers_are_those_that_reported_at_the_same_milestone() -> None:
 @pytest.mark.parametrize("kind", ["successive_halving", "percentile", "median"])
 @pytest.mark.parametrize("role", PLANNED)
 def test_planned_trials_are_never_behind(kind: str, role: str) -> None:
-    race = Race(kind=kind, first_milestone=1)
+    race = Race(kind=kind, min_resource=1)
     for _ in range(5):
         race.enter(*[1.0] * 9)
     assert race.enter(*[9.0] * 9, role=role) == [False] * 9
@@ -256,14 +256,14 @@ def test_planned_trials_are_never_behind(kind: str, role: str) -> None:
 
 @pytest.mark.parametrize("kind", ["successive_halving", "percentile", "median"])
 def test_planned_trials_are_peers(kind: str) -> None:
-    race = Race(kind=kind, first_milestone=1, peers=3)
-    for role in ("baseline", "known", "known"):
+    race = Race(kind=kind, min_resource=1, n_min_trials=3)
+    for role in ("baseline", "enqueued", "enqueued"):
         race.enter(1.0, role=role)
     assert race.enter(9.0) == [True]
 
 
 def test_whoever_was_spared_for_want_of_peers_counts_at_the_next_rung() -> None:
-    race = Race(kind="successive_halving", first_milestone=1, reduction=2, peers=3)
+    race = Race(kind="successive_halving", min_resource=1, reduction_factor=2, n_min_trials=3)
     race.enter(1.0, 1.0)
     race.enter(5.0, 5.0)  # behind, with one peer
     race.enter(6.0, 6.0)

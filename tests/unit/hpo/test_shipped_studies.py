@@ -11,7 +11,8 @@ import torch
 
 from hpo.database.connection import open_database
 from hpo.home import Home
-from hpo.study.spec import StudySpec, load_study_file, parse_study, shipped_studies
+from hpo.study.spec import StudySpec
+from hpo.study.toml import load_study_file, parse_study, shipped_studies
 from hpo.sweep.sweep import create_sweep, load_study, open_sweep
 from hpo.worker.messages import Event, WorkerSpec
 from hpo.worker.worker import work

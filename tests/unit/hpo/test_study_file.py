@@ -10,15 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hpo.errors import StudyFileError
-from hpo.study.spec import (
-    PrunerSection,
-    SamplerSection,
-    StudySpec,
-    TextSection,
-    load_study_file,
-    parse_study,
-    shipped_studies,
-)
+from hpo.study.spec import PrunerSection, SamplerSection, StudySpec, TextSection
+from hpo.study.toml import load_study_file, parse_study, shipped_studies
 from tests.support.sweeps import make_spec
 
 PROFILES = ("cpu", "cuda")
@@ -54,7 +47,7 @@ def test_shipped_files_are_valid_and_named_like_their_file(name: str, profile: A
     assert spec.name == name
     assert spec.profile == profile
     assert spec.description
-    assert spec.trials <= (spec.most_trials() or spec.trials)
+    assert spec.trials <= (spec.max_trials() or spec.trials)
     for _, parameters in spec.planned():
         assert set(parameters) == set(spec.search)
         assert all(spec.search[key].holds(value) for key, value in parameters.items())
@@ -147,7 +140,7 @@ BAD_ADDITIONS = {  # appended to a good file: key, and a word of the rule
     "[pruner]\ncolour = 1": ("pruner.colour", "unknown key"),
     "[stopping]\ncolour = 1": ("stopping.colour", "unknown key"),
     "[baseline]\ncolour = 1": ("baseline.colour", "not a searched value"),
-    "[[known]]\ncolour = 1": ("known[0].colour", "not a searched value"),
+    "[[enqueued]]\ncolour = 1": ("enqueued[0].colour", "not a searched value"),
     "[profile.cpu]\ncolour = 1": ("colour", "unknown key"),
     "[profile.cpu.pruner]\ncolour = 1": ("pruner.colour", "unknown key"),
     "[profile.tpu]\ntrials = 3": ("profile", "only [profile.cpu] and [profile.cuda]"),
@@ -167,7 +160,7 @@ BAD_ADDITIONS = {  # appended to a good file: key, and a word of the rule
     "[sampler]\nkind = 'grid'": ("sampler.kind", "needs choices"),
     "[sampler]\nseed = -1": ("sampler.seed", "got -1"),
     "[sampler]\nstartup_trials = 0": ("sampler.startup_trials", "got 0"),
-    "[pruner]\nfirst_milestone = 0": ("pruner.first_milestone", "got 0"),
+    "[pruner]\nmin_resource = 0": ("pruner.min_resource", "got 0"),
     "[pruner]\nreduction = 1": ("pruner.reduction", "got 1"),
     "[pruner]\npeers = 0": ("pruner.peers", "got 0"),
     "[stopping]\ntrials_without_improvement = 0": ("stopping.trials_without_improvement", "got 0"),
@@ -177,8 +170,8 @@ BAD_ADDITIONS = {  # appended to a good file: key, and a word of the rule
     "[baseline]\ndropout = nan": ("baseline.dropout", "nan is outside"),
     "[baseline]\ndropout = 'high'": ("baseline.dropout", "'high' is outside"),
     "[baseline]\nwidth = 64": ("baseline.width", "not a searched value"),
-    "[[known]]\ndropout = 0.1\n[[known]]\ndropout = -0.1": ("known[1].dropout", "-0.1 is outside"),
-    "known = 3": ("known", "got 3"),
+    "[[enqueued]]\ndropout = 0.1\n[[enqueued]]\ndropout = -0.1": ("enqueued[1].dropout", "-0.1 is outside"),
+    "enqueued = 3": ("enqueued", "got 3"),
     "objectives = 'val_loss'": ("objectives", """must be ["val_loss"] or ["val_loss", "phi"], got 'val_loss'"""),
     "objectives = ['loss']": ("objectives", """must be ["val_loss"] or ["val_loss", "phi"], got ['loss']"""),
     "objectives = ['val_loss', 'speed']": ("objectives", "got ['val_loss', 'speed']"),
@@ -336,11 +329,11 @@ def test_an_unknown_shipped_name_is_answered_with_the_known_ones(name: str) -> N
 
 
 def test_the_baseline_is_planned_first_then_known_configurations() -> None:
-    spec = make_spec(known=[{"dropout": 0.3}, {"dropout": 0.2}])
+    spec = make_spec(enqueued=[{"dropout": 0.3}, {"dropout": 0.2}])
     assert spec.planned() == (
         ("baseline", {"dropout": 0.1}),
-        ("known", {"dropout": 0.3}),
-        ("known", {"dropout": 0.2}),
+        ("enqueued", {"dropout": 0.3}),
+        ("enqueued", {"dropout": 0.2}),
     )
 
 
@@ -360,16 +353,16 @@ def test_a_grid_s_points_follow_without_those_already_planned() -> None:
     spec = make_spec(
         search={"dropout": {"choices": [0.0, 0.1]}, "layers": {"choices": [1, 2]}},
         baseline={"dropout": 0.1, "layers": 2},
-        known=[{"dropout": 0.0, "layers": 1}],
+        enqueued=[{"dropout": 0.0, "layers": 1}],
         sampler={"kind": "grid"},
     )
     assert spec.planned() == (
         ("baseline", {"dropout": 0.1, "layers": 2}),
-        ("known", {"dropout": 0.0, "layers": 1}),
+        ("enqueued", {"dropout": 0.0, "layers": 1}),
         ("grid", {"dropout": 0.0, "layers": 2}),
         ("grid", {"dropout": 0.1, "layers": 1}),
     )
-    assert spec.most_trials() == 4
+    assert spec.max_trials() == 4
 
 
 def test_whole_numbers_in_a_grid_are_no_second_point() -> None:
@@ -378,7 +371,7 @@ def test_whole_numbers_in_a_grid_are_no_second_point() -> None:
 
 
 def test_only_a_grid_limits_the_total() -> None:
-    assert make_spec(search={"dropout": {"choices": [0.1, 0.2]}}).most_trials() is None
+    assert make_spec(search={"dropout": {"choices": [0.1, 0.2]}}).max_trials() is None
 
 
 # ---------------------------------------------------------------------------------------------- round trip, identity
@@ -399,7 +392,7 @@ def specs(draw: st.DrawFn) -> StudySpec:
             "blocks": {"choices": ["attention", "convolution+attention"]},
         },
         baseline={"dropout": low, "batch_size": batch_sizes[-1], "blocks": "attention"},
-        known=[{"dropout": high, "batch_size": batch_sizes[0]}] * draw(st.integers(0, 1)),
+        enqueued=[{"dropout": high, "batch_size": batch_sizes[0]}] * draw(st.integers(0, 1)),
         sampler={"seed": draw(st.integers(0, 99))},
     )
 
@@ -429,7 +422,7 @@ SCIENTIFIC: dict[str, dict[str, Any]] = {  # another value for everything that d
     "search.log": {"search": {"dropout": {"low": 0.05, "high": 0.4, "log": True}}},
     "search.more": {"search": {"dropout": {"low": 0.0, "high": 0.4}, "lambda_phi": {"low": 0.0, "high": 0.4}}},
     "baseline": {"baseline": {"dropout": 0.2}},
-    "known": {"known": [{"dropout": 0.2}]},
+    "enqueued": {"enqueued": [{"dropout": 0.2}]},
     "text.tokenizer": {"text": {"tokenizer": "word"}},
     "text.vocabulary": {"text": {"vocabulary": 512}},
     "sampler.kind": {"sampler": {"kind": "random"}},
@@ -437,10 +430,10 @@ SCIENTIFIC: dict[str, dict[str, Any]] = {  # another value for everything that d
     "sampler.seed": {"sampler": {"seed": 2}},
     "objectives": {"objectives": ["val_loss", "phi"], "pruner": {"kind": "none"}},
     "pruner.kind": {"pruner": {"kind": "median"}},
-    "pruner.first_milestone": {"pruner": {"first_milestone": 5}},
-    "pruner.reduction": {"pruner": {"reduction": 2}},
+    "pruner.min_resource": {"pruner": {"min_resource": 5}},
+    "pruner.reduction_factor": {"pruner": {"reduction_factor": 2}},
     "pruner.percentile": {"pruner": {"percentile": 10.0}},
-    "pruner.peers": {"pruner": {"peers": 4}},
+    "pruner.n_min_trials": {"pruner": {"n_min_trials": 4}},
     "run.iit": {"run": {"preset": "nano", "iit": False}},
     "model": {"model": {"network": "somewhere:Network"}, "run": {"preset": "nano", "iit": False}},
 }
@@ -538,7 +531,7 @@ def test_an_interval_that_is_no_multiple_of_its_step_is_refused() -> None:
 
 
 def test_nothing_is_planned_twice() -> None:
-    spec = make_spec(known=[{"dropout": 0.1}, {"dropout": 0.3}, {"dropout": 0.3}])
+    spec = make_spec(enqueued=[{"dropout": 0.1}, {"dropout": 0.3}, {"dropout": 0.3}])
     assert [parameters["dropout"] for _, parameters in spec.planned()] == [0.1, 0.3]
 
 
@@ -549,3 +542,36 @@ def test_a_whole_number_stands_for_a_float() -> None:
 
 def test_a_whole_number_beyond_any_machine_s_is_refused() -> None:
     assert refusal(searching("{ memory_slots = { low = 8, high = 1e30 } }")).startswith("search.memory_slots")
+
+
+FORMER = """
+name = "old"
+[run]
+preset = "nano"
+[search]
+dropout = { low = 0.0, high = 0.4 }
+[[enqueued]]
+dropout = 0.3
+[pruner]
+first_milestone = 2
+reduction = 3
+peers = 5
+"""
+
+
+def test_former_names_are_read_and_the_new_ones_are_named(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level("INFO", logger="hpo"):
+        spec = parse_study(FORMER, "old.toml", "cpu")
+    assert spec.enqueued == ({"dropout": 0.3},)
+    assert (spec.pruner.min_resource, spec.pruner.reduction_factor, spec.pruner.n_min_trials) == (2, 3, 5)
+    assert caplog.messages == [
+        "old.toml: known is now called enqueued",
+        "old.toml: pruner.first_milestone is now called pruner.min_resource",
+        "old.toml: pruner.reduction is now called pruner.reduction_factor",
+        "old.toml: pruner.peers is now called pruner.n_min_trials",
+    ]
+
+
+def test_a_former_name_beside_its_new_one_is_refused() -> None:
+    with pytest.raises(StudyFileError, match="peers is the former name of n_min_trials: give one of them"):
+        parse_study(f"{FORMER}n_min_trials = 5\n", "old.toml", "cpu")
