@@ -78,7 +78,10 @@ FinalistsOption = Annotated[
 
 def main() -> None:
     """Run a command; what a user can mend becomes one line and exit code 1."""
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # threads that wait do not take the cores of other workers
+    # Processes that we start do not import the files of the current folder in the place of modules of the same name.
+    os.environ["PYTHONSAFEPATH"] = "1"
+    # Threads that wait do not take the cores of other workers.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # a terminal without Greek letters still gets its report

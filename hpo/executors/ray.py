@@ -45,9 +45,18 @@ class Answer:
 
 
 class RayWorker:
-    """A worker on its node: one thread works while Ray's answers."""
+    """A worker on its node: one thread works while Ray's answers.
 
-    def __init__(self, order: WorkerSpec, log: Path) -> None:
+    Args:
+        order: what to work on.
+        log: file for what it prints.
+        folder: the supervisor's current folder, in which networks of the user's own are looked for.
+    """
+
+    def __init__(self, order: WorkerSpec, log: Path, folder: Path) -> None:
+        os.environ["PYTHONSAFEPATH"] = "1"
+        with contextlib.suppress(OSError):  # on another node, where networks of the user's own come from PYTHONPATH
+            os.chdir(folder)
         self.told: queue.SimpleQueue[Event] = queue.SimpleQueue()
         self.stopped = False
         self.ended = threading.Event()
@@ -151,7 +160,7 @@ class _Actor:
         self.started_at = time.monotonic()
         self.told_of_waiting = False
         made = ray.remote(RayWorker).options(num_cpus=share.cpus, num_gpus=share.gpus)
-        self.handle = made.remote(self.order, log)
+        self.handle = made.remote(self.order, log, Path.cwd())
         self.ask(stop=False)
 
     def __str__(self) -> str:

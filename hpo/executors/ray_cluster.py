@@ -10,6 +10,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -82,17 +83,21 @@ def connected(address: str | None) -> Iterator[None]:
     if named:
         _check_address(named)
     before = signal.getsignal(signal.SIGTERM)
-    try:
-        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, include_dashboard=False)
-    except (OSError, RuntimeError, ValueError) as error:
-        raise WorkerError(f"Ray{f' at {named}' if named else ''}: {' '.join(str(error).split())}") from error
-    finally:
-        if signal.getsignal(signal.SIGTERM) is not before:  # Ray's handler would end this process
-            signal.signal(signal.SIGTERM, before)
-    try:
-        yield
-    finally:
-        ray.shutdown()
+    # Ray puts the folder that we connect from first on its workers' path, where a user's torch.py would take the place
+    # of the module; so that folder is an empty one.
+    with tempfile.TemporaryDirectory(prefix="hpo-ray-") as empty:
+        try:
+            with contextlib.chdir(empty):
+                ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, include_dashboard=False)
+        except (OSError, RuntimeError, ValueError) as error:
+            raise WorkerError(f"Ray{f' at {named}' if named else ''}: {' '.join(str(error).split())}") from error
+        finally:
+            if signal.getsignal(signal.SIGTERM) is not before:  # Ray's handler would end this process
+                signal.signal(signal.SIGTERM, before)
+        try:
+            yield
+        finally:
+            ray.shutdown()
 
 
 def nodes() -> list[dict[str, Any]]:

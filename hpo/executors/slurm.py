@@ -10,9 +10,11 @@ import contextlib
 import dataclasses
 import io
 import os
+import shlex
 import shutil
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -80,7 +82,11 @@ def submit_slurm(
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     folder.chmod(0o700)
     try:
-        executor = submitit.AutoExecutor(folder, cluster=cluster, slurm_max_num_timeout=TIMEOUTS)
+        # -P: a task imports no file of the folder that it was submitted from in the place of a module of that name.
+        python = f"{shlex.quote(sys.executable)} -P"
+        executor = submitit.AutoExecutor(
+            folder, cluster=cluster, slurm_max_num_timeout=TIMEOUTS, slurm_python=python, local_python=python
+        )
         executor.update_parameters(stderr_to_stdout=True, **parameters)
         with contextlib.redirect_stderr(io.StringIO()):  # sbatch's words, which the error has as well
             jobs = executor.submit_array([SlurmTask(order, log) for order, log in orders])

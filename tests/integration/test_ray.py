@@ -25,6 +25,7 @@ from hpo.sweep.slots import Slots
 from hpo.worker.messages import Event, WorkerSpec
 from hpo_model.data.tokens import TokenizedCorpus
 from tests.support.far_workers import FarStudy, wait_until
+from tests.support.own_files import write_own_files
 
 pytestmark = pytest.mark.xdist_group("ray")
 
@@ -154,6 +155,15 @@ class TestOnTwoNodes:
         assert run.pulses > 3
         assert run.freed == []
         assert signal.getsignal(signal.SIGTERM) is handler
+
+    def test_a_users_own_files_take_the_place_of_no_module(
+        self, far_study: Make, start: Callable[[FarStudy], Run], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        write_own_files(tmp_path)
+        monkeypatch.chdir(tmp_path)
+        study = far_study(trials=1)
+        start(study).go(study.orders(1))
+        study.assert_exact()
 
     def test_a_killed_worker_is_started_again_and_its_trial_goes_on(
         self, far_study: Make, start: Callable[[FarStudy], Run], second_node: Any

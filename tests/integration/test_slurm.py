@@ -19,6 +19,7 @@ from hpo.home import Home
 from hpo.worker.messages import WorkerSpec
 from hpo_model.data.tokens import TokenizedCorpus
 from tests.support.far_workers import FarStudy, wait_until
+from tests.support.own_files import write_own_files
 
 pytestmark = pytest.mark.filterwarnings("ignore:subprocess .* is still running:ResourceWarning")  # submitit lets go
 TIME = {"time": "30"}
@@ -87,6 +88,17 @@ class TestLocalJobs:
         assert all("validation loss" in log and "finished: complete" in log for log in logs), logs
         log = study.home.worker_log(study.sweep.spec.name, study.sweep.uid, "worker-1").read_text(encoding="utf-8")
         assert str(folder / f"{jobs[1]}_0_log.out") in log
+
+    def test_a_users_own_files_take_the_place_of_no_module(
+        self, far_study: Make, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        write_own_files(tmp_path)
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setenv("PYTHONSAFEPATH", "1")  # as the command line does; submitit's own process has no -P
+        study = far_study(trials=1)
+        jobs = submit_slurm(study.orders(1), folder, TIME, cluster="local")
+        wait_until("the task ends", lambda: ended(folder, jobs))
+        study.assert_exact()
 
     def test_a_killed_task_s_trial_goes_on_in_the_other_when_its_lease_expires(
         self, far_study: Make, folder: Path

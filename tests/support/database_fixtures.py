@@ -115,6 +115,7 @@ def hpo(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp
 
     monkeypatch.setenv("HPO_HOME", str(tmp_path / "runs"))
     monkeypatch.setenv("OMP_WAIT_POLICY", "PASSIVE")
+    monkeypatch.setenv("PYTHONSAFEPATH", "")  # which the program sets, to be undone after the test
 
     def call(*arguments: str | Path) -> Answer:
         import torch
