@@ -29,6 +29,7 @@ from hpo_model.data.tokens import TokenizedCorpus, tokenize_corpus
 from hpo_model.training.loop import train
 from hpo_reports.analysis.judging import Judgement, judge
 from hpo_reports.records.finalists import Candidate, FinalistsRecord, Replicate
+from hpo_reports.records.names import FINALISTS_SUFFIX
 
 NOISE = 0.058  # standard deviation of a loss by its seed, as measured on nano (docs/decisions.md, 2026-11-21)
 SHARED = 0.5  # share of its variance that all configurations have in common under one seed
@@ -87,7 +88,7 @@ def record_of(chosen: Sequence[int], single: Losses, losses_CS: Losses) -> Final
         for trial, losses in zip(chosen, losses_CS, strict=True)
     ]
     return FinalistsRecord(
-        name="aa--finalists",
+        name=f"aa{FINALISTS_SUFFIX}",
         study="aa",
         candidates=tuple(candidates),
         seeds=tuple(seeds),

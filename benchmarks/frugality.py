@@ -23,6 +23,8 @@ import optuna
 from optuna.trial import TrialState
 from results import keep
 
+from hpo_reports.records.names import TRIAL_HISTORY
+
 STUDY = "lambda_phi"
 SEEDS = (1, 2, 3)
 
@@ -60,7 +62,7 @@ def sweep(home: Path, seed: int, trials: int, data: Path | None, *, pruned: bool
 
 def outcome_of(trials: list[optuna.trial.FrozenTrial]) -> Outcome:
     """Best perplexity and tokens of a study's trials."""
-    last = [trial.user_attrs["hpo:history"][-1] for trial in trials]
+    last = [trial.user_attrs[TRIAL_HISTORY][-1] for trial in trials]
     complete = [trial.state is TrialState.COMPLETE for trial in trials]
     return Outcome(
         best_val_ppl=min(each["val_ppl"] for each, whole in zip(last, complete, strict=True) if whole),

@@ -26,6 +26,16 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 from results import FOLDER, keep
 
 from hpo.database.connection import open_database
+from hpo_reports.records.names import (
+    STUDY_RECORD,
+    TRIAL_HISTORY,
+    TRIAL_MACHINE,
+    TRIAL_OUTCOME,
+    TRIAL_REASON,
+    TRIAL_ROLE,
+    TRIAL_RUN,
+    TRIAL_SLOT,
+)
 
 PARAMETERS = ("learning_rate", "dropout", "lambda_phi", "weight_decay", "noise", "warmup", "phi_target", "phi_floor",
               "clip_norm", "memory_share")  # fmt: skip
@@ -48,7 +58,7 @@ def make_study(url: str, trials: int) -> None:
     """Trials as workers of ours leave them; seven in ten were pruned."""
     storage = open_database(url, create=True).storage
     study = optuna.create_study(study_name="large", storage=storage)
-    study.set_user_attr("hpo:study", {"uid": "large", "created_at": 0.0, "profile": "cpu", "spec": {"trials": trials}})
+    study.set_user_attr(STUDY_RECORD, {"uid": "large", "created_at": 0.0, "profile": "cpu", "spec": {"trials": trials}})
     random = np.random.default_rng(1)
     for number in range(trials):
         study.add_trial(_trial(number, random))
@@ -66,13 +76,13 @@ def _trial(number: int, random: np.random.Generator) -> FrozenTrial:
         for n, loss in enumerate(losses, 1)
     ]
     attributes = {
-        "hpo:slot": number,
-        "hpo:role": "baseline" if number == 0 else "search",
-        "hpo:run": {**values, "budget_tokens": 300_000, "batch_size": 8, "sequence_length": 128, "seed": 1},
-        "hpo:outcome": "pruned" if pruned else "complete",
-        "hpo:reason": "behind its peers" if pruned else "all of 300,000 tokens",
-        "hpo:history": history,
-        "hpo:machine": {"host": "here", "device": "cpu"},
+        TRIAL_SLOT: number,
+        TRIAL_ROLE: "baseline" if number == 0 else "search",
+        TRIAL_RUN: {**values, "budget_tokens": 300_000, "batch_size": 8, "sequence_length": 128, "seed": 1},
+        TRIAL_OUTCOME: "pruned" if pruned else "complete",
+        TRIAL_REASON: "behind its peers" if pruned else "all of 300,000 tokens",
+        TRIAL_HISTORY: history,
+        TRIAL_MACHINE: {"host": "here", "device": "cpu"},
     }
     return create_trial(
         state=TrialState.PRUNED if pruned else TrialState.COMPLETE,

@@ -10,8 +10,8 @@ import typer
 
 from hpo.commands.options import INTERRUPTED, DataOption, StorageOption
 from hpo_model.config import LearningRateSchedule, TokenizerChoice, TokenizerKind
+from hpo_reports.projection.horizon import LONG_RUN_EPOCHS
 
-EPOCHS = 20
 FAILED = 3  # exit code of a run that diverged or found no memory, as `hpo watch` has it for studies
 
 
@@ -29,7 +29,7 @@ def train(
     vocabulary: Annotated[
         int | None, typer.Option(help="Tokens at most, for a preset; default: 8,192 of bpe, every one of word.")
     ] = None,
-    epochs: Annotated[int, typer.Option(help="Passes over the training text.")] = EPOCHS,
+    epochs: Annotated[int, typer.Option(help="Passes over the training text.")] = LONG_RUN_EPOCHS,
     batch_size: Annotated[int | None, typer.Option(help="Sequences per update.")] = None,
     lr: Annotated[float | None, typer.Option(help="Peak learning rate.")] = None,
     schedule: Annotated[LearningRateSchedule | None, typer.Option(help="Of the learning rate.")] = None,

@@ -14,8 +14,7 @@ from hpo.dashboard.notes import PublishedVersion, read_published_versions
 from hpo.database import tables
 from hpo.database.connection import Database
 from hpo.database.optuna_private import STUDIES, STUDY_USER_ATTRIBUTES
-from hpo.study.spec import FINALISTS
-from hpo.sweep.sweep import LAST_RUN_ATTRIBUTE
+from hpo_reports.records.names import FINALISTS_SUFFIX, STUDY_LAST_RUN
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,7 +43,7 @@ def states(database: Database) -> dict[str, State]:
     )
     noted = sa.select(
         STUDY_USER_ATTRIBUTES.c.study_id, STUDY_USER_ATTRIBUTES.c.key, STUDY_USER_ATTRIBUTES.c.value_json
-    ).where(STUDY_USER_ATTRIBUTES.c.key != LAST_RUN_ATTRIBUTE)
+    ).where(STUDY_USER_ATTRIBUTES.c.key != STUDY_LAST_RUN)
     with database.engine.connect() as connection:
         found = {str(name): (int(study_id), int(finished)) for name, study_id, finished in connection.execute(query)}
         facts: Mapping[int, list[str]] = defaultdict(list)
@@ -60,7 +59,7 @@ def _state(
     facts: Mapping[int, list[str]],
     stamps: Mapping[int, PublishedVersion],
 ) -> State:
-    parts = [found[each] for each in (name, name + FINALISTS) if each in found]
+    parts = [found[each] for each in (name, name + FINALISTS_SUFFIX) if each in found]
     finished = sum(done for _, done in parts)
     content = [version("assay-hpo"), str(finished), *(fact for number, _ in parts for fact in sorted(facts[number]))]
     digest = hashlib.sha256("\n".join(content).encode()).hexdigest()[:16]

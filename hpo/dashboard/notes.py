@@ -19,8 +19,8 @@ import sqlalchemy as sa
 from hpo.database import tables
 from hpo.database.connection import Database
 from hpo.database.optuna_private import DASHBOARD_FIGURE, STUDIES, STUDY_SYSTEM_ATTRIBUTES
+from hpo_reports.records.names import STUDY_PUBLISHED
 
-STAMP = "hpo:published"
 FIGURE = f"{DASHBOARD_FIGURE}hpo-"
 _TRIAL_NOTE = re.compile(r"dashboard:(\d+):note_str:0")
 # A link's definition, which Markdown does not show. It holds the text's digest: an edited text is somebody's own.
@@ -51,7 +51,7 @@ class Notes:
 
 def read_published_versions(database: Database) -> dict[int, PublishedVersion]:
     """When the notes of each study were written last, by Optuna's id; of those that have notes."""
-    query = sa.select(_attributes.c.study_id, _attributes.c.value_json).where(_attributes.c.key == STAMP)
+    query = sa.select(_attributes.c.study_id, _attributes.c.value_json).where(_attributes.c.key == STUDY_PUBLISHED)
     with database.engine.connect() as connection:
         return {int(study_id): _stamp(text) for study_id, text in connection.execute(query)}
 
@@ -70,9 +70,9 @@ def write_notes(database: Database, study_id: int, notes: Notes) -> bool:
             return False
         mine = sa.select(_attributes.c.key, _attributes.c.value_json).where(_of(study_id))
         stored = {key: json.loads(text) for key, text in connection.execute(mine)}
-        if _stamp(json.dumps(stored.get(STAMP))).finished > notes.stamp.finished:
+        if _stamp(json.dumps(stored.get(STUDY_PUBLISHED))).finished > notes.stamp.finished:
             return False
-        wanted = {**_note_rows(notes, stored), **_figure_rows(notes), STAMP: vars(notes.stamp)}
+        wanted = {**_note_rows(notes, stored), **_figure_rows(notes), STUDY_PUBLISHED: vars(notes.stamp)}
         changed = {key: value for key, value in wanted.items() if stored.get(key) != value}
         rows = [{"study_id": study_id, "key": key, "value_json": json.dumps(value)} for key, value in changed.items()]
         upsert = tables.upsert(connection.dialect, _attributes, keys=("study_id", "key"), values=("value_json",))
@@ -115,7 +115,7 @@ def _take(connection: sa.Connection, study_id: int) -> bool:
     """Lock the study's stamp, so that writers come one after the other; False where there is no such study."""
     if connection.scalar(sa.select(STUDIES.c.study_id).where(STUDIES.c.study_id == study_id)) is None:
         return False
-    row = {"study_id": study_id, "key": STAMP, "value_json": "null"}
+    row = {"study_id": study_id, "key": STUDY_PUBLISHED, "value_json": "null"}
     connection.execute(tables.lock_row(connection.dialect, _attributes, ("study_id", "key"), "value_json"), [row])
     return True
 

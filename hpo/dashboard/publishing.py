@@ -20,8 +20,8 @@ from hpo.dashboard.notes import Notes, PublishedVersion, write_notes
 from hpo.database import optuna_private
 from hpo.database.connection import Database, open_database
 from hpo.database.retry import is_transient
-from hpo.study.spec import FINALISTS
 from hpo.sweep.sweep import load_study
+from hpo_reports.records.names import FINALISTS_SUFFIX
 
 if TYPE_CHECKING:
     from hpo.worker.messages import Event
@@ -105,7 +105,7 @@ def publish_quietly(url: str, name: str, announce: Callable[[str], None]) -> Non
 def publish_at(url: str, name: str, *, final: bool = False) -> float:
     """The same as `publish`, on a database that is opened for it; of finalists their search as well."""
     with contextlib.closing(open_database(url, create=False)) as database:
-        names = dict.fromkeys((name, name.removesuffix(FINALISTS)))
+        names = dict.fromkeys((name, name.removesuffix(FINALISTS_SUFFIX)))
         return max(publish(database, each, final=final) for each in names)
 
 

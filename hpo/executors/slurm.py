@@ -30,6 +30,7 @@ from hpo.sweep.sweep import open_sweep
 from hpo.worker.messages import Event, WorkerSpec, new_owner
 from hpo.worker.worker import work
 from hpo_model.errors import ModelError
+from hpo_reports.records.names import TRIAL_REASON
 
 if TYPE_CHECKING:
     from submitit.core.utils import DelayedSubmission
@@ -231,7 +232,7 @@ def _line(event: Event) -> str:
     if event.evaluation is not None:
         parts.append(f"validation loss {event.evaluation.val_loss:.4f} at {event.evaluation.tokens:,} tokens")
     if event.result is not None:
-        parts.append(f"{event.result.state.lower()}, {event.result.attributes.get('hpo:reason', '')}")
+        parts.append(f"{event.result.state.lower()}, {event.result.attributes.get(TRIAL_REASON, '')}")
     if event.message:
         parts.append(event.message)
     return ": ".join(parts)

@@ -25,7 +25,8 @@ from hpo.files import write_text
 from hpo_model.training.history import Evaluation
 from hpo_reports.projection.curves import Curve
 from hpo_reports.projection.project import Projection, Score, project
-from hpo_reports.records.long_runs import LONG_RUN, LongRunRecord, long_run
+from hpo_reports.records.long_runs import LongRunRecord, long_run
+from hpo_reports.records.names import STUDY_LONG_RUN
 
 KEPT = (
     "tokens",
@@ -67,11 +68,11 @@ class StudyShelf:
     def records(self) -> Mapping[str, Any]:
         """Those in the study now."""
         found = self.study.user_attrs.items()
-        return {key.removeprefix(LONG_RUN): content for key, content in found if key.startswith(LONG_RUN)}
+        return {key.removeprefix(STUDY_LONG_RUN): content for key, content in found if key.startswith(STUDY_LONG_RUN)}
 
     def put(self, name: str, content: Mapping[str, Any]) -> None:
         """Write the attribute."""
-        self.study.set_user_attr(LONG_RUN + name, dict(content))
+        self.study.set_user_attr(STUDY_LONG_RUN + name, dict(content))
 
 
 class FolderShelf:

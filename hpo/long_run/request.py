@@ -28,6 +28,7 @@ from hpo_model.data.tokens import TokenizedCorpus, tokenize_corpus
 from hpo_model.network.custom import source_digest
 from hpo_reports.analysis.judging import judge
 from hpo_reports.records.finalists import read_finalists
+from hpo_reports.records.names import TRIAL_RUN
 
 LEAST_EVALUATIONS = 10
 EVALUATION_SHARE = 4  # tokens trained between two evaluations for each that an evaluation reads, at least
@@ -199,7 +200,7 @@ def _recorded_run(sweep: Sweep, trial: int) -> tuple[int, dict[str, Scalar]]:
     found = next((each for each in trials if each.number == trial), None)
     if found is None:
         raise StudyError(f"study {name!r} has no trial {trial} among its {len(trials)}")
-    recorded = found.user_attrs.get("hpo:run")
+    recorded = found.user_attrs.get(TRIAL_RUN)
     if not isinstance(recorded, dict):
         raise StudyError(
             f"trial {trial} of study {name!r} is {found.state.name} and has no record of its run; --trial names another"

@@ -18,6 +18,7 @@ from hpo.sweep.slots import SlotCounts, Slots
 from hpo.sweep.sweep import Sweep
 from hpo.worker.messages import Event
 from hpo_model.config import Scalar
+from hpo_reports.records.names import TRIAL_HISTORY, TRIAL_OUTCOME, TRIAL_REASON
 
 DRAIN_PULSE_S = 0.5  # between looks at who still works
 
@@ -233,13 +234,13 @@ def sentence(event: Event) -> str:
     """A finished trial in one line."""
     assert event.result is not None
     attributes = event.result.attributes
-    history = attributes.get("hpo:history") or [{}]
+    history = attributes.get(TRIAL_HISTORY) or [{}]
     val_ppl = history[-1].get("val_ppl")
     measured = f"val ppl {val_ppl:.2f}, " if val_ppl is not None else ""
     if len(event.result.values) > 1:
         measured += f"Φ {event.result.values[1]:.4f}, "
-    outcome = attributes.get("hpo:outcome", event.result.state.lower())
-    reason = attributes.get("hpo:reason", "")
+    outcome = attributes.get(TRIAL_OUTCOME, event.result.state.lower())
+    reason = attributes.get(TRIAL_REASON, "")
     return f"trial {event.trial} {outcome}: {measured}{reason} · {describe_parameters(event.parameters)}"
 
 
@@ -260,7 +261,7 @@ def describe_front(front: list[FrozenTrial], objectives: int) -> str:
 
 def describe_best(trial: FrozenTrial) -> str:
     """`val ppl 131.20 (trial 7)`; the loss where the perplexity is not known."""
-    history = trial.user_attrs.get("hpo:history") or [{}]
+    history = trial.user_attrs.get(TRIAL_HISTORY) or [{}]
     val_ppl = history[-1].get("val_ppl")
     measured = f"val ppl {val_ppl:.2f}" if val_ppl is not None else f"value {trial.values[0]:.4g}"
     return f"{measured} (trial {trial.number})"

@@ -21,6 +21,7 @@ from hpo.sweep.slots import LEASE_S
 from hpo.sweep.sweep import Sweep
 from hpo.worker.messages import MAX_FAILURES_IN_A_ROW, Event
 from hpo_model.config import Scalar
+from hpo_reports.records.names import TRIAL_OUTCOME, TRIAL_REASON
 
 PULSE_S = 1.0  # between looks at the database
 IDLE_S = 2 * LEASE_S  # without a lease; a dead worker's trial is taken up when its lease expires, so longer than that
@@ -152,8 +153,8 @@ class Watched:
                 "trial_ended",
                 trial=trial.number,
                 parameters=dict(trial.params),
-                outcome=trial.user_attrs.get("hpo:outcome", state.name.lower()),
-                reason=trial.user_attrs.get("hpo:reason"),
+                outcome=trial.user_attrs.get(TRIAL_OUTCOME, state.name.lower()),
+                reason=trial.user_attrs.get(TRIAL_REASON),
                 values=tuple(trial.values) if trial.values else None,
             )
 
@@ -172,7 +173,7 @@ class Watched:
             return self.ends("failed", f"none of its {len(self.ended)} trials is complete")
         if idle_s >= BETWEEN_TRIALS_S and self._failed_at_last():
             last = self.ended[-1]
-            reason = last.user_attrs.get("hpo:reason", "no reason is known")
+            reason = last.user_attrs.get(TRIAL_REASON, "no reason is known")
             return self.ends(
                 "failed", f"its last {MAX_FAILURES_IN_A_ROW} trials failed, trial {last.number} by {reason}"
             )

@@ -37,10 +37,11 @@ from hpo.sweep.compatibility import check_compatible, check_text, network_facts
 from hpo.sweep.corpus import load_text
 from hpo.sweep.record import CorpusFacts, NetworkFacts, StudyRecord, TokenizerFacts
 from hpo.sweep.slots import SlotCounts
-from hpo.sweep.sweep import LAST_RUN_ATTRIBUTE, Sweep, create_sweep, find_sweep, open_sweep, update_metadata
+from hpo.sweep.sweep import Sweep, create_sweep, find_sweep, open_sweep, update_metadata
 from hpo.worker.messages import Event, WorkerSpec
 from hpo_model.data.tokens import TokenizedCorpus
 from hpo_model.hardware import default_device, describe, gpu_count
+from hpo_reports.records.names import STUDY_LAST_RUN, TRIAL_MACHINE
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,7 +116,7 @@ def prepare(request: Request, url: str, home: Home, announce: Callable[[str], No
         check_compatible(sweep.record, spec, corpus)  # another process may have made the study meanwhile
         update_metadata(sweep, spec)
         sweep.slots.ensure(total)
-        sweep.study.set_user_attr(LAST_RUN_ATTRIBUTE, time.time())
+        sweep.study.set_user_attr(STUDY_LAST_RUN, time.time())
         orders = _orders(request, total, device, sweep, stops, url, home, corpus, announce)
     return Launch(request=request, sweep=sweep, corpus=corpus, home=home, url=url, total=total, orders=orders)
 
@@ -321,6 +322,6 @@ def _cluster_workers(request: Request, device: Profile, spec: StudySpec, counts:
 def _peak_memory(sweep: Sweep) -> int | None:
     """The most that a trial of the study was seen to hold on a GPU, in bytes."""
     trials = sweep.study.get_trials(deepcopy=False)
-    machines = [trial.user_attrs.get("hpo:machine", {}) for trial in trials]
+    machines = [trial.user_attrs.get(TRIAL_MACHINE, {}) for trial in trials]
     peaks = [each.get("peak_memory_bytes") for each in machines if str(each.get("device")).startswith("cuda")]
     return max((peak for peak in peaks if peak is not None), default=None)

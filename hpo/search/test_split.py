@@ -13,7 +13,6 @@ from optuna.trial import FrozenTrial
 
 from hpo.errors import StudyError
 from hpo.home import Home
-from hpo.study.spec import FINALISTS
 from hpo.sweep.sweep import Sweep, is_feasible
 from hpo.worker.objective import newest_checkpoint
 from hpo_model.data.tokens import TokenizedCorpus
@@ -21,8 +20,7 @@ from hpo_model.errors import CheckpointError
 from hpo_model.generation.trained import load_trained
 from hpo_model.hardware import cpu_cores, default_device
 from hpo_model.training.evaluation import Scores, score
-
-TEST_ATTRIBUTE = "hpo:test_split"  # of a companion study: its looks at the test split, in order
+from hpo_reports.records.names import STUDY_TEST_EVALUATIONS, TRIAL_CANDIDATE, TRIAL_MACHINE
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,7 +33,7 @@ class Look:
 
 def looks(companion: Sweep) -> tuple[Look, ...]:
     """The looks that were taken so far, in order."""
-    stored = companion.study.user_attrs.get(TEST_ATTRIBUTE, [])
+    stored = companion.study.user_attrs.get(STUDY_TEST_EVALUATIONS, [])
     return tuple(Look(candidate=each["candidate"], taken_at=each["evaluated_at"]) for each in stored)
 
 
@@ -78,8 +76,8 @@ def look_at_test_split(
     if len(looks(companion)) > taken:
         return  # somebody else has looked meanwhile
     look = {"candidate": candidate, "evaluated_at": time.time(), "scores": scores}
-    before: list[Any] = companion.study.user_attrs.get(TEST_ATTRIBUTE, [])
-    companion.study.set_user_attr(TEST_ATTRIBUTE, [*before, look])
+    before: list[Any] = companion.study.user_attrs.get(STUDY_TEST_EVALUATIONS, [])
+    companion.study.set_user_attr(STUDY_TEST_EVALUATIONS, [*before, look])
 
 
 def _measured(checkpoint: Path, corpus: TokenizedCorpus, own: str) -> Scores:
@@ -102,17 +100,17 @@ def _checkpoints(companion: Sweep, candidate: int, home: Home) -> list[tuple[Fro
         StudyError: one of them lies elsewhere.
     """
     trials = [trial for trial in companion.study.get_trials(deepcopy=False) if is_feasible(trial)]
-    mine = [trial for trial in trials if trial.user_attrs.get("hpo:candidate") == candidate]
+    mine = [trial for trial in trials if trial.user_attrs.get(TRIAL_CANDIDATE) == candidate]
     found = []
     for trial in sorted(mine, key=lambda trial: int(trial.params["seed"])):
         folder = home.trial(companion.spec.name, companion.uid, trial.number)
-        machine = trial.user_attrs.get("hpo:machine", {})
+        machine = trial.user_attrs.get(TRIAL_MACHINE, {})
         checkpoint, _ = newest_checkpoint(folder, machine.get("device", "cpu"))
         if checkpoint is None:
             host = machine.get("host", "another machine")
             raise StudyError(
                 f"no checkpoint of trial {trial.number} of {companion.spec.name} in {folder}; it was trained on "
-                f"{host}, where `hpo replicate {companion.spec.name.removesuffix(FINALISTS)}` finds it"
+                f"{host}, where `hpo replicate {companion.spec.name.removesuffix(FINALISTS_SUFFIX)}` finds it"
             )
         found.append((trial, checkpoint))
     return found

@@ -11,6 +11,7 @@ import optuna
 from hpo.database.optuna_private import COMPLETED_RUNG, SnapshotStudy
 from hpo.study.spec import PLANNED, Dimension, StudySpec, role_of
 from hpo_model.config import Scalar, parameter_type
+from hpo_reports.records.names import TRIAL_ROLE
 
 
 def suggest(spec: StudySpec, trial: optuna.Trial) -> dict[str, Scalar]:
@@ -85,7 +86,7 @@ def should_prune(spec: StudySpec, trial: optuna.Trial, milestone: int) -> bool:
         key: value for key, value in frozen.system_attrs.items() if not key.startswith(COMPLETED_RUNG)
     }
     behind = study.pruner.prune(study, frozen)
-    if not behind or role_of(frozen.user_attrs.get("hpo:role")) in PLANNED:
+    if not behind or role_of(frozen.user_attrs.get(TRIAL_ROLE)) in PLANNED:
         return False
     return sum(milestone in other.intermediate_values for other in study.trials_read) >= spec.pruner.n_min_trials
 

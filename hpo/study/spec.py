@@ -15,13 +15,13 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 
 from hpo_model.config import RunConfig, Scalar, TokenizerChoice, TokenizerKind, build_run, parameter_type
 from hpo_model.errors import ConfigError
+from hpo_reports.records.names import FINALISTS_SUFFIX
 
 Profile = Literal["cpu", "cuda"]
 T = TypeVar("T")
 Role = Literal["baseline", "enqueued", "grid", "search", "finalist"]
 Objective = Literal["val_loss", "phi"]  # of a trial's last evaluation: nats per token, the less the better; Φ, the more
 PLANNED: tuple[Role, ...] = ("baseline", "enqueued", "grid", "finalist")  # of trials whose values no sampler chooses
-FINALISTS = "--finalists"  # ends the name of a companion study, and of no other
 FORMER_NAMES: Mapping[tuple[str | None, str], str] = {  # by section and name; None: the file's top
     (None, "known"): "enqueued",
     ("pruner", "first_milestone"): "min_resource",
@@ -221,8 +221,10 @@ class StudySpec(_Section):
 
     @model_validator(mode="after")
     def _name_is_no_companions(self) -> StudySpec:
-        if self.replication is None and self.name.endswith(FINALISTS):
-            raise ValueError(f"name: {FINALISTS} at its end is for studies that the program makes, got {self.name!r}")
+        if self.replication is None and self.name.endswith(FINALISTS_SUFFIX):
+            raise ValueError(
+                f"name: {FINALISTS_SUFFIX} at its end is for studies that the program makes, got {self.name!r}"
+            )
         return self
 
     @field_validator("name")

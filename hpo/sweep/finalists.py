@@ -15,9 +15,10 @@ from typing import Any
 from optuna.trial import FrozenTrial
 
 from hpo.errors import StudyError
-from hpo.study.spec import FINALISTS, Candidate, Replication, StudySpec
+from hpo.study.spec import Candidate, Replication, StudySpec
 from hpo.sweep.record import StudyRecord
 from hpo.sweep.sweep import Sweep, create_sweep, find_sweep, is_feasible
+from hpo_reports.records.names import FINALISTS_SUFFIX, TRIAL_ROLE
 
 MAX_SEEDS = 2**31  # a run's seed is below
 
@@ -28,7 +29,7 @@ def find_finalists(search: Sweep) -> Sweep | None:
     Raises:
         StudyError: there is one of this name that belongs to another search.
     """
-    companion = find_sweep(search.database, search.spec.name + FINALISTS)
+    companion = find_sweep(search.database, search.spec.name + FINALISTS_SUFFIX)
     if companion is None:
         return None
     replication = companion.spec.replication
@@ -133,7 +134,7 @@ def _screened(search: Sweep) -> int:
 def _baseline(search: Sweep) -> list[Candidate]:
     """The baseline, unless it has failed in the search already."""
     trials = (trial for trial in search.study.get_trials(deepcopy=False) if is_feasible(trial))
-    found = next((trial for trial in trials if trial.user_attrs.get("hpo:role") == "baseline"), None)
+    found = next((trial for trial in trials if trial.user_attrs.get(TRIAL_ROLE) == "baseline"), None)
     return [] if found is None else [_candidate(found, "baseline")]
 
 
@@ -143,7 +144,7 @@ def _best_first(search: Sweep, taken: Iterable[dict[str, Any]]) -> list[FrozenTr
     best = []
     trials = [trial for trial in search.study.get_trials(deepcopy=False) if is_feasible(trial)]
     for trial in sorted(trials, key=lambda trial: (trial.values[0], trial.number)):
-        if trial.params not in known and trial.user_attrs.get("hpo:role") != "baseline":
+        if trial.params not in known and trial.user_attrs.get(TRIAL_ROLE) != "baseline":
             known.append(trial.params)
             best.append(trial)
     return best
@@ -164,7 +165,7 @@ def _spec(search: StudySpec, replication: Replication) -> StudySpec:
     """The companion's specification: the search's runs, with the seed as one more value, nothing sampled or pruned."""
     content = search.model_dump(mode="json")
     content |= {
-        "name": search.name + FINALISTS,
+        "name": search.name + FINALISTS_SUFFIX,
         "description": f"The best configurations of {search.name} and its baseline, under the same fresh seeds.",
         "trials": max(len(replication.runs), 1),
         "enqueued": [],

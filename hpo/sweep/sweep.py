@@ -23,10 +23,8 @@ from hpo.sweep.result import TrialResult
 from hpo.sweep.slots import LEASE_S, Lease, LeaseLost, Slots
 from hpo.sweep.study_row import StudyRow
 from hpo_model.config import Scalar
+from hpo_reports.records.names import STUDY_LAST_RUN, STUDY_RECORD, STUDY_TABLE, TRIAL_CANDIDATE, TRIAL_ROLE, TRIAL_SLOT
 
-STUDY_ATTRIBUTE = "hpo:study"
-LAST_RUN_ATTRIBUTE = "hpo:last_run"
-LOG_ATTRIBUTE = "hpo:log"  # of a study that is a table of past experiments
 METRICS: Mapping[Objective, str] = {"val_loss": "validation loss (nats per token)", "phi": "Φ of the validation text"}
 DIRECTIONS: Mapping[Objective, StudyDirection] = {"val_loss": StudyDirection.MINIMIZE, "phi": StudyDirection.MAXIMIZE}
 
@@ -91,10 +89,10 @@ class Sweep:
     def publish(self) -> None:
         """Put the record where Optuna's readers look; done again where a crash prevented it."""
         content = self.record.to_dict()
-        if self.study.user_attrs.get(STUDY_ATTRIBUTE) != content:
+        if self.study.user_attrs.get(STUDY_RECORD) != content:
             names = [METRICS[objective] for objective in self.spec.objectives]
             self.storage.set_study_system_attr(self.study_id, optuna_private.METRIC_NAMES, names)
-            self.study.set_user_attr(STUDY_ATTRIBUTE, content)
+            self.study.set_user_attr(STUDY_RECORD, content)
 
     # ------------------------------------------------------------------------------------------------- trials
 
@@ -129,12 +127,12 @@ class Sweep:
     def _create(self, lease: Lease) -> int:
         role, parameters = self._planned(lease.slot)
         candidate = (
-            {} if self.spec.replication is None else {"hpo:candidate": self.spec.replication.runs[lease.slot][0]}
+            {} if self.spec.replication is None else {TRIAL_CANDIDATE: self.spec.replication.runs[lease.slot][0]}
         )
         template = optuna.trial.create_trial(
             state=TrialState.RUNNING,
             system_attrs={optuna_private.FIXED_PARAMETERS: parameters},
-            user_attrs={"hpo:slot": lease.slot, "hpo:role": role, **candidate},
+            user_attrs={TRIAL_SLOT: lease.slot, TRIAL_ROLE: role, **candidate},
         )
         try:
             with self.sessions.under(lease, binds=True) as fence:
@@ -224,10 +222,10 @@ def find_sweep(database: Database, name: str, lease_s: float = LEASE_S) -> Sweep
     study_id = database.storage.get_study_id_from_name(name)
     row = StudyRow(database, study_id)
     stored = row.record_text()
-    empty = not study.get_trials(deepcopy=False) and STUDY_ATTRIBUTE not in study.user_attrs
+    empty = not study.get_trials(deepcopy=False) and STUDY_RECORD not in study.user_attrs
     if empty and (stored is None or row.delete_stale(name)):
         return None  # its making was interrupted, or an earlier study of this id was deleted
-    if LOG_ATTRIBUTE in study.user_attrs:
+    if STUDY_TABLE in study.user_attrs:
         raise StudyError(f"study {name!r} is a table of past experiments, which nothing can run; `hpo report` reads it")
     if stored is None:
         raise StudyError(f"study {name!r} was made by another program, which alone can run it; name another")
@@ -301,10 +299,10 @@ def describe_studies(database: Database) -> list[str]:
     """A line for each study of a database."""
     lines = []
     for summary in optuna.get_all_study_summaries(database.storage, include_best_trial=False):
-        record = summary.user_attrs.get(STUDY_ATTRIBUTE)
+        record = summary.user_attrs.get(STUDY_RECORD)
         if record:
             origin = f"{record['corpus']['name']}, profile {record['profile']}"
-        elif LOG_ATTRIBUTE in summary.user_attrs:
+        elif STUDY_TABLE in summary.user_attrs:
             origin = "a table of past experiments"
         else:
             origin = "made by another program"
@@ -315,7 +313,7 @@ def describe_studies(database: Database) -> list[str]:
 def last_run(database: Database) -> str | None:
     """The study that was run last, or None."""
     stamped = [
-        (study.user_attrs.get(LAST_RUN_ATTRIBUTE, 0.0), study.study_name)
+        (study.user_attrs.get(STUDY_LAST_RUN, 0.0), study.study_name)
         for study in optuna.get_all_study_summaries(database.storage, include_best_trial=False)
     ]
     return max(stamped)[1] if stamped else None

@@ -23,13 +23,11 @@ from hpo.database import optuna_private, tables
 from hpo.database.connection import Database, open_database, storage_errors
 from hpo.errors import StudyError
 from hpo.home import Home
-from hpo.study.spec import FINALISTS
 from hpo.sweep.slots import Slots
 from hpo.sweep.study_row import StudyRow
-from hpo.sweep.sweep import STUDY_ATTRIBUTE, load_study, study_names
+from hpo.sweep.sweep import load_study, study_names
 from hpo.worker.artifacts import remap_ids as remap_artifacts
-
-COPYING_ATTRIBUTE = "hpo:copying"  # in a copy: who makes it, until it is whole; then empty
+from hpo_reports.records.names import FINALISTS_SUFFIX, STUDY_COPYING, STUDY_RECORD
 
 
 def copy_studies(source_url: str, target_url: str, name: str | None, home: Home) -> Iterator[str]:
@@ -59,7 +57,7 @@ def _names(source: Database, name: str | None) -> list[str]:
     present = study_names(source)
     if name is None:
         return present
-    return [name, *(each for each in present if each == name + FINALISTS)]
+    return [name, *(each for each in present if each == name + FINALISTS_SUFFIX)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,7 +75,7 @@ class _Original:
 
 def _read(source: Database, name: str) -> _Original:
     study = load_study(source, name)
-    if study.user_attrs.get(COPYING_ATTRIBUTE):
+    if study.user_attrs.get(STUDY_COPYING):
         raise StudyError(f"study {name!r} is half a copy; copy it again from where it came")
     study_id = source.storage.get_study_id_from_name(name)
     record = _stored_record(source, study_id)
@@ -91,7 +89,7 @@ def _read(source: Database, name: str) -> _Original:
     return _Original(
         name=name,
         directions=study.directions,
-        user_attributes={key: value for key, value in study.user_attrs.items() if key != COPYING_ATTRIBUTE},
+        user_attributes={key: value for key, value in study.user_attrs.items() if key != STUDY_COPYING},
         system_attributes=source.storage.get_study_system_attrs(study_id),
         trials=study.get_trials(deepcopy=False),
         record=record,
@@ -111,7 +109,7 @@ def _make_room(target: Database, name: str) -> None:
         return
     study = load_study(target, name)
     untouched = not study.user_attrs and not study.get_trials(deepcopy=False)
-    if not untouched and not study.user_attrs.get(COPYING_ATTRIBUTE):
+    if not untouched and not study.user_attrs.get(STUDY_COPYING):
         raise StudyError(f"study {name!r} is in the target already; nothing was copied")
     optuna.delete_study(study_name=name, storage=target.storage)
 
@@ -120,10 +118,10 @@ def _write(target: Database, original: _Original, home: Home) -> str:
     made = optuna.create_study(study_name=original.name, storage=target.storage, directions=original.directions)
     study_id = target.storage.get_study_id_from_name(original.name)
     attributes, copier = optuna_private.STUDY_USER_ATTRIBUTES, uuid.uuid4().hex
-    made.set_user_attr(COPYING_ATTRIBUTE, copier)
+    made.set_user_attr(STUDY_COPYING, copier)
     mark = (
         attributes.update()
-        .where(attributes.c.study_id == study_id, attributes.c.key == COPYING_ATTRIBUTE)
+        .where(attributes.c.study_id == study_id, attributes.c.key == STUDY_COPYING)
         .where(attributes.c.value_json == json.dumps(copier))
     )
     try:
@@ -141,7 +139,7 @@ def _write(target: Database, original: _Original, home: Home) -> str:
                 target.storage.set_study_system_attr(study_id, key, value)
             if original.record is not None:
                 record = {**original.record, "uid": uid}
-                made.set_user_attr(STUDY_ATTRIBUTE, record)
+                made.set_user_attr(STUDY_RECORD, record)
                 _write_slots(target, study_id, record, original.slots)
                 _link_checkpoints(
                     home.study(original.name, original.record["uid"]), home.study(original.name, record["uid"])

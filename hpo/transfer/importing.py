@@ -23,10 +23,22 @@ from optuna.trial import FrozenTrial
 
 from hpo.database.connection import Database
 from hpo.errors import StudyError, UsageError
-from hpo.study.spec import FINALISTS, MAX_WHOLE
-from hpo.sweep.sweep import LOG_ATTRIBUTE, study_names
+from hpo.study.spec import MAX_WHOLE
+from hpo.sweep.sweep import study_names
 from hpo_model.config import Scalar, parameter_type
 from hpo_model.errors import ConfigError
+from hpo_reports.records.names import (
+    FINALISTS_SUFFIX,
+    STUDY_TABLE,
+    TRIAL_CAUSAL,
+    TRIAL_HISTORY,
+    TRIAL_IMPORTED,
+    TRIAL_LABELS,
+    TRIAL_MACHINE,
+    TRIAL_OUTCOME,
+    TRIAL_ROLE,
+    TRIAL_RUN,
+)
 
 MEASURES = (
     *("val_ppl", "val_word_ppl", "val_bits_per_byte", "train_ppl", "phi", "train_phi", "delta_phi_loss"),
@@ -105,13 +117,13 @@ def import_experiments(database: Database, name: str, past: PastExperiments) -> 
     """
     if not name.isprintable() or name != name.strip() or not 0 < len(name) <= LONGEST_NAME:
         raise UsageError(f"--name: must be printable text without blanks at its ends, got {name!r}")
-    if name.endswith(FINALISTS):
-        raise UsageError(f"--name: {FINALISTS} at its end is for studies that the program makes, got {name!r}")
+    if name.endswith(FINALISTS_SUFFIX):
+        raise UsageError(f"--name: {FINALISTS_SUFFIX} at its end is for studies that the program makes, got {name!r}")
     if name in study_names(database):
         raise StudyError(f"there is a study {name!r} already; --name gives the experiments another name")
     study = optuna.create_study(study_name=name, storage=database.storage)
     facts = {"file": past.file, "digest": past.digest, "imported_at": time.time(), "rows": len(past.rows)}
-    study.set_user_attr(LOG_ATTRIBUTE, facts)
+    study.set_user_attr(STUDY_TABLE, facts)
     differing = _differing(past.rows)
     try:
         study.add_trials([_trial(row, differing) for row in past.rows])
@@ -225,14 +237,14 @@ def _trial(row: Experiment, differing: Mapping[str, BaseDistribution]) -> Frozen
     searched = {name: row.parameters[name] for name in differing if name in row.parameters}
     evaluation = dict(row.measured)
     attributes: dict[str, Any] = {
-        "hpo:imported": True,
-        "hpo:role": "baseline" if row.is_baseline else "enqueued",
-        "hpo:run": dict(row.parameters),
-        "hpo:history": [evaluation],
-        "hpo:outcome": "complete",
-        "hpo:causal": row.causal,
-        "hpo:labels": dict(row.labels),
-        "hpo:machine": {"device": row.labels.get("device")},
+        TRIAL_IMPORTED: True,
+        TRIAL_ROLE: "baseline" if row.is_baseline else "enqueued",
+        TRIAL_RUN: dict(row.parameters),
+        TRIAL_HISTORY: [evaluation],
+        TRIAL_OUTCOME: "complete",
+        TRIAL_CAUSAL: row.causal,
+        TRIAL_LABELS: dict(row.labels),
+        TRIAL_MACHINE: {"device": row.labels.get("device")},
     }
     return optuna.trial.create_trial(
         value=math.log(row.measured["val_ppl"]),

@@ -25,6 +25,16 @@ from hpo_model.errors import CheckpointError, ConfigError, OtherDeviceError
 from hpo_model.training.history import Evaluation
 from hpo_model.training.loop import Decision, TrainingResult, load_history, train
 from hpo_model.training.memory_estimate import peak_tensor_bytes
+from hpo_reports.records.names import (
+    TRIAL_CONTINUED,
+    TRIAL_HISTORY,
+    TRIAL_MACHINE,
+    TRIAL_OUTCOME,
+    TRIAL_REASON,
+    TRIAL_REPEATED,
+    TRIAL_RUN,
+    TRIAL_SUSPICIOUS,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -66,7 +76,7 @@ def run_trial(
     try:
         config = setting.spec.run_with(parameters)
     except ConfigError as error:  # each value is sound, this combination is not
-        facts = {"hpo:outcome": "failed", "hpo:reason": str(error)}
+        facts = {TRIAL_OUTCOME: "failed", TRIAL_REASON: str(error)}
         return TrialResult(state="PRUNED", violations=("invalid",), attributes=facts)
 
     def report(evaluation: Evaluation) -> Decision:
@@ -87,9 +97,9 @@ def run_trial(
     if len(history) < reached:
         _tell_of_loss(trial, reached, len(history), setting)
     attributes: dict[str, Any] = {
-        "hpo:run": config.parameters(),
-        "hpo:machine": _machine(config, setting),
-        "hpo:continued": 0 if resume_from is None else setting.fencing_token - 1,
+        TRIAL_RUN: config.parameters(),
+        TRIAL_MACHINE: _machine(config, setting),
+        TRIAL_CONTINUED: 0 if resume_from is None else setting.fencing_token - 1,
     }
     if history and behind(history[-1]):  # a stop came between this evaluation and the question
         reason = f"behind its peers at {history[-1].tokens:,} tokens"
@@ -115,13 +125,13 @@ def reached_before(trial: optuna.Trial) -> int:
 def failed(error: Exception, log: Path) -> TrialResult:
     """The outcome of a trial that raised what nobody expected."""
     reason = f"{type(error).__name__}: {error}; see {log}"
-    return TrialResult(state="FAIL", attributes={"hpo:outcome": "failed", "hpo:reason": reason})
+    return TrialResult(state="FAIL", attributes={TRIAL_OUTCOME: "failed", TRIAL_REASON: reason})
 
 
 def crash_loop(crash_count: int, log: Path) -> TrialResult:
     """The result of a trial whose process crashed again and again, as by the system's out-of-memory killer."""
     reason = f"its process died {crash_count} times; see {log}"
-    attributes = {"hpo:outcome": "failed", "hpo:reason": reason}
+    attributes = {TRIAL_OUTCOME: "failed", TRIAL_REASON: reason}
     return TrialResult(state="PRUNED", violations=("process_died",), attributes=attributes)
 
 
@@ -195,18 +205,18 @@ def _tell_of_loss(trial: optuna.Trial, reached: int, kept: int, setting: TrialSe
         f"trial {trial.number} {begins}, though it had reached evaluation {reached}: {platform.node()} has no later "
         f"checkpoint in {setting.folder} that its {setting.device} can continue"
     )
-    trial.set_user_attr("hpo:repeated", trial.user_attrs.get("hpo:repeated", 0) + reached - kept)
+    trial.set_user_attr(TRIAL_REPEATED, trial.user_attrs.get(TRIAL_REPEATED, 0) + reached - kept)
 
 
 def _outcome(result: TrainingResult, spec: StudySpec, attributes: dict[str, Any]) -> TrialResult:
-    attributes["hpo:machine"]["peak_memory_bytes"] = max(
+    attributes[TRIAL_MACHINE]["peak_memory_bytes"] = max(
         (each.peak_memory_bytes for each in result.history if each.peak_memory_bytes is not None), default=None
     )
     attributes |= {
-        "hpo:outcome": result.outcome,
-        "hpo:reason": result.reason,
-        "hpo:suspicious": result.suspicious,
-        "hpo:history": [_finite(dataclasses.asdict(evaluation)) for evaluation in result.history],
+        TRIAL_OUTCOME: result.outcome,
+        TRIAL_REASON: result.reason,
+        TRIAL_SUSPICIOUS: result.suspicious,
+        TRIAL_HISTORY: [_finite(dataclasses.asdict(evaluation)) for evaluation in result.history],
     }
     values = tuple(getattr(last, objective) for last in result.history[-1:] for objective in spec.objectives)
     if not all(map(math.isfinite, values)):

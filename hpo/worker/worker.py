@@ -44,6 +44,7 @@ from hpo.worker.objective import (
 from hpo_model.data.tokens import TokenizedCorpus, open_tokens
 from hpo_model.errors import ModelError
 from hpo_model.training.history import Evaluation
+from hpo_reports.records.names import TRIAL_HISTORY, TRIAL_REASON
 
 WAIT_S = 0.5  # between looks for a free slot while other workers hold the rest
 OUTAGE_S = 600.0  # for which workers wait for a database that is away
@@ -195,7 +196,7 @@ class _Worker:
         self.finalize(lease, trial.number, result)
         self.tell("finished", result=result, **facts)
         if self.failures >= MAX_FAILURES_IN_A_ROW:
-            raise WorkerError(f"{self.failures} trials in a row failed, the last by {result.attributes['hpo:reason']}")
+            raise WorkerError(f"{self.failures} trials in a row failed, the last by {result.attributes[TRIAL_REASON]}")
 
     def finalize(self, lease: Lease, trial: int, result: TrialResult) -> None:
         try:
@@ -204,7 +205,7 @@ class _Worker:
                 self.spec.home,
                 self.sweep.trial_id(trial),
                 self.folder(trial),
-                result.attributes.get("hpo:history", ()),
+                result.attributes.get(TRIAL_HISTORY, ()),
                 files_to_show(self.folder(trial), result),
             )
         except OSError as error:

@@ -27,6 +27,7 @@ from optuna.trial import TrialState
 from typer.main import get_command
 
 from hpo.cli import app
+from hpo_reports.records.names import TRIAL_SLOT
 from tests.support.in_process import Hpo
 from tests.support.paths import REPOSITORY
 from tests.support.texts import write_text
@@ -234,7 +235,7 @@ def test_a_search_in_containers(containers: Containers, hpo: Hpo, monkeypatch: p
     assert "4 of 4 trials finished" in answer.out
     assert "4 of 4 trials finished" in out
     trials = study.get_trials()
-    assert sorted(trial.user_attrs["hpo:slot"] for trial in trials) == [0, 1, 2, 3]
+    assert sorted(trial.user_attrs[TRIAL_SLOT] for trial in trials) == [0, 1, 2, 3]
     assert {trial.state for trial in trials} <= {TrialState.COMPLETE, TrialState.PRUNED}
     finalists = optuna.load_study(study_name="small--finalists", storage=study._storage).get_trials()
     assert [trial.state for trial in finalists] == [TrialState.COMPLETE] * 2

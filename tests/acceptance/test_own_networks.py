@@ -24,6 +24,7 @@ from hpo.search.launch import Launch, Request, join, prepare
 from hpo.study.toml import parse_study
 from hpo.worker.messages import Event
 from hpo.worker.worker import work
+from hpo_reports.records.names import TRIAL_HISTORY, TRIAL_MACHINE, TRIAL_OUTCOME, TRIAL_RUN
 from tests.support.paths import REPOSITORY
 from tests.support.texts import TOPICS, write_text
 
@@ -103,10 +104,10 @@ def test_a_study_trains_it_and_goes_on_with_the_same_code_alone(place: Place) ->
     order = dataclasses.replace(launch.orders[0][0], threads=1)
     work(order, Silent())
     (trial,) = launch.sweep.study.get_trials()
-    assert trial.user_attrs["hpo:outcome"] == "complete"
-    assert trial.user_attrs["hpo:run"]["network"] == "mine:GatedConvolutions"
-    assert trial.user_attrs["hpo:history"][-1]["phi"] is None
-    assert trial.user_attrs["hpo:machine"]["predicted_peak_bytes"] is None
+    assert trial.user_attrs[TRIAL_OUTCOME] == "complete"
+    assert trial.user_attrs[TRIAL_RUN]["network"] == "mine:GatedConvolutions"
+    assert trial.user_attrs[TRIAL_HISTORY][-1]["phi"] is None
+    assert trial.user_attrs[TRIAL_MACHINE]["predicted_peak_bytes"] is None
     assert place.prepare().orders == ()  # nothing left to do, and nothing against it
 
     place.code.write_text(place.code.read_text() + "raise SystemExit  # is not even run\n", encoding="utf-8")

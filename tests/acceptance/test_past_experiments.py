@@ -26,6 +26,7 @@ from hpo.transfer.importing import (
     import_experiments,
     read_experiments,
 )
+from hpo_reports.records.names import STUDY_TABLE, TRIAL_CAUSAL, TRIAL_LABELS, TRIAL_ROLE
 from tests.support.paths import REPOSITORY, SUPPORT
 
 FIVE = SUPPORT / "five_experiments.csv"
@@ -145,9 +146,9 @@ def test_a_study_holds_what_the_table_says(database: Database) -> None:
     assert first.value == pytest.approx(math.log(647.45))
     assert first.distributions["learning_rate"] == FloatDistribution(5e-5, 2e-4)
     assert last.params == {"learning_rate": 1e-4, "batch_size": 32.0, "lambda_phi": 0.3}
-    assert last.user_attrs["hpo:causal"] is False
-    assert [trial.user_attrs["hpo:role"] for trial in study.get_trials()] == ["baseline", *["enqueued"] * 4]
-    assert study.user_attrs["hpo:log"]["file"] == "five_experiments.csv"
+    assert last.user_attrs[TRIAL_CAUSAL] is False
+    assert [trial.user_attrs[TRIAL_ROLE] for trial in study.get_trials()] == ["baseline", *["enqueued"] * 4]
+    assert study.user_attrs[STUDY_TABLE]["file"] == "five_experiments.csv"
 
 
 def test_values_that_are_no_numbers_are_categories(database: Database, tmp_path: Path) -> None:
@@ -160,7 +161,7 @@ def test_values_that_are_no_numbers_are_categories(database: Database, tmp_path:
 def test_texts_that_utf8_cannot_write_are_kept_as_far_as_it_can(database: Database, tmp_path: Path) -> None:
     past = read(tmp_path, r'[{"val_ppl": 100, "note": "a\ud800b"}]', "log.json")
     import_experiments(database, "log", past)
-    assert load_study(database, "log").get_trials()[0].user_attrs["hpo:labels"] == {"note": "a?b"}
+    assert load_study(database, "log").get_trials()[0].user_attrs[TRIAL_LABELS] == {"note": "a?b"}
 
 
 def test_a_name_that_is_taken_is_refused(database: Database) -> None:

@@ -22,6 +22,14 @@ import torch
 
 from hpo_model.data.tokens import open_tokens
 from hpo_model.training.loop import train
+from hpo_reports.records.names import (
+    STUDY_TEST_EVALUATIONS,
+    TRIAL_CONTINUED,
+    TRIAL_HISTORY,
+    TRIAL_MACHINE,
+    TRIAL_OUTCOME,
+    TRIAL_SLOT,
+)
 from tests.support.in_process import Hpo, refused
 from tests.support.place import Place, own_workers, while_it_runs
 from tests.support.texts import write_text
@@ -68,7 +76,7 @@ def undisturbed_history(place: Place, trial: optuna.trial.FrozenTrial) -> list[d
     """What the trial's run gives in one piece, in this process."""
     tokens = next(path for path in (place.home.cache / "tokens").iterdir() if not path.name.startswith("."))
     threads = torch.get_num_threads()
-    torch.set_num_threads(trial.user_attrs["hpo:machine"]["threads"])
+    torch.set_num_threads(trial.user_attrs[TRIAL_MACHINE]["threads"])
     try:
         result = train(place.sweep().spec.run_with(trial.params), open_tokens(tokens))
     finally:
@@ -82,7 +90,7 @@ def without_clocks(history: list[dict[str, object]]) -> list[dict[str, object]]:
 
 def assert_undisturbed(place: Place, trial: optuna.trial.FrozenTrial) -> None:
     """The trial's history is, to the bit, that of a run that nothing interrupted."""
-    history = trial.user_attrs["hpo:history"]
+    history = trial.user_attrs[TRIAL_HISTORY]
     undisturbed = undisturbed_history(place, trial)
     if trial.state is optuna.trial.TrialState.PRUNED:
         undisturbed = undisturbed[: len(history)]
@@ -114,7 +122,7 @@ def test_a_study_runs_to_its_total_resumes_beyond_it_and_has_nothing_to_do_after
     assert "nothing to do" in fewer.out
     place.assert_exact(5)
 
-    by_slot = {trial.user_attrs["hpo:slot"]: trial for trial in place.optuna_study().trials}
+    by_slot = {trial.user_attrs[TRIAL_SLOT]: trial for trial in place.optuna_study().trials}
     assert by_slot[0].params == {"lambda_phi": 0.05, "dropout": 0.1}
     assert by_slot[1].params == {"lambda_phi": 0.01, "dropout": 0.25}
     without_data = place.hpo("run", "--study", "small.toml", "--trials", "5")
@@ -209,7 +217,7 @@ def test_diverged_trials_are_outcomes_that_break_a_constraint(place: Place) -> N
     answer = place.run("--trials", "2")
     assert answer.code == 0, answer.err
     for trial in place.optuna_study().trials:
-        assert trial.user_attrs["hpo:outcome"] == "diverged"
+        assert trial.user_attrs[TRIAL_OUTCOME] == "diverged"
         assert trial.state is optuna.trial.TrialState.PRUNED
         assert trial.constraints == {"diverged": 1.0}
 
@@ -246,7 +254,7 @@ def test_killed_runs_end_with_the_exact_total_and_the_loss_curves_of_undisturbed
     place.assert_exact(5)
 
     trials = place.optuna_study().trials
-    assert any(trial.user_attrs.get("hpo:continued") for trial in trials), "no kill hit a trial with a checkpoint"
+    assert any(trial.user_attrs.get(TRIAL_CONTINUED) for trial in trials), "no kill hit a trial with a checkpoint"
     for trial in trials:
         assert_undisturbed(place, trial)
 
@@ -282,8 +290,8 @@ def test_a_killed_run_of_two_objectives_goes_on_and_ends_with_a_front(place: Pla
     front = place.optuna_study().best_trials
     assert f"3 of 3 trials finished · front of {len(front)}, from val ppl " in last.out
     first = place.optuna_study().trials[0]
-    history = first.user_attrs["hpo:history"]
-    assert first.user_attrs["hpo:continued"] == 1
+    history = first.user_attrs[TRIAL_HISTORY]
+    assert first.user_attrs[TRIAL_CONTINUED] == 1
     assert_undisturbed(place, first)
     assert first.values == [history[-1]["val_loss"], history[-1]["phi"]]
     assert "## Pareto front" in place.hpo("report").out
@@ -310,11 +318,11 @@ def test_finalists_follow_the_search_survive_a_kill_and_use_the_test_split_once(
 
     study = place.optuna_study("small--finalists")
     assert all(trial.state is optuna.trial.TrialState.COMPLETE for trial in study.trials)
-    assert any(trial.user_attrs["hpo:continued"] for trial in study.trials), "no kill hit a trial with a checkpoint"
-    assert sorted(trial.user_attrs["hpo:slot"] for trial in study.trials) == [0, 1, 2, 3]
+    assert any(trial.user_attrs[TRIAL_CONTINUED] for trial in study.trials), "no kill hit a trial with a checkpoint"
+    assert sorted(trial.user_attrs[TRIAL_SLOT] for trial in study.trials) == [0, 1, 2, 3]
     for trial in study.trials:
         assert_undisturbed(place, trial)
-    (look,) = study.user_attrs["hpo:test_split"]
+    (look,) = study.user_attrs[STUDY_TEST_EVALUATIONS]
     assert [score["seed"] for score in look["scores"]] == [2, 3]
     assert all(score["loss"] > 1 for score in look["scores"])
 
@@ -327,7 +335,7 @@ def test_finalists_follow_the_search_survive_a_kill_and_use_the_test_split_once(
     more = place.hpo("replicate", "--replicates", "3", "--test-again")
     assert more.code == 0, more.err
     assert "6 of 6 trials finished" in more.out
-    looks = place.optuna_study("small--finalists").user_attrs["hpo:test_split"]
+    looks = place.optuna_study("small--finalists").user_attrs[STUDY_TEST_EVALUATIONS]
     assert [len(look["scores"]) for look in looks] == [2, 3]
     refused(place.hpo("replicate", "--replicates", "0"), "--replicates", "at least 1")
 

@@ -22,6 +22,7 @@ from hpo.sweep.sweep import Sweep, create_sweep, find_sweep, open_sweep
 from hpo.transfer.copying import copy_studies
 from hpo_reports.analysis.judging import judge
 from hpo_reports.records.finalists import read_finalists
+from hpo_reports.records.names import TRIAL_CANDIDATE, TRIAL_ROLE
 from tests.support.sweeps import DIVERGED, PRUNED, complete, contents, make_record, make_spec, make_sweep, opened
 
 SUSPICIOUS = TrialResult(state="COMPLETE", values=(0.1,), violations=("suspicious",), attributes={})
@@ -81,8 +82,8 @@ def test_the_best_and_the_baseline_run_under_the_same_fresh_seeds(database: Data
     assert candidates(companion) == [(0, "baseline"), (3, "finalist"), (1, "finalist")]
     assert runs(companion) == [(trial, seed) for seed in (2, 3, 4) for trial in (0, 3, 1)]
     trials = run_all(companion)
-    assert [(t.user_attrs["hpo:candidate"], t.params["seed"]) for t in trials] == runs(companion)
-    assert [t.user_attrs["hpo:role"] for t in trials[:3]] == ["baseline", "finalist", "finalist"]
+    assert [(t.user_attrs[TRIAL_CANDIDATE], t.params["seed"]) for t in trials] == runs(companion)
+    assert [t.user_attrs[TRIAL_ROLE] for t in trials[:3]] == ["baseline", "finalist", "finalist"]
     assert companion.slots.counts(None).done == len(trials) == 9
 
 
@@ -187,7 +188,7 @@ def test_more_replicates_and_candidates_are_totals_and_leave_what_is_planned(dat
     fewer = planned(search, count=1, replicates=1)
     assert runs(fewer) == runs(more)
     trials = run_all(fewer)
-    assert {(t.user_attrs["hpo:candidate"], t.params["seed"]) for t in trials} == set(runs(more))
+    assert {(t.user_attrs[TRIAL_CANDIDATE], t.params["seed"]) for t in trials} == set(runs(more))
     assert more.spec.replication is not None
     assert more.spec.replication.rounds == (3, 4)
 
@@ -198,7 +199,7 @@ def test_a_worker_that_began_before_finds_what_was_added(database: Database) -> 
     run_all(worker)
     planned(search, count=1, replicates=2)
     trials = run_all(worker)
-    assert [(t.user_attrs["hpo:candidate"], t.params["seed"]) for t in trials] == [(0, 2), (3, 2), (0, 3), (3, 3)]
+    assert [(t.user_attrs[TRIAL_CANDIDATE], t.params["seed"]) for t in trials] == [(0, 2), (3, 2), (0, 3), (3, 3)]
 
 
 def test_two_who_add_at_once_lose_nothing(database_url: str, database: Database) -> None:
@@ -277,7 +278,7 @@ def test_reports_read_what_was_run(database: Database) -> None:
     search = searched(database)
     companion = planned(search, count=2, replicates=6)
     means = {0: 5.0, 3: 4.9, 1: 4.5}
-    run_all(companion, lambda trial: means[trial.user_attrs["hpo:candidate"]] + 0.01 * trial.number)
+    run_all(companion, lambda trial: means[trial.user_attrs[TRIAL_CANDIDATE]] + 0.01 * trial.number)
     record = read_finalists(search.study)
     assert record is not None
     assert record == read_finalists(companion.study)

@@ -20,7 +20,6 @@ from optuna_dashboard.artifact._backend import list_trial_artifacts
 from hpo.dashboard import notes, publishing
 from hpo.dashboard.freshness import states
 from hpo.dashboard.notes import (
-    STAMP,
     Notes,
     PublishedVersion,
     is_ours,
@@ -34,9 +33,10 @@ from hpo.database.connection import Database
 from hpo.home import Home
 from hpo.study.search_space import suggest
 from hpo.sweep.finalists import plan_finalists
-from hpo.sweep.sweep import LAST_RUN_ATTRIBUTE, Sweep
+from hpo.sweep.sweep import Sweep
 from hpo.worker.artifacts import offer
 from hpo.worker.artifacts import remap_ids as remap_artifacts
+from hpo_reports.records.names import STUDY_LAST_RUN, STUDY_PUBLISHED
 from tests.support.dashboard_study import attributes, home_in, make_study, run_slot
 from tests.support.sweeps import PRUNED, complete, make_event, make_sweep
 from tests.support.sweeps import run_slot as run_empty_slot
@@ -101,7 +101,7 @@ def test_neither_the_last_run_nor_what_the_study_is_changes(study: Sweep) -> Non
     run_slot(study, Home(Path(study.database.engine.url.database or "").parent), 4.0)
     publish(study.database, study.spec.name, final=True)
     assert study.study.user_attrs == before
-    assert LAST_RUN_ATTRIBUTE not in before
+    assert STUDY_LAST_RUN not in before
     assert study.spec.identity() == identity
 
 
@@ -120,7 +120,7 @@ def test_what_takes_long_is_done_seldom(study: Sweep, monkeypatch: pytest.Monkey
     with study.database.engine.begin() as connection:
         connection.execute(
             sa.text("UPDATE study_system_attributes SET value_json = :text WHERE key = :key"),
-            {"text": json.dumps(vars(slow)), "key": STAMP},
+            {"text": json.dumps(vars(slow)), "key": STUDY_PUBLISHED},
         )
     assert publish(study.database, study.spec.name) == pytest.approx(2700, abs=60), "a hundredth of the time"
     assert stamp_of(study) == slow
@@ -131,7 +131,7 @@ def test_what_another_version_has_marked_is_written_anew(content: object, study:
     with study.database.engine.begin() as connection:
         connection.execute(
             sa.text("UPDATE study_system_attributes SET value_json = :text WHERE key = :key"),
-            {"text": json.dumps(content), "key": STAMP},
+            {"text": json.dumps(content), "key": STUDY_PUBLISHED},
         )
     assert studies_behind(study.database) == [study.spec.name]
     assert publish(study.database, study.spec.name, final=True) == 0
@@ -234,7 +234,7 @@ def test_of_very_many_trials_the_best_get_a_note(lone: Database, home: Home, mon
 
 
 def test_running_it_again_changes_no_note_but_what_is_noted_of_it_does(study: Sweep) -> None:
-    study.study.set_user_attr(LAST_RUN_ATTRIBUTE, time.time())
+    study.study.set_user_attr(STUDY_LAST_RUN, time.time())
     assert studies_behind(study.database) == []
     study.study.set_user_attr("hpo:long_run:7", {"history": []})  # as a long run does while it goes on
     assert studies_behind(study.database) == [study.spec.name]

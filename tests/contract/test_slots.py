@@ -24,6 +24,7 @@ from hpo.sweep.renewal import renewed
 from hpo.sweep.result import TrialResult
 from hpo.sweep.slots import Lease, LeaseLost, SlotCounts, Slots
 from hpo.sweep.sweep import Sweep, open_sweep
+from hpo_reports.records.names import TRIAL_SLOT
 from tests.support.side_processes import PROCESSES, claim_all
 from tests.support.sweeps import (
     COMPLETE,
@@ -773,7 +774,7 @@ def read(worker: Worker) -> None:
     """All that a worker reads through Optuna."""
     assert len(worker.study.get_trials()) == 1
     assert worker.trial.storage.get_trial(worker.trial._trial_id).number == 0
-    assert worker.trial.user_attrs["hpo:slot"] == 0
+    assert worker.trial.user_attrs[TRIAL_SLOT] == 0
     assert worker.study.user_attrs
     assert worker.sweep.best() is None
     assert not worker.sweep.stopped_improving()

@@ -25,6 +25,7 @@ from hpo.sweep.sweep import Sweep
 from hpo.worker.messages import Event, WorkerSpec
 from hpo.worker.worker import work
 from hpo_model.data.tokens import TokenizedCorpus
+from hpo_reports.records.names import TRIAL_CONTINUED
 from tests.support.sweeps import COMPLETE, lost_connection, make_sweep, run_slot
 
 
@@ -201,7 +202,7 @@ def test_who_begins_after_the_stop_goes_on_with_what_was_left(site: Site, seen: 
     assert site.sweep.slots.counts(None) == SlotCounts(done=3)
     first = site.sweep.study.get_trials()[0]
     assert sorted(first.intermediate_values) == [1, 2, 3, 4, 5]
-    assert first.user_attrs["hpo:continued"] == 1
+    assert first.user_attrs[TRIAL_CONTINUED] == 1
 
 
 def test_an_order_from_after_the_stop_is_carried_out(site: Site) -> None:

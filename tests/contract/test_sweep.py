@@ -19,9 +19,7 @@ from hpo.sweep.result import TrialResult
 from hpo.sweep.slots import Lease, LeaseLost, SlotCounts
 from hpo.sweep.study_row import StudyRow
 from hpo.sweep.sweep import (
-    LAST_RUN_ATTRIBUTE,
     METRICS,
-    STUDY_ATTRIBUTE,
     Sweep,
     create_sweep,
     describe_studies,
@@ -31,6 +29,15 @@ from hpo.sweep.sweep import (
     load_study,
     open_sweep,
     study_names,
+)
+from hpo_reports.records.names import (
+    STUDY_LAST_RUN,
+    STUDY_RECORD,
+    TRIAL_HISTORY,
+    TRIAL_OUTCOME,
+    TRIAL_REASON,
+    TRIAL_ROLE,
+    TRIAL_SLOT,
 )
 from tests.support.side_processes import PROCESSES, fill_all
 from tests.support.sweeps import (
@@ -104,7 +111,7 @@ def test_planned_slots_get_the_plan_and_the_others_are_searched(database: Databa
     assert values[:2] == [0.1, 0.3]
     found = trials(sweep)
     assert [trial.user_attrs for trial in found] == [
-        {"hpo:slot": slot, "hpo:role": role} for slot, role in enumerate(("baseline", "enqueued", "search", "search"))
+        {TRIAL_SLOT: slot, TRIAL_ROLE: role} for slot, role in enumerate(("baseline", "enqueued", "search", "search"))
     ]
     assert [trial.state for trial in found] == [TrialState.RUNNING] * 4
     assert [trial.params["dropout"] for trial in found] == values
@@ -137,14 +144,14 @@ def test_a_trial_is_bound_in_the_transaction_that_creates_it(database: Database,
         again = take_over(mine)
         assert (again.slot, again.trial_number) == (slot, stored[0] if stored else None)
         assert mine.start(again).number == slot
-    assert [trial.user_attrs["hpo:slot"] for trial in fresh(mine, database)] == [0, 1]
+    assert [trial.user_attrs[TRIAL_SLOT] for trial in fresh(mine, database)] == [0, 1]
 
 
 def test_a_trial_s_number_is_on_its_slot_and_the_slot_s_on_its_trial(database: Database) -> None:
     sweep = make_sweep(database)
     for slot, number in ((0, 0), (1, 1)):
         trial = sweep.start(claim(sweep))
-        assert (trial.number, trial.user_attrs["hpo:slot"]) == (number, slot)
+        assert (trial.number, trial.user_attrs[TRIAL_SLOT]) == (number, slot)
         assert slot_row(database, sweep.study_id, slot)["trial_number"] == number
     sweep.study.ask()  # somebody uses plain Optuna meanwhile
     lease = claim(sweep)
@@ -190,11 +197,11 @@ def test_whatever_answer_is_lost_the_slot_ends_with_one_trial(database: Database
         with unheard(own, lost) as broken:
             number = fill(mine, UNLUCKY)
         stored = fresh(mine, database)
-        assert [trial.user_attrs["hpo:slot"] for trial in stored] == list(range(lost))
+        assert [trial.user_attrs[TRIAL_SLOT] for trial in stored] == list(range(lost))
         assert stored[number].state is TrialState.PRUNED
         assert stored[number].user_attrs == {
-            "hpo:slot": lost - 1,
-            "hpo:role": stored[number].user_attrs["hpo:role"],
+            TRIAL_SLOT: lost - 1,
+            TRIAL_ROLE: stored[number].user_attrs[TRIAL_ROLE],
             **FACTS,
         }
         assert stored[number].constraints == dict.fromkeys(UNLUCKY.violations, 1.0)
@@ -233,7 +240,7 @@ def test_n_slots_get_n_trials_whatever_is_lost_and_however_many_work(
     ]
     assert sum(job.result(timeout=200) for job in jobs) > 24, "hardly an answer was lost"
     finished = fresh(sweep, database)
-    assert sorted(trial.user_attrs["hpo:slot"] for trial in finished) == list(range(24))
+    assert sorted(trial.user_attrs[TRIAL_SLOT] for trial in finished) == list(range(24))
     assert {trial.state for trial in finished} == {TrialState.COMPLETE}
     assert sweep.slots.counts(24) == SlotCounts(done=24)
 
@@ -242,7 +249,7 @@ def test_a_crash_before_create_begins_anew(database: Database) -> None:
     sweep = make_sweep(database)
     claim(sweep)
     trial = sweep.start(take_over(sweep))
-    assert trial.user_attrs == {"hpo:slot": 0, "hpo:role": "baseline"}
+    assert trial.user_attrs == {TRIAL_SLOT: 0, TRIAL_ROLE: "baseline"}
     assert len(trials(sweep)) == 1
 
 
@@ -267,7 +274,7 @@ def test_a_bound_trial_is_continued_with_its_values(database: Database) -> None:
 
 # ---------------------------------------------------------------------------------------------- settle
 
-FACTS = {"hpo:outcome": "diverged", "hpo:reason": "loss is not finite", "hpo:history": [{"val_loss": None, "phi": 0.5}]}
+FACTS = {TRIAL_OUTCOME: "diverged", TRIAL_REASON: "loss is not finite", TRIAL_HISTORY: [{"val_loss": None, "phi": 0.5}]}
 UNLUCKY = TrialResult(state="PRUNED", violations=("diverged", "out_of_memory"), attributes=FACTS)
 
 
@@ -348,7 +355,7 @@ def test_a_crash_anywhere_in_the_end_is_made_good_by_the_next_claimer(
                 other.finalize(taken, number, taken.result)
         (trial,) = fresh(other, database)
         assert trial.state is TrialState.PRUNED
-        assert trial.user_attrs == {"hpo:slot": 0, "hpo:role": "baseline", **FACTS}
+        assert trial.user_attrs == {TRIAL_SLOT: 0, TRIAL_ROLE: "baseline", **FACTS}
         assert trial.constraints == {"diverged": 1.0, "out_of_memory": 1.0}
         assert other.slots.counts(10) == SlotCounts(done=1, open=9)
     assert crashes >= 4, "facts, two constraints, state and slot"
@@ -523,7 +530,7 @@ def test_a_sweep_is_found_again_with_its_record(database: Database) -> None:
 def test_what_a_study_was_made_from_is_in_optuna_s_own_study_too(database: Database) -> None:
     sweep = make_sweep(database)
     study = optuna.load_study(study_name=sweep.spec.name, storage=database.storage)
-    assert study.user_attrs[STUDY_ATTRIBUTE] == sweep.record.to_dict()
+    assert study.user_attrs[STUDY_RECORD] == sweep.record.to_dict()
     assert study.metric_names == [METRICS["val_loss"]]
     assert study.direction is optuna.study.StudyDirection.MINIMIZE
 
@@ -603,7 +610,7 @@ def test_of_two_that_make_one_study_the_first_one_s_record_stands(database: Data
     second = create_sweep(database, make_record(other_spec))
     assert second.record == first.record
     assert second.spec == first.spec
-    assert second.study.user_attrs[STUDY_ATTRIBUTE] == first.record.to_dict()
+    assert second.study.user_attrs[STUDY_RECORD] == first.record.to_dict()
     assert second.study_id == first.study_id
 
 
@@ -661,7 +668,7 @@ def test_studies_are_described_in_a_line_each(empty: Database) -> None:
 def test_the_study_that_was_run_last_is_known(empty: Database) -> None:
     assert last_run(empty) is None
     for name, at in (("a", 10.0), ("c", 30.0), ("b", 20.0)):
-        make_sweep(empty, name=name).study.set_user_attr(LAST_RUN_ATTRIBUTE, at)
+        make_sweep(empty, name=name).study.set_user_attr(STUDY_LAST_RUN, at)
     optuna.create_study(storage=empty.storage, study_name="z-theirs")
     assert last_run(empty) == "c"
     empty.storage.delete_study(load_study(empty, "c")._study_id)
@@ -686,7 +693,7 @@ def test_a_study_whose_making_was_interrupted_later_gets_its_facts_too(
             make_sweep(empty, name="toy")
     found = open_sweep(empty, "toy")
     found.publish()  # as every run does
-    assert found.study.user_attrs[STUDY_ATTRIBUTE] == found.record.to_dict()
+    assert found.study.user_attrs[STUDY_RECORD] == found.record.to_dict()
     assert found.study.metric_names == [METRICS["val_loss"]]
 
 

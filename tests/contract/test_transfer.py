@@ -23,8 +23,9 @@ from hpo.errors import StorageError, StudyError
 from hpo.home import Home
 from hpo.sweep.result import TrialResult
 from hpo.sweep.slots import SlotCounts, Slots
-from hpo.sweep.sweep import STUDY_ATTRIBUTE, Sweep, find_sweep, load_study, open_sweep, study_names
-from hpo.transfer.copying import COPYING_ATTRIBUTE, copy_studies
+from hpo.sweep.sweep import Sweep, find_sweep, load_study, open_sweep, study_names
+from hpo.transfer.copying import copy_studies
+from hpo_reports.records.names import STUDY_COPYING, STUDY_RECORD
 from tests.support.sweeps import (
     COMPLETE,
     DIVERGED,
@@ -144,7 +145,7 @@ def test_there_and_back_a_study_is_the_same(url: str, source: Database, new_url:
 
 def attributes(study: optuna.Study) -> dict[str, Any]:
     """What a study's users have set."""
-    return {name: value for name, value in study.user_attrs.items() if name not in (COPYING_ATTRIBUTE, STUDY_ATTRIBUTE)}
+    return {name: value for name, value in study.user_attrs.items() if name not in (STUDY_COPYING, STUDY_RECORD)}
 
 
 def test_the_source_is_left_as_it_is(url: str, source: Database, target_url: str) -> None:

@@ -23,6 +23,7 @@ from hpo.monitor.console import (
     sentence,
 )
 from hpo.sweep.result import TrialResult
+from hpo_reports.records.names import TRIAL_HISTORY, TRIAL_OUTCOME, TRIAL_REASON
 from tests.support.sweeps import COMPLETE, complete, lost_connection, make_evaluation, make_event, make_sweep, run_slot
 
 
@@ -51,7 +52,7 @@ class Screen:
 
 
 def outcome(state: Any, name: str, reason: str, val_ppl: float | None = 54.6) -> TrialResult:
-    attributes = {"hpo:outcome": name, "hpo:reason": reason, "hpo:history": [{"val_ppl": 99.0}, {"val_ppl": val_ppl}]}
+    attributes = {TRIAL_OUTCOME: name, TRIAL_REASON: reason, TRIAL_HISTORY: [{"val_ppl": 99.0}, {"val_ppl": val_ppl}]}
     return TrialResult(state=state, values=(4.0,) if state == "COMPLETE" else (), attributes=attributes)
 
 
@@ -72,7 +73,7 @@ ENDINGS = {
         "trial 3 diverged: loss is not finite",
     ),
     "failed": (
-        TrialResult(state="FAIL", attributes={"hpo:outcome": "failed", "hpo:reason": "OSError: x; see worker-0.log"}),
+        TrialResult(state="FAIL", attributes={TRIAL_OUTCOME: "failed", TRIAL_REASON: "OSError: x; see worker-0.log"}),
         "trial 3 failed: OSError: x; see worker-0.log",
     ),
 }
@@ -339,7 +340,7 @@ def test_a_worker_that_is_about_to_begin_its_trial_is_waited_for(
     ],
 )
 def test_the_best_trial_is_told_in_perplexity_where_it_is_known(history: Any, expected: str) -> None:
-    attributes = {} if history is None else {"hpo:history": history}
+    attributes = {} if history is None else {TRIAL_HISTORY: history}
     trial = create_trial(state=TrialState.COMPLETE, value=4.87654, user_attrs=attributes)
     trial.number = 7
     assert describe_best(trial) == expected

@@ -47,6 +47,7 @@ from hpo.search.launch import Request, prepare
 from hpo.sweep.sweep import create_sweep, open_sweep
 from hpo_model.data.tokens import open_tokens
 from hpo_model.training.loop import train
+from hpo_reports.records.names import TRIAL_HISTORY, TRIAL_MACHINE, TRIAL_SLOT
 from tests.nightly.chaos_supervisor import epoch_of
 from tests.support.paths import REPOSITORY
 from tests.support.postgres import own_postgres_server, restart
@@ -325,7 +326,7 @@ def check(url: str, trials: int, tally: Tally, *, toys: bool) -> None:
     assert all(trial.state.is_finished() for trial in frozen), "a trial still runs"
     assert set(tally.states) == {"COMPLETE", "PRUNED"}, "a trial failed, or none was pruned"
     assert leases == 0, "a lease is left"
-    assert sorted(trial.user_attrs["hpo:slot"] for trial in frozen) == list(range(trials)), "a slot with two trials"
+    assert sorted(trial.user_attrs[TRIAL_SLOT] for trial in frozen) == list(range(trials)), "a slot with two trials"
     assert not given_up, f"trials {given_up} were given up"
     ends = collections.Counter(row.id_ for row in audit["chaos_ends"])
     assert len(ends) == trials, "the audit saw another number of ends"
@@ -384,9 +385,9 @@ def check_curves(url: str, home: Path) -> None:
     (tokens,) = (path for path in (home / "cache" / "tokens").iterdir() if not path.name.startswith("."))
     threads = torch.get_num_threads()
     for trial in sweep.study.get_trials(deepcopy=False):
-        torch.set_num_threads(trial.user_attrs["hpo:machine"]["threads"])
+        torch.set_num_threads(trial.user_attrs[TRIAL_MACHINE]["threads"])
         whole = train(sweep.spec.run_with(trial.params), open_tokens(tokens)).history
-        curve = [evaluation["val_loss"] for evaluation in trial.user_attrs["hpo:history"]]
+        curve = [evaluation["val_loss"] for evaluation in trial.user_attrs[TRIAL_HISTORY]]
         assert curve == [evaluation.val_loss for evaluation in whole[: len(curve)]], f"trial {trial.number}: its curve"
         assert curve == list(trial.intermediate_values.values()), f"trial {trial.number}: what Optuna was told"
     torch.set_num_threads(threads)

@@ -13,6 +13,14 @@ from hpo.home import Home
 from hpo.sweep.result import TrialResult
 from hpo.sweep.sweep import Sweep, create_sweep
 from hpo.worker.artifacts import offer
+from hpo_reports.records.names import (
+    TRIAL_HISTORY,
+    TRIAL_MACHINE,
+    TRIAL_OUTCOME,
+    TRIAL_REASON,
+    TRIAL_RUN,
+    TRIAL_SUSPICIOUS,
+)
 from tests.support.sweeps import make_evaluation, make_record, make_spec
 
 HOSTILE = "a | `b` <img src=x onerror=window.hacked=1> [c](javascript:window.hacked=1) %{x} $y$"
@@ -36,22 +44,22 @@ def run_slot(sweep: Sweep, home: Home, final: float, **changes: Any) -> int:
     trial = sweep.start(lease)
     values = {"dropout": trial.suggest_float("dropout", 0.0, 0.4), **changes}
     facts = {
-        "hpo:outcome": "complete",
-        "hpo:reason": f"all of its tokens, {SCRIPT}",
-        "hpo:run": {**sweep.spec.run_with({}).parameters(), **values},
-        "hpo:history": history(final),
-        "hpo:machine": {"host": "here", "device": "cpu"},
-        "hpo:suspicious": False,
+        TRIAL_OUTCOME: "complete",
+        TRIAL_REASON: f"all of its tokens, {SCRIPT}",
+        TRIAL_RUN: {**sweep.spec.run_with({}).parameters(), **values},
+        TRIAL_HISTORY: history(final),
+        TRIAL_MACHINE: {"host": "here", "device": "cpu"},
+        TRIAL_SUSPICIOUS: False,
     }
     outcome = TrialResult(state="COMPLETE", values=(final,), attributes=facts)
-    for entry in facts["hpo:history"]:
+    for entry in facts[TRIAL_HISTORY]:
         trial.report(entry["val_loss"], entry["milestone"])
     folder = home.trial(sweep.spec.name, sweep.uid, trial.number)
     folder.mkdir(parents=True)
     (folder / "checkpoint-1.pt").write_bytes(b"weights of " + str(trial.number).encode())
     assert sweep.slots.finish(lease, outcome)
     offer(
-        sweep.database, home, sweep.trial_id(trial.number), folder, facts["hpo:history"], [folder / "checkpoint-1.pt"]
+        sweep.database, home, sweep.trial_id(trial.number), folder, facts[TRIAL_HISTORY], [folder / "checkpoint-1.pt"]
     )
     sweep.finalize(lease, trial.number, outcome)
     return trial.number

@@ -15,6 +15,7 @@ from hpo.home import Home
 from hpo.sweep.sweep import Sweep
 from hpo.worker.messages import WorkerSpec
 from hpo_model.data.tokens import TokenizedCorpus
+from hpo_reports.records.names import TRIAL_CONTINUED, TRIAL_SLOT
 from tests.support.sweeps import make_sweep
 
 RUN = dict(
@@ -54,13 +55,13 @@ class FarStudy:
         """N slots, N complete trials, one trial per slot."""
         trials = self.sweep.study.get_trials()
         assert [trial.state.name for trial in trials] == ["COMPLETE"] * self.trials
-        assert sorted(trial.user_attrs["hpo:slot"] for trial in trials) == list(range(self.trials))
+        assert sorted(trial.user_attrs[TRIAL_SLOT] for trial in trials) == list(range(self.trials))
         counts = self.sweep.slots.counts(self.trials)
         assert (counts.done, counts.begun, counts.open) == (self.trials, 0, 0)
 
     def continued(self) -> list[int]:
         """Numbers of the trials that went on from a checkpoint."""
-        return [trial.number for trial in self.sweep.study.get_trials() if trial.user_attrs.get("hpo:continued")]
+        return [trial.number for trial in self.sweep.study.get_trials() if trial.user_attrs.get(TRIAL_CONTINUED)]
 
     def checkpoints(self) -> list[Path]:
         return sorted(self.home.root.glob("studies/*/trial-*/checkpoint-*.pt"))

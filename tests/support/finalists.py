@@ -11,6 +11,17 @@ import optuna
 from optuna.distributions import FloatDistribution, IntDistribution
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
+from hpo_reports.records.names import (
+    STUDY_RECORD,
+    STUDY_TEST_EVALUATIONS,
+    TRIAL_CANDIDATE,
+    TRIAL_HISTORY,
+    TRIAL_OUTCOME,
+    TRIAL_REASON,
+    TRIAL_ROLE,
+    TRIAL_SLOT,
+    TRIAL_SUSPICIOUS,
+)
 from tests.support.studies import FACTS
 
 Ending = float | str | None  # a loss; how a run ended otherwise; None: not begun
@@ -55,9 +66,9 @@ def companion_study(
     """
     seeds = range(2, 2 + max(map(len, losses.values())))
     study = optuna.create_study(study_name="lambda_phi--finalists")
-    study.set_user_attr("hpo:study", companion_facts(list(losses), list(seeds), **options))
+    study.set_user_attr(STUDY_RECORD, companion_facts(list(losses), list(seeds), **options))
     if tests is not None:
-        study.set_user_attr("hpo:test_split", tests)
+        study.set_user_attr(STUDY_TEST_EVALUATIONS, tests)
     slot = 0
     for place, seed in enumerate(seeds):
         for candidate, endings in losses.items():
@@ -79,12 +90,12 @@ def _trial(slot: int, candidate: int, seed: int, ending: Ending) -> FrozenTrial:
         params={"lambda_phi": 0.01 * (candidate + 1), "seed": seed},
         distributions={"lambda_phi": FloatDistribution(0.001, 0.9), "seed": IntDistribution(0, 2**31 - 1)},
         user_attrs={
-            "hpo:slot": slot,
-            "hpo:candidate": candidate,
-            "hpo:role": "baseline" if candidate == 0 else "finalist",
-            "hpo:outcome": outcome,
-            "hpo:reason": "all tokens" if complete else f"{outcome}, as told",
-            "hpo:suspicious": ending == "suspicious",
-            "hpo:history": [{"milestone": 10, "val_loss": loss, "val_ppl": math.exp(loss)}] if complete else [],
+            TRIAL_SLOT: slot,
+            TRIAL_CANDIDATE: candidate,
+            TRIAL_ROLE: "baseline" if candidate == 0 else "finalist",
+            TRIAL_OUTCOME: outcome,
+            TRIAL_REASON: "all tokens" if complete else f"{outcome}, as told",
+            TRIAL_SUSPICIOUS: ending == "suspicious",
+            TRIAL_HISTORY: [{"milestone": 10, "val_loss": loss, "val_ppl": math.exp(loss)}] if complete else [],
         },
     )

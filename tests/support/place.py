@@ -18,6 +18,7 @@ import pytest
 from hpo.database.connection import open_database
 from hpo.home import Home
 from hpo.sweep.sweep import Sweep, open_sweep
+from hpo_reports.records.names import TRIAL_SLOT
 from tests.support.far_workers import wait_until
 from tests.support.in_process import Answer, Hpo
 
@@ -127,7 +128,7 @@ class Place:
         trials = self.optuna_study().trials
         assert len(trials) == total
         assert all(trial.state.is_finished() for trial in trials)
-        assert sorted(trial.user_attrs["hpo:slot"] for trial in trials) == list(range(total))
+        assert sorted(trial.user_attrs[TRIAL_SLOT] for trial in trials) == list(range(total))
         assert self.sweep().slots.counts(total).done == total
 
     def checkpoints(self) -> list[Path]:

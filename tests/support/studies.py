@@ -9,6 +9,20 @@ import optuna
 from optuna.distributions import FloatDistribution
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
+from hpo_reports.records.names import (
+    STUDY_LAST_RUN,
+    STUDY_RECORD,
+    TRIAL_CONTINUED,
+    TRIAL_HISTORY,
+    TRIAL_MACHINE,
+    TRIAL_OUTCOME,
+    TRIAL_REASON,
+    TRIAL_ROLE,
+    TRIAL_RUN,
+    TRIAL_SLOT,
+    TRIAL_SUSPICIOUS,
+)
+
 BUDGET = 300_000
 EVALUATIONS = 10
 FACTS: dict[str, Any] = {
@@ -70,8 +84,8 @@ def study_of(*trials: FrozenTrial, facts: dict[str, Any] | None = FACTS, **optio
     """A study in memory that holds these trials."""
     study = optuna.create_study(**{"study_name": "lambda_phi", **options})
     if facts is not None:
-        study.set_user_attr("hpo:study", facts)
-        study.set_user_attr("hpo:last_run", 1763410500.0)
+        study.set_user_attr(STUDY_RECORD, facts)
+        study.set_user_attr(STUDY_LAST_RUN, 1763410500.0)
     study.add_trials(trials)
     return study
 
@@ -152,15 +166,15 @@ def trial(
         intermediate_values=dict(enumerate(losses, 1)),
         constraints=constraints,
         user_attrs={
-            "hpo:slot": slot,
-            "hpo:role": "baseline" if slot == 0 else "search",
-            "hpo:outcome": outcome,
-            "hpo:reason": f"all of {BUDGET:,} tokens",
-            "hpo:suspicious": False,
-            "hpo:run": run(**parameters),
-            "hpo:history": history,
-            "hpo:machine": {"device": "cpu", "threads": 2, "worker": "worker-0"},
-            "hpo:continued": 0,
+            TRIAL_SLOT: slot,
+            TRIAL_ROLE: "baseline" if slot == 0 else "search",
+            TRIAL_OUTCOME: outcome,
+            TRIAL_REASON: f"all of {BUDGET:,} tokens",
+            TRIAL_SUSPICIOUS: False,
+            TRIAL_RUN: run(**parameters),
+            TRIAL_HISTORY: history,
+            TRIAL_MACHINE: {"device": "cpu", "threads": 2, "worker": "worker-0"},
+            TRIAL_CONTINUED: 0,
             **(attributes or {}),
         },
     )
@@ -168,7 +182,7 @@ def trial(
 
 def pruned(final: float = 6.0, milestones: int = 2, **options: Any) -> FrozenTrial:
     """A trial that was ended early."""
-    reason = {"hpo:reason": f"behind its peers at {BUDGET * milestones // EVALUATIONS:,} tokens"}
+    reason = {TRIAL_REASON: f"behind its peers at {BUDGET * milestones // EVALUATIONS:,} tokens"}
     options["attributes"] = {**reason, **options.get("attributes", {})}
     return trial(final, state=TrialState.PRUNED, outcome="pruned", milestones=milestones, **options)
 
@@ -180,5 +194,5 @@ def running(milestones: int = 3) -> FrozenTrial:
         params={"learning_rate": 0.002},
         distributions={"learning_rate": FloatDistribution(0, 1)},
         intermediate_values=dict(enumerate(losses_to(5.0, milestones), 1)),
-        user_attrs={"hpo:slot": 39, "hpo:role": "search"},
+        user_attrs={TRIAL_SLOT: 39, TRIAL_ROLE: "search"},
     )

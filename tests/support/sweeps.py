@@ -20,17 +20,18 @@ from hpo.database.retry import NO_RETRY, RetryPolicy
 from hpo.study.spec import Dimension, StudySpec
 from hpo.sweep.record import CorpusFacts, StudyRecord, TokenizerFacts
 from hpo.sweep.result import TrialResult
-from hpo.sweep.sweep import STUDY_ATTRIBUTE, Sweep, create_sweep
+from hpo.sweep.sweep import Sweep, create_sweep
 from hpo.worker.messages import Event
 from hpo_model.config import build_run
 from hpo_model.training.history import Evaluation
+from hpo_reports.records.names import STUDY_RECORD, TRIAL_OUTCOME
 
 ENGINES = ("sqlite", "postgresql")
 PATIENT = RetryPolicy(max_elapsed_s=60.0)
-COMPLETE = TrialResult(state="COMPLETE", values=(4.0,), attributes={"hpo:outcome": "complete"})
-PRUNED = TrialResult(state="PRUNED", attributes={"hpo:outcome": "pruned"})
-FAIL = TrialResult(state="FAIL", attributes={"hpo:outcome": "failed"})
-DIVERGED = TrialResult(state="PRUNED", violations=("diverged",), attributes={"hpo:outcome": "diverged"})
+COMPLETE = TrialResult(state="COMPLETE", values=(4.0,), attributes={TRIAL_OUTCOME: "complete"})
+PRUNED = TrialResult(state="PRUNED", attributes={TRIAL_OUTCOME: "pruned"})
+FAIL = TrialResult(state="FAIL", attributes={TRIAL_OUTCOME: "failed"})
+DIVERGED = TrialResult(state="PRUNED", violations=("diverged",), attributes={TRIAL_OUTCOME: "diverged"})
 
 
 def make_spec(**changes: Any) -> StudySpec:
@@ -79,11 +80,11 @@ def rewrite_record(sweep: Sweep, change: Callable[[dict[str, Any]], dict[str, An
     content = change(json.loads(sweep.row.record_text() or "{}"))
     write = tables.studies.update().where(tables.studies.c.study_id == sweep.study_id)
     sweep.database.transaction(lambda connection: connection.execute(write.values(record=json.dumps(content))))
-    sweep.study.set_user_attr(STUDY_ATTRIBUTE, content)
+    sweep.study.set_user_attr(STUDY_RECORD, content)
 
 
 def complete(loss: float) -> TrialResult:
-    return TrialResult(state="COMPLETE", values=(loss,), attributes={"hpo:outcome": "complete"})
+    return TrialResult(state="COMPLETE", values=(loss,), attributes={TRIAL_OUTCOME: "complete"})
 
 
 def run_slot(sweep: Sweep, outcome: TrialResult, owner: str = "worker") -> int:

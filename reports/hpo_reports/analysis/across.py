@@ -20,7 +20,8 @@ from hpo_reports.analysis.findings import Findings, find
 from hpo_reports.analysis.judging import percent_of
 from hpo_reports.analysis.statistics import ALPHA, Interval
 from hpo_reports.errors import IncomparableError
-from hpo_reports.records.finalists import SUFFIX, FinalistsRecord, Replicate
+from hpo_reports.records.finalists import FinalistsRecord, Replicate
+from hpo_reports.records.names import FINALISTS_SUFFIX
 from hpo_reports.records.study import Measurement, StudyRecord, TrialRecord
 
 Scale = Literal["token", "word"]  # of the perplexities that are compared
@@ -115,8 +116,10 @@ def compare_studies(studies: Sequence[tuple[StudyRecord, FinalistsRecord | None]
 def _contender(record: StudyRecord, finalists: FinalistsRecord | None) -> _Contender:
     if record.log is not None:
         raise IncomparableError(f"study {record.name!r} is a table of past experiments, whose text nobody knows")
-    if record.name.endswith(SUFFIX):
-        raise IncomparableError(f"study {record.name!r} holds finalists; name {record.name.removesuffix(SUFFIX)!r}")
+    if record.name.endswith(FINALISTS_SUFFIX):
+        raise IncomparableError(
+            f"study {record.name!r} holds finalists; name {record.name.removesuffix(FINALISTS_SUFFIX)!r}"
+        )
     if not record.is_ours:
         raise IncomparableError(f"study {record.name!r} was made by another program: its budget and text are unknown")
     if len(record.directions) > 1:

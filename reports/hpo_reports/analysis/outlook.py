@@ -9,11 +9,10 @@ from dataclasses import dataclass
 from typing import Literal
 
 from hpo_reports.projection import project as projected
+from hpo_reports.projection.horizon import LONG_RUN_EPOCHS
 from hpo_reports.records.attributes import whole
 from hpo_reports.records.long_runs import LongRunRecord
 from hpo_reports.records.study import TrialRecord, perplexity_of
-
-LONG_RUN_EPOCHS = 20  # of the experiment log that this report systematises
 
 Reason = Literal[
     "schedule",  # its learning rate ended: the curve is no beginning of a longer run's

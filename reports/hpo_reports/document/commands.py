@@ -7,7 +7,7 @@ import re
 import shlex
 from collections.abc import Mapping
 
-from hpo_reports.analysis.outlook import LONG_RUN_EPOCHS
+from hpo_reports.projection.horizon import LONG_RUN_EPOCHS
 from hpo_reports.records.attributes import Scalar
 
 QUICK_RUN_EPOCHS = 1  # the shortest that `hpo train` knows

@@ -25,10 +25,10 @@ from hpo_reports.projection.calibration import (
     outcomes,
 )
 from hpo_reports.projection.curves import Curve, reference_curves
+from hpo_reports.projection.horizon import PROJECTED_EPOCHS
 from hpo_reports.projection.pool import Paths, pooled
 
 CALIBRATION = "calibration.json"
-EPOCHS = (1.0, 5.0, 10.0, 15.0, 20.0)  # of the experiment log
 LEAST_LIBRARY = 12  # curves, fewer of which calibrate nothing
 SLACK = 0.02  # of the horizon, by which a schedule's end may miss the one that is asked for
 HIGHEST = 700.0  # nats, whose exponential is still a number
@@ -155,7 +155,7 @@ def project(
     kin = [each for each in siblings if each.is_finite and abs(each.horizon - horizon) <= SLACK * horizon]
     calibration = calibration or shipped_calibration(len(kin))
     paths = pooled(run, library, kin)
-    epochs = [*(e for e in EPOCHS if e < horizon * (1 - SLACK)), horizon]
+    epochs = [*(e for e in PROJECTED_EPOCHS if e < horizon * (1 - SLACK)), horizon]
     log_target = None if target_ppl is None else math.log(target_ppl)
     return Projection(
         run=run.name,

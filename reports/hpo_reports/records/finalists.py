@@ -9,9 +9,8 @@ from typing import Literal
 import optuna
 
 from hpo_reports.records.attributes import Scalar, entries, number, scalars, section, text, whole
+from hpo_reports.records.names import FINALISTS_SUFFIX, STUDY_RECORD, STUDY_TEST_EVALUATIONS
 from hpo_reports.records.study import Measurement, StudyRecord, TrialRecord, read_study
-
-SUFFIX = "--finalists"  # of the companion's name
 
 State = Literal[
     "complete",
@@ -111,20 +110,20 @@ def read_finalists(study: optuna.Study) -> FinalistsRecord | None:
     Returns:
         None where there is no companion, or it belongs to another search of the same name.
     """
-    if study.study_name.endswith(SUFFIX):
+    if study.study_name.endswith(FINALISTS_SUFFIX):
         return _finalists(read_study(study), study.user_attrs)
     try:
-        companion = optuna.load_study(study_name=study.study_name + SUFFIX, storage=study._storage)
+        companion = optuna.load_study(study_name=study.study_name + FINALISTS_SUFFIX, storage=study._storage)
     except KeyError:
         return None
     attributes = companion.user_attrs
-    if _replication(attributes).get("created_at") != section(study.user_attrs, "hpo:study").get("created_at"):
+    if _replication(attributes).get("created_at") != section(study.user_attrs, STUDY_RECORD).get("created_at"):
         return None
     return _finalists(read_study(companion), attributes)
 
 
 def _replication(attributes: Mapping[str, object]) -> Mapping[str, object]:
-    return section(section(section(attributes, "hpo:study"), "spec"), "replication")
+    return section(section(section(attributes, STUDY_RECORD), "spec"), "replication")
 
 
 def _finalists(record: StudyRecord, attributes: Mapping[str, object]) -> FinalistsRecord | None:
@@ -148,12 +147,12 @@ def _finalists(record: StudyRecord, attributes: Mapping[str, object]) -> Finalis
     ]
     return FinalistsRecord(
         name=record.name,
-        study=text(content, "study") or record.name.removesuffix(SUFFIX),
+        study=text(content, "study") or record.name.removesuffix(FINALISTS_SUFFIX),
         candidates=tuple(sorted(candidates, key=lambda candidate: not candidate.is_baseline)),
         seeds=tuple(seeds),
         rounds=len(_wholes(content.get("rounds"))),
         screened=whole(content, "screened"),
-        tests=tuple(filter(None, map(_test, entries(attributes, "hpo:test_split")))),
+        tests=tuple(filter(None, map(_test, entries(attributes, STUDY_TEST_EVALUATIONS)))),
     )
 
 

@@ -11,8 +11,7 @@ import optuna
 from hpo_reports.projection.curves import Curve
 from hpo_reports.projection.project import Projection, Score, projection_from, score
 from hpo_reports.records.attributes import entries, number, text, whole
-
-LONG_RUN = "hpo:long_run:"  # begins the names of the attributes that hold them
+from hpo_reports.records.names import STUDY_LONG_RUN
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,7 +43,7 @@ def read_long_runs(study: optuna.Study) -> tuple[LongRunRecord, ...]:
     """All long runs that a study knows of; what is no record of one is passed over."""
     found = []
     for key, content in sorted(study.user_attrs.items()):
-        if key.startswith(LONG_RUN) and isinstance(content, Mapping):
+        if key.startswith(STUDY_LONG_RUN) and isinstance(content, Mapping):
             record = long_run(key, content, study.study_name)
             found += [] if record is None else [record]
     return tuple(found)

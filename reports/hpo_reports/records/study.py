@@ -30,6 +30,23 @@ from hpo_reports.records.attributes import (
     whole,
     writable,
 )
+from hpo_reports.records.names import (
+    STUDY_LAST_RUN,
+    STUDY_RECORD,
+    STUDY_TABLE,
+    TRIAL_CANDIDATE,
+    TRIAL_CAUSAL,
+    TRIAL_CONTINUED,
+    TRIAL_HISTORY,
+    TRIAL_IMPORTED,
+    TRIAL_MACHINE,
+    TRIAL_OUTCOME,
+    TRIAL_REASON,
+    TRIAL_ROLE,
+    TRIAL_RUN,
+    TRIAL_SLOT,
+    TRIAL_SUSPICIOUS,
+)
 
 Direction = Literal["minimize", "maximize"]
 Outcome = Literal["complete", "pruned", "diverged", "out_of_memory", "failed", "running", "waiting"]
@@ -197,7 +214,7 @@ def read_study(study: optuna.Study) -> StudyRecord:
         study: any open study; what it does not hold stays None.
     """
     attributes = study.user_attrs
-    facts = section(attributes, "hpo:study")
+    facts = section(attributes, STUDY_RECORD)
     spec = section(facts, "spec")
     fixed = scalars(section(spec, "run"))
     return StudyRecord(
@@ -207,7 +224,7 @@ def read_study(study: optuna.Study) -> StudyRecord:
         uid=text(facts, "uid"),
         description=text(spec, "description"),
         created_at=number(facts, "created_at"),
-        last_run=number(attributes, "hpo:last_run"),
+        last_run=number(attributes, STUDY_LAST_RUN),
         planned_trials=whole(spec, "trials"),
         profile=text(facts, "profile"),
         sampler=scalars(section(spec, "sampler")),
@@ -217,7 +234,7 @@ def read_study(study: optuna.Study) -> StudyRecord:
         tokenizer=_tokenizer(section(facts, "tokenizer")),
         hardware=text(facts, "hardware"),
         versions=scalars(section(facts, "versions")),
-        log=_log(section(attributes, "hpo:log")),
+        log=_log(section(attributes, STUDY_TABLE)),
     )
 
 
@@ -248,22 +265,22 @@ def _trial(trial: FrozenTrial, fixed: Mapping[str, Scalar]) -> TrialRecord:
         number=trial.number,
         outcome=outcome,
         is_ours=is_ours,
-        slot=whole(attributes, "hpo:slot"),
-        role=_role(text(attributes, "hpo:role")),
-        candidate=whole(attributes, "hpo:candidate"),
-        reason=text(attributes, "hpo:reason"),
+        slot=whole(attributes, TRIAL_SLOT),
+        role=_role(text(attributes, TRIAL_ROLE)),
+        candidate=whole(attributes, TRIAL_CANDIDATE),
+        reason=text(attributes, TRIAL_REASON),
         searched=tuple(scalars(trial.params)),
-        parameters={**(fixed if is_ours else {}), **scalars(trial.params), **scalars(section(attributes, "hpo:run"))},
+        parameters={**(fixed if is_ours else {}), **scalars(trial.params), **scalars(section(attributes, TRIAL_RUN))},
         values=tuple(map(finite, trial.values)) if outcome == "complete" else (),
         measured=_measured(trial, curve, is_ours),
         curve=curve,
         feasible=all(value <= 0 for value in trial.constraints.values()),
-        suspicious=attributes.get("hpo:suspicious") is True,
-        is_imported=attributes.get("hpo:imported") is True,
-        causal=truth(attributes, "hpo:causal"),
-        continued=whole(attributes, "hpo:continued") or 0,
-        device=text(section(attributes, "hpo:machine"), "device"),
-        predicted_peak_bytes=whole(section(attributes, "hpo:machine"), "predicted_peak_bytes"),
+        suspicious=attributes.get(TRIAL_SUSPICIOUS) is True,
+        is_imported=attributes.get(TRIAL_IMPORTED) is True,
+        causal=truth(attributes, TRIAL_CAUSAL),
+        continued=whole(attributes, TRIAL_CONTINUED) or 0,
+        device=text(section(attributes, TRIAL_MACHINE), "device"),
+        predicted_peak_bytes=whole(section(attributes, TRIAL_MACHINE), "predicted_peak_bytes"),
     )
 
 
@@ -273,14 +290,14 @@ def _role(stored: str | None) -> str | None:
 
 def _outcome(trial: FrozenTrial) -> Outcome:
     """The recorded outcome once Optuna was told of it; else what Optuna's state says."""
-    recorded = trial.user_attrs.get("hpo:outcome")
+    recorded = trial.user_attrs.get(TRIAL_OUTCOME)
     if trial.state.is_finished() and recorded in ("pruned", "diverged", "out_of_memory", "failed"):
         return next(outcome for outcome in OUTCOMES if outcome == recorded)
     return _OUTCOME_OF_STATE[trial.state]
 
 
 def _measured(trial: FrozenTrial, curve: tuple[float | None, ...], is_ours: bool) -> Measurement:
-    history = entries(trial.user_attrs, "hpo:history")
+    history = entries(trial.user_attrs, TRIAL_HISTORY)
     if history:
         last = history[-1]
         numbers = {name: number(last, name) for name in _MEASURED}

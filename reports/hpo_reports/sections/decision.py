@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from hpo_reports.analysis.findings import Findings
-from hpo_reports.analysis.outlook import LONG_RUN_EPOCHS
 from hpo_reports.document.catalogue import Catalogue
 from hpo_reports.document.commands import configuration_toml, train_command
 from hpo_reports.document.formats import count
 from hpo_reports.document.layout import Block, Section, fenced
+from hpo_reports.projection.horizon import LONG_RUN_EPOCHS
 from hpo_reports.records.study import TrialRecord
 from hpo_reports.sections.words import candidate_verdict
 

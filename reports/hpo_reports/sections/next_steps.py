@@ -7,12 +7,12 @@ import re
 from collections.abc import Iterator
 
 from hpo_reports.analysis.findings import Findings
-from hpo_reports.analysis.outlook import LONG_RUN_EPOCHS
 from hpo_reports.document.catalogue import Catalogue
 from hpo_reports.document.commands import replicate_command, run_command, train_command
 from hpo_reports.document.formats import duration
 from hpo_reports.document.layout import Section, numbered
 from hpo_reports.document.markdown import Markdown
+from hpo_reports.projection.horizon import LONG_RUN_EPOCHS
 from hpo_reports.records.study import SearchRecord, TrialRecord
 from hpo_reports.sections.objectives import finished
 from hpo_reports.sections.recommendation import run_s

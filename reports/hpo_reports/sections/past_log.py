@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from hpo_reports.analysis.findings import Findings
-from hpo_reports.analysis.outlook import LONG_RUN_EPOCHS
 from hpo_reports.document.catalogue import Catalogue
 from hpo_reports.document.formats import number, percent
 from hpo_reports.document.layout import Section, bullets
 from hpo_reports.document.markdown import Markdown
+from hpo_reports.projection.horizon import LONG_RUN_EPOCHS
 from hpo_reports.records.study import TrialRecord
 from hpo_reports.sections.head import distinct
 from hpo_reports.sections.words import trials_named

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from hpo_reports.analysis.findings import Findings
-from hpo_reports.analysis.outlook import LONG_RUN_EPOCHS, Outlook, ProjectedEpoch, Refused
+from hpo_reports.analysis.outlook import Outlook, ProjectedEpoch, Refused
 from hpo_reports.document.catalogue import Catalogue
 from hpo_reports.document.formats import MISSING, epochs, percent, perplexity
 from hpo_reports.document.layout import Section, bullets
 from hpo_reports.document.markdown import Markdown, markdown_table
 from hpo_reports.document.tables import Table
+from hpo_reports.projection.horizon import LONG_RUN_EPOCHS
 
 
 def projection(findings: Findings, say: Catalogue) -> Section | None:

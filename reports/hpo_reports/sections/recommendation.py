@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from hpo_reports.analysis.findings import Findings
-from hpo_reports.analysis.outlook import LONG_RUN_EPOCHS
 from hpo_reports.document.catalogue import Catalogue
 from hpo_reports.document.commands import QUICK_RUN_EPOCHS, train_command
 from hpo_reports.document.formats import count, duration
 from hpo_reports.document.layout import Block, Section, fenced
 from hpo_reports.document.markdown import Markdown
+from hpo_reports.projection.horizon import LONG_RUN_EPOCHS
 from hpo_reports.records.study import TrialRecord
 
 

@@ -16,6 +16,7 @@ from hpo.long_run.run import LongRun
 from hpo.search.launch import Request, prepare
 from hpo.sweep.sweep import Sweep, open_sweep
 from hpo_model.config import RUNS_VERSION, build_run
+from hpo_reports.records.names import TRIAL_RUN
 from tests.support.sweeps import FAIL, complete, rewrite_record, run_slot
 from tests.support.texts import TOPICS, write_text
 
@@ -58,7 +59,7 @@ def add_trial(study: Study, recorded: dict[str, Any] | None) -> int:
     number = run_slot(study.sweep, complete(4.0) if recorded else FAIL)
     if recorded:
         trial_id = study.sweep.study.get_trials()[number]._trial_id
-        study.sweep.database.set_user_attributes(trial_id, {"hpo:run": recorded})
+        study.sweep.database.set_user_attributes(trial_id, {TRIAL_RUN: recorded})
     return number
 
 

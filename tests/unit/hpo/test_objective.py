@@ -28,6 +28,14 @@ from hpo_model.data.tokens import TokenizedCorpus
 from hpo_model.training.checkpoint import load_checkpoint, save_checkpoint
 from hpo_model.training.history import Evaluation
 from hpo_model.training.loop import TrainingResult
+from hpo_reports.records.names import (
+    TRIAL_CONTINUED,
+    TRIAL_HISTORY,
+    TRIAL_MACHINE,
+    TRIAL_REASON,
+    TRIAL_REPEATED,
+    TRIAL_RUN,
+)
 from tests.support.sweeps import make_evaluation, make_spec
 
 SMALL = {
@@ -87,8 +95,8 @@ def test_a_complete_trial_reports_each_milestone_and_its_final_loss(
     assert sorted(losses) == [1, 2, 3, 4, 5]
     assert outcome.state == "COMPLETE"
     assert outcome.values == (losses[5],)
-    assert [each["val_loss"] for each in outcome.attributes["hpo:history"]] == list(losses.values())
-    assert outcome.attributes["hpo:run"]["dropout"] == 0.1
+    assert [each["val_loss"] for each in outcome.attributes[TRIAL_HISTORY]] == list(losses.values())
+    assert outcome.attributes[TRIAL_RUN]["dropout"] == 0.1
 
 
 def test_a_stop_does_not_take_a_pruning_decision_away(
@@ -112,7 +120,7 @@ def test_a_milestone_whose_pruning_was_never_asked_for_is_asked_for_on_return(
         run_trial(trial, {"dropout": 0.1}, setting(1), until(99))
     monkeypatch.setattr(hpo.worker.objective, "should_prune", behind_at(3, asked := []))
     outcome = run_trial(trial, {"dropout": 0.1}, setting(2), until(99))
-    assert (outcome.state, asked, len(outcome.attributes["hpo:history"])) == ("PRUNED", [3], 3)
+    assert (outcome.state, asked, len(outcome.attributes[TRIAL_HISTORY])) == ("PRUNED", [3], 3)
 
 
 def test_an_interrupted_trial_goes_on_from_its_newest_checkpoint(
@@ -121,8 +129,8 @@ def test_an_interrupted_trial_goes_on_from_its_newest_checkpoint(
     with pytest.raises(Interrupted, match="stopped at"):
         run_trial(trial, {"dropout": 0.1}, setting(1), until(2))
     outcome = run_trial(trial, {"dropout": 0.1}, setting(2), until(99))
-    assert outcome.attributes["hpo:continued"] == 1
-    assert [each["milestone"] for each in outcome.attributes["hpo:history"]] == [1, 2, 3, 4, 5]
+    assert outcome.attributes[TRIAL_CONTINUED] == 1
+    assert [each["milestone"] for each in outcome.attributes[TRIAL_HISTORY]] == [1, 2, 3, 4, 5]
     folder = setting(2).folder
     tidy(folder, outcome)
     assert [path.name for path in folder.iterdir()] == ["checkpoint-2.pt"]
@@ -152,7 +160,7 @@ def test_a_checkpoint_of_another_kind_of_device_is_left_for_that_and_the_trial_s
     theirs = path.read_bytes()
     outcome = run_trial(again(trial), {"dropout": 0.1}, setting(2), until(99))
     assert outcome.state == "COMPLETE"
-    assert [each["milestone"] for each in outcome.attributes["hpo:history"]] == [1, 2, 3, 4, 5]
+    assert [each["milestone"] for each in outcome.attributes[TRIAL_HISTORY]] == [1, 2, 3, 4, 5]
     assert path.read_bytes() == theirs
 
 
@@ -176,13 +184,13 @@ def test_values_that_do_not_go_together_are_an_outcome(
 ) -> None:
     outcome = run_trial(trial, {"dropout": 0.1, "heads": 3}, setting(1), until(99))
     assert (outcome.state, outcome.violations) == ("PRUNED", ("invalid",))
-    assert "heads must divide width" in outcome.attributes["hpo:reason"]
+    assert "heads must divide width" in outcome.attributes[TRIAL_REASON]
 
 
 def test_a_trial_over_which_processes_die_is_avoided() -> None:
     outcome = crash_loop(3, Path("worker.log"))
     assert (outcome.state, outcome.violations) == ("PRUNED", ("process_died",))
-    assert "died 3 times; see worker.log" in outcome.attributes["hpo:reason"]
+    assert "died 3 times; see worker.log" in outcome.attributes[TRIAL_REASON]
 
 
 # ---------------------------------------------------------------------------------------------- two objectives
@@ -200,10 +208,10 @@ def test_two_objectives_are_the_last_evaluation_s_loss_and_phi(
 ) -> None:
     trial, lease = two
     outcome = run_trial(trial, {"dropout": 0.1}, lease(1), until(99))
-    last = outcome.attributes["hpo:history"][-1]
+    last = outcome.attributes[TRIAL_HISTORY][-1]
     assert outcome.values == (last["val_loss"], last["phi"])
     losses = trial.study.trials[0].intermediate_values
-    assert list(losses.values()) == [each["val_loss"] for each in outcome.attributes["hpo:history"]]
+    assert list(losses.values()) == [each["val_loss"] for each in outcome.attributes[TRIAL_HISTORY]]
 
 
 def test_with_two_objectives_a_trial_goes_on_as_with_one(
@@ -215,11 +223,11 @@ def test_with_two_objectives_a_trial_goes_on_as_with_one(
     trial = again(trial)
     assert reached_before(trial) == 3
     outcome = run_trial(trial, {"dropout": 0.1}, lease(2), until(99))
-    assert [each["milestone"] for each in outcome.attributes["hpo:history"]] == [1, 2, 3, 4, 5]
+    assert [each["milestone"] for each in outcome.attributes[TRIAL_HISTORY]] == [1, 2, 3, 4, 5]
     shutil.rmtree(tmp_path / "trial")
     trial = again(trial)
     assert run_trial(trial, {"dropout": 0.1}, lease(3), until(99)).values == outcome.values
-    assert trial.study.trials[0].user_attrs["hpo:repeated"] == 5
+    assert trial.study.trials[0].user_attrs[TRIAL_REPEATED] == 5
 
 
 def test_a_phi_that_is_not_finite_is_no_value(two: tuple[optuna.Trial, Callable[[int], TrialSetting]]) -> None:
@@ -227,7 +235,7 @@ def test_a_phi_that_is_not_finite_is_no_value(two: tuple[optuna.Trial, Callable[
     history = (make_evaluation(phi=math.nan),)
     for outcome in ("diverged", "out_of_memory"):
         result = TrainingResult(outcome=outcome, reason="", history=history)  # type: ignore[arg-type]
-        assert hpo.worker.objective._outcome(result, lease(1).spec, {"hpo:machine": {}}).values == ()
+        assert hpo.worker.objective._outcome(result, lease(1).spec, {TRIAL_MACHINE: {}}).values == ()
 
 
 # ---------------------------------------------------------------------------------------------- reports that were lost
@@ -265,7 +273,7 @@ def test_an_evaluation_whose_report_was_lost_in_a_crash_is_reported_on_return(
     outcome = run_trial(again(trial), {"dropout": 0.1}, setting(2), until(99))
     losses = trial.study.trials[0].intermediate_values
     assert [losses[milestone] for milestone in range(1, 6)] == [
-        each["val_loss"] for each in outcome.attributes["hpo:history"]
+        each["val_loss"] for each in outcome.attributes[TRIAL_HISTORY]
     ]
 
 
@@ -291,9 +299,9 @@ def test_a_trial_whose_checkpoints_are_gone_starts_over_and_says_so(
         again(trial), {"dropout": 0.1}, dataclasses.replace(setting(3), announce=said.append), until(99)
     )
     (found,) = trial.study.trials
-    assert found.user_attrs["hpo:repeated"] == 4
+    assert found.user_attrs[TRIAL_REPEATED] == 4
     assert list(found.intermediate_values.values()) == [
-        each["val_loss"] for each in outcome.attributes["hpo:history"]
+        each["val_loss"] for each in outcome.attributes[TRIAL_HISTORY]
     ], "its numbers stand in place of the earlier ones"
     assert len(said) == 2
 
@@ -308,7 +316,7 @@ def test_a_trial_some_of_whose_checkpoints_are_gone_goes_on_from_the_last_there_
     (tmp_path / "trial" / "checkpoint-2.pt").unlink()
     run_trial(again(trial), {"dropout": 0.1}, dataclasses.replace(setting(3), announce=said.append), until(99))
     assert said[0].startswith("trial 0 goes on from evaluation 2, though it had reached evaluation 4: ")
-    assert trial.study.trials[0].user_attrs["hpo:repeated"] == 2
+    assert trial.study.trials[0].user_attrs[TRIAL_REPEATED] == 2
 
 
 def test_how_far_a_trial_has_come_is_known(trial: optuna.Trial) -> None:
@@ -354,14 +362,14 @@ def test_the_most_memory_that_a_trial_held_is_noted(
     trial: optuna.Trial, setting: Callable[[int], TrialSetting]
 ) -> None:
     attributes = run_trial(trial, {"dropout": 0.1}, setting(1), until(99)).attributes
-    peaks = [each["peak_memory_bytes"] for each in attributes["hpo:history"]]
-    assert attributes["hpo:machine"]["peak_memory_bytes"] == max(peaks)
+    peaks = [each["peak_memory_bytes"] for each in attributes[TRIAL_HISTORY]]
+    assert attributes[TRIAL_MACHINE]["peak_memory_bytes"] == max(peaks)
 
 
 def test_what_its_tensors_should_hold_is_noted_beside_it(
     trial: optuna.Trial, setting: Callable[[int], TrialSetting], small_corpus: TokenizedCorpus
 ) -> None:
-    machine = run_trial(trial, {"dropout": 0.1}, setting(1), until(99)).attributes["hpo:machine"]
+    machine = run_trial(trial, {"dropout": 0.1}, setting(1), until(99)).attributes[TRIAL_MACHINE]
     text = 4 * small_corpus.tokens("train")
     assert text < machine["predicted_peak_bytes"] < text + 20 * 2**20  # a network of 100 KB that is read 4,096 tokens
     assert machine["predicted_peak_bytes"] < machine["peak_memory_bytes"]  # which holds Python and its libraries too

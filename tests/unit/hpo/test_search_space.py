@@ -10,6 +10,7 @@ from optuna.trial import TrialState, create_trial
 from hpo.database.optuna_private import SnapshotStudy
 from hpo.study.search_space import make_pruner, make_sampler, should_prune, suggest
 from hpo.study.spec import PLANNED, StudySpec
+from hpo_reports.records.names import TRIAL_ROLE
 from tests.support.sweeps import make_spec
 
 SEARCH: dict[str, Any] = {
@@ -150,7 +151,7 @@ class Race:
     def enter(self, *losses: float, role: str = "search", state: TrialState = TrialState.COMPLETE) -> list[bool]:
         """A trial that reports these losses at milestones 1, 2, ...; whether it was behind at each."""
         asked = self.study.ask()
-        asked.set_user_attr("hpo:role", role)
+        asked.set_user_attr(TRIAL_ROLE, role)
         attentive = SnapshotStudy(self.study.study_name, self.study._storage, pruner=self.study.pruner)
         trial = optuna.Trial(attentive, asked._trial_id)
         behind = []

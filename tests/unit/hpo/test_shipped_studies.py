@@ -17,6 +17,7 @@ from hpo.sweep.sweep import create_sweep, load_study, open_sweep
 from hpo.worker.messages import Event, WorkerSpec
 from hpo.worker.worker import work
 from hpo_model.data.tokens import TokenizedCorpus
+from hpo_reports.records.names import TRIAL_CONTINUED
 from hpo_reports.records.study import read_study
 from hpo_reports.render import render
 from tests.support.sweeps import make_record
@@ -76,7 +77,7 @@ def test_a_shipped_study_runs(name: str, sqlite_url: str, small_corpus: Tokenize
     work(order(sqlite_url, spec, small_corpus, tmp_path), Listener())
     trials = load_study(database, name).trials
     assert [trial.state.name for trial in trials] == ["COMPLETE"] * TRIALS
-    assert [trial.user_attrs["hpo:continued"] for trial in trials] == [1, 0, 0]
+    assert [trial.user_attrs[TRIAL_CONTINUED] for trial in trials] == [1, 0, 0]
     assert all(len(trial.values) == len(spec.objectives) for trial in trials)
     best = open_sweep(database, name).best()
     assert best is not None

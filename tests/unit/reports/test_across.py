@@ -6,6 +6,7 @@ import pytest
 from hpo_reports.analysis.across import compare_studies
 from hpo_reports.errors import IncomparableError
 from hpo_reports.records.finalists import read_finalists
+from hpo_reports.records.names import STUDY_TABLE, TRIAL_SUSPICIOUS
 from hpo_reports.records.study import read_study
 from hpo_reports.sections.across import across_json, across_markdown
 from tests.support.finalists import companion_study
@@ -80,7 +81,7 @@ def test_across_tokenizers_words_are_compared():
         ),
         (lambda: side("a"), "two studies or more, each once, got a, a"),
         (lambda: side("b--finalists"), "holds finalists; name 'b'"),
-        (lambda: side("b", trial(4.0, attributes={"hpo:suspicious": True})), "no complete trial that can be compared"),
+        (lambda: side("b", trial(4.0, attributes={TRIAL_SUSPICIOUS: True})), "no complete trial that can be compared"),
         (
             lambda: side(
                 "b",
@@ -105,7 +106,7 @@ def test_other_programs_studies_and_imported_tables_are_refused():
     plain.add_trial(optuna.trial.create_trial(value=1.0))
     with pytest.raises(IncomparableError, match="'plain' was made by another program"):
         compare_studies([side("a"), (read_study(plain), None)])
-    plain.set_user_attr("hpo:log", {"file": "log.csv"})
+    plain.set_user_attr(STUDY_TABLE, {"file": "log.csv"})
     with pytest.raises(IncomparableError, match="'plain' is a table of past experiments"):
         compare_studies([side("a"), (read_study(plain), None)])
 

@@ -18,6 +18,7 @@ from hpo_reports.analysis.verdicts import compare
 from hpo_reports.figures import data as figure_data
 from hpo_reports.figures.draw import escaped, figures
 from hpo_reports.figures.texts import FigureTexts
+from hpo_reports.records.names import TRIAL_SUSPICIOUS
 from hpo_reports.records.study import read_study
 from tests.support.studies import HOSTILE, pruned, running, study_of, trial
 
@@ -84,7 +85,7 @@ def test_a_value_that_has_no_logarithm_keeps_its_place() -> None:
 
 
 def test_the_best_so_far_counts_comparable_trials_alone() -> None:
-    suspicious = trial(1.0, attributes={"hpo:suspicious": True}, constraints={"suspicious": 1.0})
+    suspicious = trial(1.0, attributes={TRIAL_SUSPICIOUS: True}, constraints={"suspicious": 1.0})
     found = drawn(study_of(trial(5.2, slot=0), suspicious, trial(5.0)))
     assert set(named(found["history"])["best so far"].x) == {0, 2}
     assert list(named(found["history"])["complete, not compared"].x) == [1]

@@ -8,6 +8,15 @@ from optuna.distributions import FloatDistribution
 from optuna.trial import FrozenTrial, create_trial
 
 from hpo_reports.analysis.verdicts import compare
+from hpo_reports.records.names import (
+    STUDY_TABLE,
+    TRIAL_CAUSAL,
+    TRIAL_HISTORY,
+    TRIAL_IMPORTED,
+    TRIAL_OUTCOME,
+    TRIAL_ROLE,
+    TRIAL_RUN,
+)
 from hpo_reports.records.study import StudyRecord, read_study
 from hpo_reports.render import render
 from tests.support.studies import study_of
@@ -24,19 +33,19 @@ def row(val_ppl: float, *, role: str = "known", causal: bool | None = True, seed
         params={"learning_rate": parameters["learning_rate"]},
         distributions={"learning_rate": FloatDistribution(0, 1)},
         user_attrs={
-            "hpo:imported": True,
-            "hpo:role": role,
-            "hpo:run": parameters,
-            "hpo:history": [measured],
-            "hpo:outcome": "complete",
-            "hpo:causal": causal,
+            TRIAL_IMPORTED: True,
+            TRIAL_ROLE: role,
+            TRIAL_RUN: parameters,
+            TRIAL_HISTORY: [measured],
+            TRIAL_OUTCOME: "complete",
+            TRIAL_CAUSAL: causal,
         },
     )
 
 
 def table(*rows: FrozenTrial) -> StudyRecord:
     study = study_of(*rows, facts=None)
-    study.set_user_attr("hpo:log", FACTS)
+    study.set_user_attr(STUDY_TABLE, FACTS)
     return read_study(study)
 
 

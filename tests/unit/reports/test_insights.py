@@ -11,6 +11,7 @@ from scipy import stats
 from hpo_reports.analysis.importance import MIN_TRIALS, importance
 from hpo_reports.analysis.insights import Insights, insights
 from hpo_reports.analysis.verdicts import compare
+from hpo_reports.records.names import STUDY_RECORD
 from hpo_reports.records.study import read_study
 from tests.support.studies import pruned, study_of, trial
 
@@ -163,7 +164,7 @@ def test_importances_are_those_of_optunas_evaluator(direction, seed):
     spaces["k"] = CategoricalDistribution(["a", "b", "c"])
     study = optuna.create_study(direction=direction)
     search = {"y": {"low": 1e-5, "high": 1.0, "log": True}}
-    study.set_user_attr("hpo:study", {"spec": {"search": search}})
+    study.set_user_attr(STUDY_RECORD, {"spec": {"search": search}})
     for each in values:
         loss = round(each["x"] + np.log(each["y"]) + 0.2 * each["n"] + 2.0 * (each["k"] == "a"), seed)  # with ties
         study.add_trial(optuna.trial.create_trial(params=each, distributions=spaces, value=float(loss)))

@@ -10,6 +10,7 @@ import pytest
 
 from hpo_reports.analysis.judging import Judgement, judge, seed_noise
 from hpo_reports.records.finalists import FinalistsRecord, read_finalists
+from hpo_reports.records.names import STUDY_RECORD
 from tests.support.finalists import Ending, companion_facts, companion_study
 from tests.support.studies import FACTS, study_of
 
@@ -191,21 +192,22 @@ def test_the_search_finds_its_companion_and_no_other_studys() -> None:
     search = study_of(storage=storage)
     assert read_finalists(search) is None
     companion = optuna.create_study(study_name="lambda_phi--finalists", storage=storage)
-    companion.set_user_attr("hpo:study", companion_facts([0, 3], [2, 3]))
+    companion.set_user_attr(STUDY_RECORD, companion_facts([0, 3], [2, 3]))
     record = read_finalists(search)
     assert record is not None
     assert (record.study, record.seeds, record.planned_runs, record.pending_runs) == ("lambda_phi", (2, 3), 4, 4)
-    search.set_user_attr("hpo:study", {**FACTS, "created_at": 9.0})
+    search.set_user_attr(STUDY_RECORD, {**FACTS, "created_at": 9.0})
     assert read_finalists(search) is None, "the search was made anew"
 
 
 def test_what_another_program_wrote_is_no_companion() -> None:
     study = optuna.create_study(study_name="x--finalists")
     assert read_finalists(study) is None
-    study.set_user_attr("hpo:study", {"spec": {"replication": {"candidates": [7, {"trial": "x"}], "seeds": "many"}}})
+    study.set_user_attr(STUDY_RECORD, {"spec": {"replication": {"candidates": [7, {"trial": "x"}], "seeds": "many"}}})
     assert read_finalists(study) is None
     study.set_user_attr(
-        "hpo:study", {"spec": {"replication": {"candidates": [{"trial": 1}, {"trial": None}], "seeds": [2, True, "x"]}}}
+        STUDY_RECORD,
+        {"spec": {"replication": {"candidates": [{"trial": 1}, {"trial": None}], "seeds": [2, True, "x"]}}},
     )
     record = read_finalists(study)
     assert record is not None

@@ -12,6 +12,7 @@ from hpo_reports.document.catalogue import catalogue
 from hpo_reports.document.html import page_of
 from hpo_reports.document.layout import Document, Section
 from hpo_reports.document.markdown import Markdown, escape
+from hpo_reports.records.names import TRIAL_REASON
 from hpo_reports.records.study import read_study
 from hpo_reports.sections.experiments import experiments
 from tests.support.studies import FACTS, HOSTILE, pruned, study_of, trial
@@ -95,7 +96,7 @@ def test_a_page_names_its_language_and_sections(language):
 @pytest.mark.parametrize("text", [*HOSTILE, ATTACK])
 def test_what_a_user_gave_adds_no_element(text):
     facts = {**FACTS, "hardware": text, "spec": {**FACTS["spec"], "description": text}}
-    trials = [trial(5.0, slot=0), trial(4.8), pruned(attributes={"hpo:reason": text})]
+    trials = [trial(5.0, slot=0), trial(4.8), pruned(attributes={TRIAL_REASON: text})]
     hostile, calm = (Page(page(*trials, **options)) for options in ({"facts": facts, "study_name": text}, {}))
     for tag in ("script", "img", "a", "h1", "h2", "table", "td", "b", "em", "code"):
         assert hostile.count(tag) == calm.count(tag), tag

@@ -10,7 +10,8 @@ from hpo_reports.document.catalogue import catalogue
 from hpo_reports.document.layout import markdown_of
 from hpo_reports.projection.calibration import calibrate, misses_of
 from hpo_reports.projection.project import Projection, project
-from hpo_reports.records.long_runs import LONG_RUN, read_long_runs
+from hpo_reports.records.long_runs import read_long_runs
+from hpo_reports.records.names import STUDY_LONG_RUN
 from hpo_reports.records.study import read_study
 from hpo_reports.render import render
 from hpo_reports.sections.experiments import experiments
@@ -39,7 +40,7 @@ def study_with_a_long_run(*, epochs: int = 20, outcome: str | None = None, reach
         for epoch, val, train in zip(curve.epochs, curve.val_loss, curve.train_loss, strict=True)
     ]
     content = {"trial": 1, "epochs": epochs, "history": history[:reached], "projections": [answer.as_json()]}
-    study.set_user_attr(f"{LONG_RUN}trial-00001-epochs-{epochs}", {**content, "outcome": outcome})
+    study.set_user_attr(f"{STUDY_LONG_RUN}trial-00001-epochs-{epochs}", {**content, "outcome": outcome})
     return study, answer, curve
 
 
@@ -69,7 +70,7 @@ def test_projections_of_runs_that_ended_are_scored():
 )
 def test_what_is_no_record_of_a_run_is_passed_over(content):
     study = study_of(trial(5.0, slot=0))
-    study.set_user_attr(f"{LONG_RUN}x", content)
+    study.set_user_attr(f"{STUDY_LONG_RUN}x", content)
     assert read_long_runs(study) == ()
 
 
@@ -85,7 +86,7 @@ def test_what_is_no_record_of_a_run_is_passed_over(content):
 )
 def test_damaged_parts_of_a_record_are_missing_ones(part):
     study = study_of(trial(5.0, slot=0))
-    study.set_user_attr(f"{LONG_RUN}x", {"trial": 0, "epochs": 20, "outcome": "complete", **part})
+    study.set_user_attr(f"{STUDY_LONG_RUN}x", {"trial": 0, "epochs": 20, "outcome": "complete", **part})
     (run,) = read_long_runs(study)
     assert (run.projections, run.scores) == ((), ())
     assert run.curve is None

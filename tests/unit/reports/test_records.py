@@ -8,6 +8,16 @@ import pytest
 from optuna.distributions import CategoricalDistribution
 from optuna.trial import TrialState, create_trial
 
+from hpo_reports.records.names import (
+    TRIAL_CONTINUED,
+    TRIAL_HISTORY,
+    TRIAL_MACHINE,
+    TRIAL_OUTCOME,
+    TRIAL_REASON,
+    TRIAL_ROLE,
+    TRIAL_RUN,
+    TRIAL_SLOT,
+)
 from hpo_reports.records.study import Measurement, read_study
 from tests.support.studies import BUDGET, EVALUATIONS, FACTS, evaluation, pruned, running, study_of, trial
 
@@ -27,7 +37,7 @@ def test_a_study_is_read_as_it_was_recorded():
 
 
 def test_a_trial_is_read_as_it_was_recorded():
-    attributes = {"hpo:continued": 2, "hpo:role": "known"}
+    attributes = {TRIAL_CONTINUED: 2, TRIAL_ROLE: "known"}
     (read,) = read_study(study_of(trial(5.0, slot=7, dropout=0.25, attributes=attributes))).trials
     assert (read.number, read.slot, read.role, read.outcome) == (0, 7, "known", "complete")
     assert read.parameters["dropout"] == 0.25
@@ -41,7 +51,7 @@ def test_a_trial_is_read_as_it_was_recorded():
     assert not read.is_baseline
 
 
-@pytest.mark.parametrize("attributes", [{"hpo:slot": 0, "hpo:role": "search"}, {"hpo:slot": 4, "hpo:role": "baseline"}])
+@pytest.mark.parametrize("attributes", [{TRIAL_SLOT: 0, TRIAL_ROLE: "search"}, {TRIAL_SLOT: 4, TRIAL_ROLE: "baseline"}])
 def test_slot_zero_and_the_role_both_name_the_baseline(attributes):
     assert read_study(study_of(trial(attributes=attributes))).trials[0].is_baseline
 
@@ -73,7 +83,7 @@ def test_a_study_of_plain_optuna_has_no_facts_and_no_runs():
 )
 def test_outcome_is_the_recorded_one_where_optuna_agrees_that_it_ended(state, recorded, outcome):
     value = 1.0 if state is TrialState.COMPLETE else None
-    study = study_of(create_trial(state=state, value=value, user_attrs={"hpo:outcome": recorded}))
+    study = study_of(create_trial(state=state, value=value, user_attrs={TRIAL_OUTCOME: recorded}))
     assert read_study(study).trials[0].outcome == outcome
 
 
@@ -100,21 +110,21 @@ def test_numbers_that_are_not_finite_are_missing():
 
 
 def test_a_loss_beyond_the_largest_perplexity_is_missing():
-    attributes = {"hpo:slot": 1}
+    attributes = {TRIAL_SLOT: 1}
     (read,) = read_study(study_of(create_trial(value=1e6, user_attrs=attributes))).trials
     assert read.measured.val_ppl is None
 
 
 @pytest.mark.parametrize("content", [None, 3, "text", [], {"spec": None}, {"spec": {"run": 1, "search": {"x": 2}}}])
 def test_malformed_facts_are_missing_facts(content):
-    attributes = {"hpo:slot": "one", "hpo:run": 7, "hpo:history": [1, None], "hpo:continued": 1.5, "hpo:machine": []}
+    attributes = {TRIAL_SLOT: "one", TRIAL_RUN: 7, TRIAL_HISTORY: [1, None], TRIAL_CONTINUED: 1.5, TRIAL_MACHINE: []}
     record = read_study(study_of(create_trial(value=1.0, user_attrs=attributes), facts=content))
     assert record.sampler == {}
     assert (record.trials[0].slot, record.trials[0].parameters, record.trials[0].continued) == (None, {}, 0)
 
 
 def test_text_that_utf8_cannot_write_is_replaced():
-    (read,) = read_study(study_of(trial(attributes={"hpo:reason": "no file \udcff.txt"}))).trials
+    (read,) = read_study(study_of(trial(attributes={TRIAL_REASON: "no file \udcff.txt"}))).trials
     assert read.reason == "no file ?.txt"
 
 
@@ -131,7 +141,7 @@ def test_several_objectives_are_all_read():
 
 
 def test_of_two_objectives_the_first_is_the_loss():
-    study = study_of(create_trial(values=[2.0, 0.7], user_attrs={"hpo:slot": 1}), directions=["minimize", "maximize"])
+    study = study_of(create_trial(values=[2.0, 0.7], user_attrs={TRIAL_SLOT: 1}), directions=["minimize", "maximize"])
     assert read_study(study).trials[0].measured.val_ppl == math.exp(2.0)
 
 

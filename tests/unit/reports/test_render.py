@@ -15,6 +15,14 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from hpo_reports.document.commands import configuration_toml, shell_quoted, toml_lines
 from hpo_reports.errors import EmptyStudyError, ReportError
+from hpo_reports.records.names import (
+    TRIAL_CONTINUED,
+    TRIAL_OUTCOME,
+    TRIAL_REASON,
+    TRIAL_ROLE,
+    TRIAL_SLOT,
+    TRIAL_SUSPICIOUS,
+)
 from hpo_reports.records.study import read_study
 from hpo_reports.render import render
 from tests.support.studies import FACTS, HOSTILE, pruned, running, study_of, trial
@@ -107,7 +115,7 @@ def test_differing_batch_sizes_are_noted():
 
 def test_pruned_and_failed_trials_have_their_own_table():
     failed = create_trial(
-        state=TrialState.FAIL, user_attrs={"hpo:slot": 5, "hpo:outcome": "failed", "hpo:reason": "OSError: disk | full"}
+        state=TrialState.FAIL, user_attrs={TRIAL_SLOT: 5, TRIAL_OUTCOME: "failed", TRIAL_REASON: "OSError: disk | full"}
     )
     out_of_memory = trial(
         state=TrialState.PRUNED, outcome="out_of_memory", milestones=0, constraints={"out_of_memory": 1.0}
@@ -155,7 +163,7 @@ def test_many_close_trials_are_counted_not_listed():
 
 
 def test_a_suspicious_trial_is_flagged_loudly_and_does_not_win():
-    document = markdown(trial(5.0, slot=0), trial(0.5, attributes={"hpo:suspicious": True}))
+    document = markdown(trial(5.0, slot=0), trial(0.5, attributes={TRIAL_SUSPICIOUS: True}))
     assert document.index("> **SUSPICIOUS: trial 1.**") < document.index("## Comparison")
     assert "## Winner: trial 0" in document
     assert tables(document)[0][2][-1] == "SUSPICIOUS, not compared"
@@ -172,7 +180,7 @@ def test_the_decision_is_a_command_and_a_configuration_to_paste():
 
 
 def test_the_totals_are_told():
-    document = markdown(trial(slot=0, attributes={"hpo:continued": 1}), pruned(milestones=2), trial())
+    document = markdown(trial(slot=0, attributes={TRIAL_CONTINUED: 1}), pruned(milestones=2), trial())
     assert "3 (2 complete, 1 pruned)" in document
     assert "**Tokens spent**: 660,000\n" in document
     assert "**Tokens saved by pruning**: 240,032, 26.7 % of what all would have read" in document
@@ -200,7 +208,7 @@ def test_other_budgets_are_not_compared():
         ([trial(slot=1)], "The study has no baseline, so no verdict."),
         ([pruned(slot=0), trial()], "The baseline (trial 0) is not complete but pruned, so no verdict."),
         (
-            [trial(slot=0, attributes={"hpo:suspicious": True}), trial()],
+            [trial(slot=0, attributes={TRIAL_SUSPICIOUS: True}), trial()],
             "The baseline (trial 0) cannot be compared with",
         ),
     ],
@@ -293,7 +301,7 @@ def test_our_runs_under_two_objectives_are_a_front_without_a_winner():
 
 
 def test_a_front_has_no_trial_that_cannot_be_compared():
-    suspicious = two_objectives((1.0, 0.99), attributes={"hpo:suspicious": True})
+    suspicious = two_objectives((1.0, 0.99), attributes={TRIAL_SUSPICIOUS: True})
     document = markdown(*suspicious, directions=["minimize", "maximize"])
     assert "No complete trial can be compared." in document
     assert len(tables(document)) == 1
@@ -323,9 +331,9 @@ def test_hostile_texts_break_neither_tables_nor_sections(text):
         value=4.0,
         params={text: text},
         distributions={text: CategoricalDistribution([text])},
-        user_attrs={**trial().user_attrs, "hpo:role": text},
+        user_attrs={**trial().user_attrs, TRIAL_ROLE: text},
     )
-    trials = [trial(slot=0), hostile, pruned(attributes={"hpo:reason": text})]
+    trials = [trial(slot=0), hostile, pruned(attributes={TRIAL_REASON: text})]
     document = markdown(*trials, facts=facts, study_name=text)
     calm = markdown(trial(slot=0), trial(), pruned())
     assert re.findall(r"^## \w+", document, re.MULTILINE) == re.findall(r"^## \w+", calm, re.MULTILINE)
@@ -404,7 +412,7 @@ def test_a_long_table_is_shortened_and_keeps_the_baseline():
 
 def test_json_is_valid_whatever_the_numbers():
     broken = trial(slot=0, measured={"val_ppl": math.nan, "seconds": math.inf})
-    infinite = create_trial(value=math.inf, user_attrs={"hpo:slot": 2})
+    infinite = create_trial(value=math.inf, user_attrs={TRIAL_SLOT: 2})
     text = render(read_study(study_of(broken, infinite, study_name="Φ")), "json")
     content = json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
     assert content["rows"][0]["val_ppl"] is None
@@ -417,7 +425,7 @@ def test_json_without_a_winner_says_null():
 
 
 def test_csv_has_a_row_per_trial_with_raw_numbers():
-    study = study_of(trial(5.0, slot=0), pruned(attributes={"hpo:reason": 'comma, "quote"\nline'}), running())
+    study = study_of(trial(5.0, slot=0), pruned(attributes={TRIAL_REASON: 'comma, "quote"\nline'}), running())
     rows = list(csv.DictReader(io.StringIO(render(read_study(study), "csv"))))
     assert [row["number"] for row in rows] == ["0", "1", "2"]
     assert float(rows[0]["val_ppl"]) == math.exp(5.0)

@@ -16,6 +16,15 @@ import pytest
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.trial import TrialState, create_trial
 
+from hpo_reports.records.names import (
+    STUDY_TABLE,
+    TRIAL_HISTORY,
+    TRIAL_MACHINE,
+    TRIAL_REASON,
+    TRIAL_ROLE,
+    TRIAL_RUN,
+    TRIAL_SLOT,
+)
 from hpo_reports.records.study import StudyRecord, read_study
 from hpo_reports.render import render
 from tests.support.studies import study_of, trial
@@ -47,14 +56,14 @@ def numbers_that_are_not_finite() -> optuna.Study:
 
 def huge_numbers() -> optuna.Study:
     history = [{"tokens": 10**400, "seconds": 1e308, "val_ppl": -5.0}, {"val_ppl": 0.0, "tokens": -1}]
-    ours = {"hpo:run": {"budget_tokens": 10**400, "seed": 10**30}, "hpo:slot": 10**400, "hpo:history": history}
+    ours = {TRIAL_RUN: {"budget_tokens": 10**400, "seed": 10**30}, TRIAL_SLOT: 10**400, TRIAL_HISTORY: history}
     spaces = {"x": IntDistribution(0, 10**18)}
     return study_of(create_trial(value=1.0, params={"x": 10**18}, distributions=spaces, user_attrs=ours), facts=None)
 
 
 def nasty_names() -> optuna.Study:
     spaces = {NASTY: CategoricalDistribution([NASTY])}
-    ours = {"hpo:reason": NASTY, "hpo:role": NASTY, "hpo:machine": {"device": NASTY}}
+    ours = {TRIAL_REASON: NASTY, TRIAL_ROLE: NASTY, TRIAL_MACHINE: {"device": NASTY}}
     first, second = (
         create_trial(value=value, params={NASTY: NASTY}, distributions=spaces, user_attrs=ours) for value in (1.0, 2.0)
     )
@@ -82,7 +91,7 @@ def attributes_of_other_types(junk: Any) -> optuna.Study:
     ours = {f"hpo:{name}": junk for name in ATTRIBUTES}
     trials = [create_trial(value=v, intermediate_values={0: 1.0}, user_attrs=ours) for v in (1.0, 2.0, 3.0)]
     study = study_of(*trials, facts=junk)
-    study.set_user_attr("hpo:log", junk)
+    study.set_user_attr(STUDY_TABLE, junk)
     return study
 
 

@@ -9,6 +9,7 @@ from optuna.trial import TrialState, create_trial
 from hpo_reports.analysis.findings import Findings, find
 from hpo_reports.document.catalogue import catalogue
 from hpo_reports.document.layout import markdown_of
+from hpo_reports.records.names import TRIAL_ROLE, TRIAL_SLOT
 from hpo_reports.records.study import read_study
 from hpo_reports.render import render
 from hpo_reports.sections.analysis import analysed
@@ -121,7 +122,7 @@ def test_a_curve_that_turns_is_told_from_one_that_falls():
 
 
 def test_of_many_trials_the_most_telling_are_analysed():
-    known = trial(6.0, attributes={"hpo:role": "known"})
+    known = trial(6.0, attributes={TRIAL_ROLE: "known"})
     findings = findings_of(trial(7.0, slot=0), known, *(trial(5.0 + place / 10) for place in range(25)))
     assert [trial.number for trial in analysed(findings)] == [2, 3, 4, 1, 0, 26]
     document = markdown(trial(7.0, slot=0), known, *(trial(5.0 + place / 10) for place in range(25)))
@@ -207,7 +208,7 @@ def test_a_study_of_plain_optuna_has_charts_and_no_advice():
 
 @pytest.mark.parametrize("language", ["en", "es"])
 def test_missing_numbers_are_dashes_in_every_section(language):
-    bare = create_trial(value=4.5, user_attrs={"hpo:slot": 1})
+    bare = create_trial(value=4.5, user_attrs={TRIAL_SLOT: 1})
     broken = trial(5.0, slot=0, measured={"val_ppl": math.nan, "seconds": None, "tokens": None, "step": None})
     record = read_study(study_of(broken, bare))
     text = render(record, "markdown", language=language)

@@ -5,6 +5,7 @@ from optuna.trial import TrialState, create_trial
 from hpo_reports.analysis.totals import sum_up
 from hpo_reports.analysis.verdicts import compare
 from hpo_reports.document.tables import Table, comparison_table, incomplete_table, trial_table
+from hpo_reports.records.names import TRIAL_CONTINUED, TRIAL_REASON, TRIAL_SLOT, TRIAL_SUSPICIOUS
 from hpo_reports.records.study import read_study
 from tests.support.studies import BUDGET, pruned, running, study_of, trial
 
@@ -27,7 +28,7 @@ def test_the_comparison_has_the_columns_of_the_log_and_what_else_was_searched():
         value=5.0,
         params={"memory_slots": 64},
         distributions={"memory_slots": IntDistribution(0, 128)},
-        user_attrs={"hpo:slot": 3},
+        user_attrs={TRIAL_SLOT: 3},
     )
     record = record_of(trial(slot=0), other)
     parameters = ["learning_rate", "batch_size", "lambda_phi", "dropout", "memory_slots"]
@@ -48,7 +49,7 @@ def test_the_comparison_has_the_columns_of_the_log_and_what_else_was_searched():
 
 def test_the_comparison_holds_complete_trials_alone_best_first():
     record = record_of(
-        trial(5.0, slot=0), pruned(), trial(4.5), running(), trial(1.0, attributes={"hpo:suspicious": True})
+        trial(5.0, slot=0), pruned(), trial(4.5), running(), trial(1.0, attributes={TRIAL_SUSPICIOUS: True})
     )
     assert [row["number"] for row in compared(record)] == [2, 0, 4]
 
@@ -67,7 +68,7 @@ def test_a_parameter_may_be_called_as_a_column_of_ours():
 
 def test_the_incomplete_are_listed_by_outcome_with_reason_and_tokens():
     diverged = trial(
-        9.0, milestones=4, state=TrialState.PRUNED, outcome="diverged", attributes={"hpo:reason": "loss 9"}
+        9.0, milestones=4, state=TrialState.PRUNED, outcome="diverged", attributes={TRIAL_REASON: "loss 9"}
     )
     waiting = create_trial(state=TrialState.WAITING)
     record = record_of(trial(slot=0), running(), diverged, pruned(milestones=2), waiting, pruned(milestones=0))
@@ -99,7 +100,7 @@ def test_several_objectives_have_a_column_each():
 
 
 def test_totals_add_up_tokens_time_and_outcomes():
-    continued = trial(slot=1, attributes={"hpo:continued": 2})
+    continued = trial(slot=1, attributes={TRIAL_CONTINUED: 2})
     totals = sum_up(record_of(trial(slot=0), continued, pruned(milestones=2), pruned(milestones=6), running()))
     assert totals.outcomes == {"complete": 2, "pruned": 2, "running": 1}
     assert totals.tokens_spent == BUDGET * 2.8

@@ -8,6 +8,7 @@ from markdown_it import MarkdownIt
 from optuna.trial import create_trial
 
 from hpo_reports.analysis.verdicts import compare
+from hpo_reports.records.names import TRIAL_REASON, TRIAL_SUSPICIOUS
 from hpo_reports.records.study import read_study
 from hpo_reports.sections.trial_note import MOST_CHARACTERS, MOST_ROWS, shortened, trial_note
 from tests.support.studies import HOSTILE, pruned, running, study_of, trial
@@ -49,7 +50,7 @@ def test_a_pruned_trial_says_why_and_offers_no_long_run() -> None:
 
 
 def test_what_is_too_good_to_be_true_offers_no_long_run() -> None:
-    strange = trial(1.0, attributes={"hpo:suspicious": True}, constraints={"suspicious": 1.0})
+    strange = trial(1.0, attributes={TRIAL_SUSPICIOUS: True}, constraints={"suspicious": 1.0})
     text = note(study_of(trial(5.2, slot=0), strange), 1)
     assert "Suspicious: too good to be true" in text
     assert "hpo train" not in text
@@ -78,7 +79,7 @@ def test_a_trial_of_which_nothing_is_known() -> None:
 @pytest.mark.parametrize("text", HOSTILE)
 def test_what_people_typed_is_shown_and_does_nothing(text: str) -> None:
     study = study_of(
-        trial(5.2, slot=0), trial(5.0, lambda_schedule=text, attributes={"hpo:reason": text}), study_name=text
+        trial(5.2, slot=0), trial(5.0, lambda_schedule=text, attributes={TRIAL_REASON: text}), study_name=text
     )
     html = MarkdownIt("gfm-like", {"linkify": False}).render(note(study, 1))
     assert html.count("<table>") == 2

@@ -5,6 +5,7 @@ from optuna.trial import create_trial
 
 from hpo_reports.analysis.verdicts import Comparison, compare, expected_optimism_percent
 from hpo_reports.document.catalogue import catalogue
+from hpo_reports.records.names import TRIAL_SUSPICIOUS
 from hpo_reports.records.study import read_study
 from hpo_reports.sections.words import verdict_text
 from tests.support.studies import pruned, running, study_of, trial
@@ -78,7 +79,7 @@ def test_trials_close_to_the_winner_are_named():
 @pytest.mark.parametrize(
     ("options", "text"),
     [
-        ({"attributes": {"hpo:suspicious": True}}, "SUSPICIOUS, not compared"),
+        ({"attributes": {TRIAL_SUSPICIOUS: True}}, "SUSPICIOUS, not compared"),
         ({"constraints": {"memory": 1.0}}, "breaks a constraint, not compared"),
         ({"budget_tokens": 600_000}, "other budget, not compared"),
     ],
@@ -97,7 +98,7 @@ def test_an_infinite_loss_cannot_win():
     assert texts(comparison)[0] == "no finite value, not compared"
 
 
-@pytest.mark.parametrize("options", [{"attributes": {"hpo:suspicious": True}}, {"constraints": {"memory": 1.0}}])
+@pytest.mark.parametrize("options", [{"attributes": {TRIAL_SUSPICIOUS: True}}, {"constraints": {"memory": 1.0}}])
 def test_without_a_usable_baseline_there_is_no_verdict(options):
     comparison = compared(trial(5.0, slot=0, **options), trial(4.0))
     assert texts(comparison)[1] == "–"
