@@ -20,7 +20,7 @@ from hpo_model.errors import CheckpointError
 from hpo_model.generation.trained import load_trained
 from hpo_model.hardware import cpu_cores, default_device
 from hpo_model.training.evaluation import Scores, score
-from hpo_reports.records.names import STUDY_TEST_EVALUATIONS, TRIAL_CANDIDATE, TRIAL_MACHINE
+from hpo_reports.records.names import FINALISTS_SUFFIX, STUDY_TEST_EVALUATIONS, TRIAL_CANDIDATE, TRIAL_MACHINE
 
 
 @dataclass(frozen=True, kw_only=True)
