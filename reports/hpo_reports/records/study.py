@@ -31,6 +31,7 @@ from hpo_reports.records.attributes import (
     writable,
 )
 from hpo_reports.records.names import (
+    PREFIX,
     STUDY_LAST_RUN,
     STUDY_RECORD,
     STUDY_TABLE,
@@ -258,7 +259,7 @@ def _log(content: Mapping[str, object]) -> PastLog | None:
 
 def _trial(trial: FrozenTrial, fixed: Mapping[str, Scalar]) -> TrialRecord:
     attributes = trial.user_attrs
-    is_ours = any(name.startswith("hpo:") for name in attributes)
+    is_ours = any(name.startswith(PREFIX) for name in attributes)
     outcome = _outcome(trial)
     curve = tuple(finite(value) for _, value in sorted(trial.intermediate_values.items()))
     return TrialRecord(
