@@ -76,7 +76,12 @@ def measure(url: str, size: int) -> dict[str, float]:
             ours_trial()
             bare_trial(bare, sweep.spec)
         for study in (sweep.study, bare):  # what each has made itself, again and again
-            fill(database, study._study_id, size - 3, study.get_trials(deepcopy=False)[1:3])
+            fill(
+                database,
+                database.storage.get_study_id_from_name(study.study_name),
+                size - 3,
+                study.get_trials(deepcopy=False)[1:3],
+            )
         times: dict[str, list[float]] = {"ours": [], "bare": []}
         for _ in range(MEASURED):
             for name, run in (("bare", lambda: bare_trial(bare, sweep.spec)), ("ours", ours_trial)):

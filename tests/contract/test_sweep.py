@@ -93,7 +93,7 @@ def trials(sweep: Sweep) -> list[FrozenTrial]:
 
 def fresh(sweep: Sweep, database: Database) -> list[FrozenTrial]:
     """The trials as they are stored, whatever somebody remembers."""
-    return optuna.storages.get_storage(database.storage._storage._backend).get_all_trials(sweep.study_id)  # type: ignore[attr-defined]
+    return optuna.storages.get_storage(database.storage._inner._backend).get_all_trials(sweep.study_id)  # type: ignore[attr-defined]
 
 
 def seen_by_another(sweep: Sweep, database: Database) -> Sweep:

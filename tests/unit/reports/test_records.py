@@ -39,7 +39,7 @@ def test_a_study_is_read_as_it_was_recorded():
 def test_a_trial_is_read_as_it_was_recorded():
     attributes = {TRIAL_CONTINUED: 2, TRIAL_ROLE: "known"}
     (read,) = read_study(study_of(trial(5.0, slot=7, dropout=0.25, attributes=attributes))).trials
-    assert (read.number, read.slot, read.role, read.outcome) == (0, 7, "known", "complete")
+    assert (read.number, read.slot, read.role, read.outcome) == (0, 7, "enqueued", "complete")
     assert read.parameters["dropout"] == 0.25
     assert read.parameters["preset"] == "nano"  # from the study: a run's own record has no preset
     assert set(read.searched) == {"learning_rate", "lambda_phi", "dropout"}
