@@ -29,7 +29,8 @@ from torch import Tensor
 
 from hpo_model.config import RunConfig, Scalar, build_run
 from hpo_model.hardware import keep_freed_memory, peak_memory_bytes
-from hpo_model.training.loop import Run, RunOptions
+from hpo_model.training.loop import update
+from hpo_model.training.run import Run
 from hpo_model.training.step import ADAM_BETAS
 
 VOCABULARY = 8192
@@ -85,7 +86,7 @@ def our_run(setting: Setting, corpus: Any = None, *, compiled: bool = False, **c
     """A run of ours, ready to train."""
     setting.prepare()
     config = setting.config(**changes)
-    run = Run(config, corpus or RandomText(), RunOptions(device=setting.device, compiled=compiled))
+    run = Run(config, corpus or RandomText(), device=setting.device, compiled=compiled)
     run.network.train()
     return run
 
@@ -94,7 +95,7 @@ def ours(setting: Setting, *, compiled: bool = False, iit: bool = True) -> Updat
     """The update of `hpo_model.training.loop`."""
     run = our_run(setting, compiled=compiled, iit=iit)
     sums = torch.zeros(2, device=run.device)
-    return lambda: run.update(sums)
+    return lambda: update(run, sums)
 
 
 def plain_transformer(setting: Setting, *, our_allocator: bool = False, inner_dropout: bool = True) -> Update:

@@ -20,7 +20,8 @@ from arms import VOCABULARY, Setting, our_run
 from torch import Tensor
 
 from hpo_model.network import phi
-from hpo_model.training.loop import Run
+from hpo_model.training.loop import update
+from hpo_model.training.run import Run
 from hpo_model.training.step import total_loss
 
 TRIALS = 10
@@ -106,7 +107,7 @@ def synchronisations(setting: Setting, *, compiled: bool) -> dict[str, Any]:
             warnings.simplefilter("always")
             torch.cuda.set_sync_debug_mode("warn")
             for _ in range(WATCHED_UPDATES):
-                run.update(sums)
+                update(run, sums)
             torch.cuda.set_sync_debug_mode("default")
         told = [warning for warning in caught if "synchronizing" in str(warning.message)]
         places = [f"{Path(warning.filename).name}:{warning.lineno}" for warning in told]
@@ -122,7 +123,7 @@ def _make_updates(run: Run, updates: int) -> None:
     """So many, and wait for them."""
     sums = torch.zeros(2, device=run.device)
     for _ in range(updates):
-        run.update(sums)
+        update(run, sums)
     sums.tolist()
 
 

@@ -22,9 +22,9 @@ from hpo.sweep.sweep import Sweep, create_sweep
 from hpo.worker.messages import EventSink, WorkerSpec
 from hpo.worker.worker import work
 from hpo_model.config import RunConfig
-from hpo_model.training.checkpoint import save_checkpoint
+from hpo_model.training.checkpoint import load_history, save_checkpoint
 from hpo_model.training.history import Evaluation
-from hpo_model.training.loop import Decision, TrainingResult, load_history
+from hpo_model.training.loop import Decision, TrainingResult
 
 EVALUATIONS = 10
 

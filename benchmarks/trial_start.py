@@ -27,6 +27,7 @@ from unittest import mock
 from results import FOLDER, keep
 from torch import Tensor
 
+import hpo_model.training.loop
 from hpo.executors.local import run_local
 from hpo.executors.placement import Wish
 from hpo.executors.stop import Stop
@@ -35,7 +36,8 @@ from hpo.search.launch import Launch, Request, prepare
 from hpo.worker.messages import Event, EventSink, WorkerSpec
 from hpo.worker.worker import work
 from hpo_model.config import PRESETS, build_run
-from hpo_model.training.loop import Run, TrainingResult, train
+from hpo_model.training.loop import TrainingResult, train
+from hpo_model.training.run import Run
 
 UPDATES_OF_A_TRIAL = 4
 VOCABULARIES = {"nano": 2048}  # as the profile `cpu` of lambda_phi has it; the others 8,192, as `cuda` has
@@ -83,7 +85,7 @@ class Clocked:
 def clocked_work(order: WorkerSpec, sink: EventSink, *, only_one: bool = False) -> None:
     """The real worker, which also tells when its trials' first updates begin and when their training has ended."""
     line = Clocked(sink, only_one=only_one)
-    real_update = Run.update
+    real_update = hpo_model.training.loop.update
 
     def update(run: Run, sums: Tensor) -> Tensor:
         if run.step == 0:
@@ -95,7 +97,7 @@ def clocked_work(order: WorkerSpec, sink: EventSink, *, only_one: bool = False) 
         line.send(Event(kind="warned", worker=order.name, message=TRAINED))
         return result
 
-    with mock.patch("hpo_model.training.loop.Run.update", update), mock.patch("hpo.worker.objective.train", trained):
+    with mock.patch("hpo_model.training.loop.update", update), mock.patch("hpo.worker.objective.train", trained):
         work(order, line)
 
 

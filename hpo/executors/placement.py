@@ -22,14 +22,14 @@ from hpo_model.config import RunConfig
 from hpo_model.data.tokens import TokenizedCorpus, open_tokens
 from hpo_model.errors import ModelError
 from hpo_model.hardware import cpu_cores, describe, gpu_count, gpu_memory
-from hpo_model.training.loop import Pace, rehearse
+from hpo_model.training.loop import Throughput, benchmark
 
 TRIALS_PER_WORKER = 10  # fewer would leave the sampler little to learn from before all workers have started
-REHEARSAL_S = 1.5
+BENCHMARK_S = 1.5
 WORTHWHILE = 1.05  # one more worker costs the sampler: it has to bring this much more speed
 CONTEXT_BYTES = 700 * 2**20  # of GPU memory that a process takes beside its tensors: CUDA's context and libraries
-PATIENCE_S = 300.0  # with a rehearsal, which runs a few steps
-WAITED_IN_VAIN = "another rehearsal failed"
+PATIENCE_S = 300.0  # with a benchmark, which runs a few steps
+WAITED_IN_VAIN = "another benchmark failed"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -164,7 +164,7 @@ def _gpu_places(
         each = -(-min(wish.workers, total) // len(gpus))
     if each > 1:
         if peak_memory_bytes is None:
-            (measured,) = _rehearse(spec, corpus, [(f"cuda:{gpus[0]}", cpu_cores())])
+            (measured,) = _benchmark(spec, corpus, [(f"cuda:{gpus[0]}", cpu_cores())])
             peak_memory_bytes = measured.peak_memory_bytes or 0
         fit = min(fitting(gpu_memory(gpu), peak_memory_bytes) for gpu in gpus)
         if fit == 0:
@@ -207,7 +207,7 @@ def _best_on_cpu(
         announce(f"measuring how many workers suit this machine: {', '.join(map(str, counts))} …")
         speeds = {}
         for count in counts:
-            measured = _rehearse(spec, corpus, [("cpu", max(1, cores // count))] * count)
+            measured = _benchmark(spec, corpus, [("cpu", max(1, cores // count))] * count)
             speeds[str(count)] = sum(each.tokens_per_s for each in measured)
         known[key] = speeds
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -228,7 +228,7 @@ def best_count(speeds: Mapping[int, float]) -> int:
     return best
 
 
-def _rehearse(spec: StudySpec, corpus: TokenizedCorpus, devices: list[tuple[str, int]]) -> list[Pace]:
+def _benchmark(spec: StudySpec, corpus: TokenizedCorpus, devices: list[tuple[str, int]]) -> list[Throughput]:
     """What training does at once on these devices with so many threads, each in a process of its own.
 
     Raises:
@@ -240,27 +240,27 @@ def _rehearse(spec: StudySpec, corpus: TokenizedCorpus, devices: list[tuple[str,
     for device, threads in devices:
         ours, theirs = context.Pipe(duplex=False)
         arguments = (spec.run_with({}), corpus.folder, device, threads, start, theirs)
-        process = context.Process(target=_rehearse_here, args=arguments, daemon=True)
+        process = context.Process(target=_benchmark_here, args=arguments, daemon=True)
         start_quietly(process)
         theirs.close()
         lines.append(ours)
         processes.append(process)
-    measured: list[Pace] = []
+    measured: list[Throughput] = []
     try:
         while lines:
             answered = wait(lines, PATIENCE_S)
             if not answered:
-                raise WorkerError(f"a rehearsal of the trial did not end within {PATIENCE_S:.0f} s")
+                raise WorkerError(f"a benchmark of the trial did not end within {PATIENCE_S:.0f} s")
             for line in answered:
                 assert isinstance(line, Connection)
                 lines.remove(line)
                 answer = line.recv()
-                if isinstance(answer, Pace):
+                if isinstance(answer, Throughput):
                     measured.append(answer)
                 elif answer != WAITED_IN_VAIN:  # whoever failed says why
-                    raise WorkerError(f"a rehearsal of the trial failed: {answer}")
+                    raise WorkerError(f"a benchmark of the trial failed: {answer}")
     except EOFError as error:
-        raise WorkerError("a rehearsal of the trial died, perhaps for want of memory") from error
+        raise WorkerError("a benchmark of the trial died, perhaps for want of memory") from error
     finally:
         for process in processes:
             process.kill()
@@ -268,7 +268,7 @@ def _rehearse(spec: StudySpec, corpus: TokenizedCorpus, devices: list[tuple[str,
     return measured
 
 
-def _rehearse_here(
+def _benchmark_here(
     config: RunConfig, tokens: Path, device: str, threads: int, start: Barrier, line: Connection
 ) -> None:
     """A side process's main function."""
@@ -276,7 +276,7 @@ def _rehearse_here(
         torch.set_num_threads(threads)
         corpus = open_tokens(tokens)
         meet = functools.partial(start.wait, PATIENCE_S)
-        line.send(rehearse(config, corpus, device=device, seconds=REHEARSAL_S, on_ready=meet))
+        line.send(benchmark(config, corpus, device=device, seconds=BENCHMARK_S, on_ready=meet))
     except BrokenBarrierError:
         line.send(WAITED_IN_VAIN)
     except (ModelError, RuntimeError) as error:

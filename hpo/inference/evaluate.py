@@ -23,7 +23,7 @@ from hpo_model.data.tokens import encode_lines
 from hpo_model.generation.quality import Judgement, Passages, Words, passages, words_of
 from hpo_model.generation.sampling import Sampling, draw
 from hpo_model.generation.trained import Trained, untrained
-from hpo_model.training.evaluation import Scores, score, too_good
+from hpo_model.training.evaluation import Scores, implausibly_low, score
 
 Split = Literal["valid", "test"]
 AS_IT_IS = Sampling()  # temperature 1, nothing cut: what the network has learned, not what decoding makes of it
@@ -261,5 +261,5 @@ def _on_split(split: Split, scores: Scores) -> OnSplit:
         integration=known[2],
         complexity=known[3],
         attention_diversity=known[4],
-        doubt=too_good(scores.loss, scores.span),
+        doubt=implausibly_low(scores.loss, scores.span),
     )

@@ -24,8 +24,9 @@ from hpo_model.config import RunConfig
 from hpo_model.data.tokens import TokenizedCorpus
 from hpo_model.errors import CheckpointError
 from hpo_model.hardware import cpu_cores, default_device
+from hpo_model.training.checkpoint import load_history
 from hpo_model.training.history import Evaluation
-from hpo_model.training.loop import Decision, TrainingResult, load_history, train
+from hpo_model.training.loop import Decision, TrainingResult, train
 from hpo_model.training.schedules import evaluations_without_progress
 from hpo_reports.projection.project import Projection, Score
 

@@ -22,8 +22,9 @@ from hpo.sweep.result import TrialResult
 from hpo_model.config import RunConfig, Scalar
 from hpo_model.data.tokens import TokenizedCorpus
 from hpo_model.errors import CheckpointError, ConfigError, OtherDeviceError
+from hpo_model.training.checkpoint import load_history
 from hpo_model.training.history import Evaluation
-from hpo_model.training.loop import Decision, TrainingResult, load_history, train
+from hpo_model.training.loop import Decision, TrainingResult, train
 from hpo_model.training.memory_estimate import peak_tensor_bytes
 from hpo_reports.records.names import (
     TRIAL_CONTINUED,

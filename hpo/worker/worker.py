@@ -95,6 +95,7 @@ class _Worker:
         self.corpus = self.open_corpus()
         self.log = spec.home.worker_log(spec.study_name, self.sweep.uid, spec.name)
         self.failures = 0
+        torch.set_num_threads(spec.threads)
         if spec.device.startswith("cuda"):
             torch.cuda.set_per_process_memory_fraction(spec.memory_fraction, torch.device(spec.device))
 
@@ -163,7 +164,6 @@ class _Worker:
         parameters = suggest(self.sweep.spec, trial)
         facts: dict[str, Any] = {"trial": trial.number, "parameters": parameters}
         self.tell("started", **facts)
-        torch.set_num_threads(self.spec.threads)  # a continued trial may have changed it to its own
         setting = TrialSetting(
             spec=self.sweep.spec,
             corpus=self.corpus,

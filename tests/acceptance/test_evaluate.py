@@ -14,7 +14,8 @@ from hpo.inference.tables import table
 from hpo_model.config import TokenizerChoice, build_run
 from hpo_model.data.corpus import load_corpus
 from hpo_model.data.tokens import tokenize_corpus
-from hpo_model.training.loop import load_history, train
+from hpo_model.training.checkpoint import load_history
+from hpo_model.training.loop import train
 from tests.support.in_process import Hpo, refused
 from tests.support.paths import SUPPORT
 

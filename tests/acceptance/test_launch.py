@@ -108,15 +108,15 @@ class Place:
 def place(tmp_path: Path, texts: tuple[Path, Path], home: Home, monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.setattr(hpo.search.launch, "default_device", lambda: "cpu")
     monkeypatch.setattr(hpo.executors.placement, "cpu_cores", lambda: 8)
-    monkeypatch.setattr(hpo.executors.placement, "_rehearse", each_worker_brings_as_much)
+    monkeypatch.setattr(hpo.executors.placement, "_benchmark", each_worker_brings_as_much)
     made = Place(tmp_path, texts, home)
     yield made
     for launch in made.launches:
         launch.sweep.slots.database.engine.dispose()
 
 
-def each_worker_brings_as_much(spec: object, corpus: object, devices: list[tuple[str, int]]) -> list[Pace]:
-    return [Pace(tokens_per_s=1000.0, peak_memory_bytes=2**30)] * len(devices)
+def each_worker_brings_as_much(spec: object, corpus: object, devices: list[tuple[str, int]]) -> list[Throughput]:
+    return [Throughput(tokens_per_s=1000.0, peak_memory_bytes=2**30)] * len(devices)
 
 
 def use_cuda(monkeypatch: pytest.MonkeyPatch, gpus: int) -> None:
@@ -250,7 +250,7 @@ def test_a_worker_gets_its_share_of_a_gpu(place: Place, monkeypatch: pytest.Monk
     assert all(0.48 < order.memory_fraction < 0.5 for order in orders), "half, less what a context takes"
 
 
-def test_memory_that_a_trial_was_seen_to_hold_needs_no_rehearsal(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_memory_that_a_trial_was_seen_to_hold_needs_no_benchmark(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     use_cuda(monkeypatch, gpus=1)
     sweep = place.prepare().sweep
     for device, peak in (("cuda:0", 10 * 2**30), ("cuda:0", 30 * 2**30), ("cpu", 70 * 2**30), ("cuda:0", None)):
@@ -265,7 +265,7 @@ def test_where_nothing_is_left_to_do_nothing_is_measured(place: Place, monkeypat
     sweep = place.prepare(trials=20, workers=1).sweep
     for _ in range(20):
         run_slot(sweep, COMPLETE)
-    monkeypatch.setattr(hpo.executors.placement, "_rehearse", lambda *_: pytest.fail("it was measured"))
+    monkeypatch.setattr(hpo.executors.placement, "_benchmark", lambda *_: pytest.fail("it was measured"))
     assert place.prepare(trials=20).orders == ()
 
 

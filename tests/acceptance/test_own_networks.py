@@ -182,7 +182,7 @@ def validate(place: Place, name: str) -> Any:
 
 
 def test_the_first_network_of_the_document_keeps_all_laws(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(hpo_model.training.conformance, "REHEARSAL_S", 0.1)
+    monkeypatch.setattr(hpo_model.training.conformance, "BENCHMARK_S", 0.1)
     monkeypatch.setattr(
         hpo_model.training.conformance, "LEAST_SPEED", 0.0
     )  # a shared machine's clock decides nothing here

@@ -20,9 +20,9 @@ from hpo.long_run.request import PresetRequest, prepare_preset_run, read_values
 from hpo.long_run.run import Conditions, LongRun, run_long
 from hpo_model.config import TokenizerChoice
 from hpo_model.errors import CheckpointError
-from hpo_model.training.checkpoint import load_checkpoint
+from hpo_model.training.checkpoint import load_checkpoint, load_history
 from hpo_model.training.history import Evaluation
-from hpo_model.training.loop import Decision, TrainingResult, load_history
+from hpo_model.training.loop import Decision, TrainingResult
 from tests.support.in_process import Hpo, refused
 from tests.support.sweeps import make_evaluation
 from tests.support.texts import TOPICS, write_text

@@ -33,9 +33,9 @@ from hpo.worker import objective
 from hpo.worker.messages import Event, EventSink, WorkerSpec
 from hpo.worker.worker import work
 from hpo_model.config import RunConfig
-from hpo_model.training.checkpoint import save_checkpoint
+from hpo_model.training.checkpoint import load_history, save_checkpoint
 from hpo_model.training.history import Evaluation
-from hpo_model.training.loop import Decision, TrainingResult, load_history
+from hpo_model.training.loop import Decision, TrainingResult
 from tests.support.sweeps import make_evaluation
 
 EPOCH_UNIT = 1e-6  # of the epoch that a toy's reported losses carry

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 
-from hpo_model.training.step import observe
+from hpo_model.training.step import forward_with_phi
 from tests.support.paths import REPOSITORY
 
 BENCHMARKS = REPOSITORY / "benchmarks"
@@ -111,7 +111,7 @@ def test_runs_with_one_seed_are_compared_update_by_update(run: Run) -> None:
 
 def test_compilations_and_waits_are_counted(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     # compiling takes a quarter of a minute
-    monkeypatch.setattr("hpo_model.training.loop.compiled_observe", lambda *, replayed: observe)
+    monkeypatch.setattr("hpo_model.training.loop.compiled_forward_with_phi", lambda *, replayed: forward_with_phi)
     found = run("training", "--graphs")["presets"]["nano"]
     assert found["compilations"]["graphs_of_the_others"] == 0
     assert len(found["compilations"]["seconds_to_first_update"]) == 2

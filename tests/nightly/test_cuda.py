@@ -22,7 +22,8 @@ from hpo_model.hardware import compiles
 from hpo_model.network.loss import nats_per_token
 from hpo_model.network.memory import PhiMemory
 from hpo_model.network.transformer import Dropout
-from hpo_model.training.loop import Run, RunOptions, TrainingResult, train
+from hpo_model.training.loop import TrainingResult, train, update
+from hpo_model.training.run import Run
 
 if TYPE_CHECKING:
     from hpo_model.data.tokens import TokenizedCorpus
@@ -69,16 +70,16 @@ def test_no_update_waits_for_the_device(
     values: dict[str, Scalar], compiled: bool, small_corpus: TokenizedCorpus
 ) -> None:
     """The first few compile, warm up and record; those after them run over the end of an epoch."""
-    run = Run(tiny(**values), small_corpus, RunOptions(device="cuda", compiled=compiled))
+    run = Run(tiny(**values), small_corpus, device="cuda", compiled=compiled)
     run.network.train()
     sums = torch.zeros(2, device=CUDA)
     for _ in range(5):
-        run.update(sums)
+        update(run, sums)
     watched_updates = 30
     assert watched_updates * 32 > run.batches.sequences
     torch.cuda.set_sync_debug_mode("error")
     for _ in range(watched_updates):
-        gradient_norm = run.update(sums)
+        gradient_norm = update(run, sums)
     with pytest.raises(RuntimeError, match="synchronizing CUDA operation"):  # so the watch would have told
         gradient_norm.item()
     torch.cuda.set_sync_debug_mode("default")
@@ -151,9 +152,9 @@ def test_pieces_of_a_batch_add_up_in_a_compiled_run(small_corpus: TokenizedCorpu
     config = tiny(dropout=0.0, noise=0.0)
     norms = []
     for micro_batch in (None, 16):
-        run = Run(config, small_corpus, RunOptions(device="cuda", micro_batch=micro_batch, compiled=True))
+        run = Run(config, small_corpus, device="cuda", micro_batch=micro_batch, compiled=True)
         run.network.train()
-        norms.append([run.update(torch.zeros(2, device=CUDA)).item() for _ in range(6)])
+        norms.append([update(run, torch.zeros(2, device=CUDA)).item() for _ in range(6)])
     assert norms[1] == pytest.approx(norms[0], rel=0.05)
 
 

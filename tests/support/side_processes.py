@@ -72,8 +72,8 @@ def make_study(url: str, name: str) -> str:
         database.engine.dispose()
 
 
-def rehearse_badly(config: object, tokens: object, device: str, threads: int, start: Barrier, line: object) -> None:
-    """Die, or wait for one who does, as a rehearsal does where memory is short."""
+def benchmark_badly(config: object, tokens: object, device: str, threads: int, start: Barrier, line: object) -> None:
+    """Die, or wait for one who does, as a benchmark does where memory is short."""
     if device == "dies":
         os.kill(os.getpid(), signal.SIGKILL)
     start.wait(60)

@@ -27,15 +27,15 @@ from hpo_model.network.custom import Network, build_network, has_phi
 from hpo_model.training.checkpoint import load_checkpoint
 from hpo_model.training.evaluation import score
 from hpo_model.training.history import Evaluation
-from hpo_model.training.loop import Decision, TrainingResult, rehearse, train
+from hpo_model.training.loop import Decision, TrainingResult, benchmark, train
 from hpo_model.training.memory_estimate import parameter_count
-from hpo_model.training.step import observe, total_loss
+from hpo_model.training.step import forward_with_phi, total_loss
 
 LEAST_SPEED = 0.1  # of the control arm's: a slower network is likely a loop in Python
 MOST_MEMORY = 4.0  # times the control arm's
 ROUNDING = 1e-3  # of the largest logit: another length is another kernel
 LEAST_GAIN_NATS = 0.2  # per token of validation text, from the untrained network to the end
-REHEARSAL_S = 1.0
+BENCHMARK_S = 1.0
 
 # A small network that learns in seconds; the control arm has its shape, and the width that makes parameters equal.
 RUN: dict[str, Scalar] = {
@@ -202,8 +202,8 @@ def _finite_gradients(trial: Trial) -> str:
     network.train()
     tokens = trial.tokens(trial.config.training.batch_size)
     phi = trial.config.phi
-    hidden_BTD, measured = observe(network, phi.phi_objective, torch.tensor(phi.phi_target), tokens[:, :-1])
-    loss = total_loss(network, hidden_BTD, tokens[:, 1:].contiguous(), measured, torch.tensor(phi.lambda_phi))
+    hidden_BTD, stats = forward_with_phi(network, phi.phi_objective, torch.tensor(phi.phi_target), tokens[:, :-1])
+    loss = total_loss(network, hidden_BTD, tokens[:, 1:].contiguous(), stats, torch.tensor(phi.lambda_phi))
     loss.backward()  # type: ignore[no-untyped-call]
     wanted = {name: each for name, each in network.named_parameters() if each.requires_grad}
     without = [name for name, each in wanted.items() if each.grad is None]
@@ -236,7 +236,7 @@ def _memory(trial: Trial) -> str:
 
 def _speed(trial: Trial) -> str:
     configs = (trial.brief, _control_arm(trial, trial.brief))
-    own, arm = (rehearse(config, trial.corpus, seconds=REHEARSAL_S).tokens_per_s for config in configs)
+    own, arm = (benchmark(config, trial.corpus, seconds=BENCHMARK_S).tokens_per_s for config in configs)
     evidence = f"{own:,.0f} tokens/s, {own / arm:.2f} × the control arm's at about equal parameters"
     if own < LEAST_SPEED * arm:
         raise Broken(f"{evidence}; at least {LEAST_SPEED:g} × is asked for")

@@ -1,4 +1,4 @@
-"""Measure a network: on a span of text, and as a line in the history of a run.
+"""Measure a run at a milestone, and a network on a span of text.
 
 Shapes: R sequences at once, T positions, C components of Φ.
 """
@@ -16,19 +16,81 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from hpo_model.hardware import mixed_precision
+from hpo_model.hardware import mixed_precision, peak_memory_bytes
 from hpo_model.network import phi
 from hpo_model.network.custom import Network
 from hpo_model.network.loss import NOT_A_TARGET, nats_of
 from hpo_model.network.transformer import States
+from hpo_model.training.history import Evaluation
+from hpo_model.training.run import Run
+from hpo_model.training.schedules import learning_rate_at
 
-if TYPE_CHECKING:  # who trains needs no tokenizer
+if TYPE_CHECKING:  # importing it loads the tokenizers package, which training does not need
     from hpo_model.data.tokens import Span
 
 TOKENS_AT_ONCE = {"cpu": 2**12, "cuda": 2**16}  # by device
 # 0.6 bits a character (Shannon's lower estimate for English, 1951) at 5.2 characters a word: below it, suspect a leak
 PLAUSIBLE_WORD_PERPLEXITY = 8.0
-IMPLAUSIBLE_NATS = 100.0  # below the nats of the process that wrote the text; see `too_good`
+IMPLAUSIBLE_NATS = 100.0  # below the nats of the process that wrote the text; see `implausibly_low`
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingStats:
+    """What training has measured since the last evaluation."""
+
+    train_phi: float  # mean Φ of the batches
+    delta_phi_loss: float  # mean λ_phi · ΔΦ of the batches
+    gradient_norm: float  # before clipping, at the last update
+    tokens_per_s: float
+
+
+def evaluate(run: Run, milestone: int, stats: TrainingStats) -> Evaluation:
+    """Measure a run where it stands, without dropout, noise or writes to the memory.
+
+    Args:
+        run: what to measure.
+        milestone: number of the evaluation; the last one reads the full validation split.
+        stats: of the training before it.
+
+    Returns:
+        The evaluation. Its seconds and joules are those of the evaluation before: the caller's clock still runs.
+    """
+    training, iit = run.config.training, run.config.architecture.iit
+    memory = run.network.memory
+    sampled = training.evaluation_tokens < run.corpus.tokens("valid")
+    whole_split = milestone == training.evaluations or not sampled
+    valid = score(run.network, valid_span(run, full=whole_split), run.device, run.micro_batch)
+    trained = score(run.network, run.train_sample, run.device, run.micro_batch)
+    return Evaluation(
+        milestone=milestone,
+        tokens=run.tokens,
+        step=run.step,
+        epoch=run.tokens / run.batches.tokens,
+        whole_split=whole_split,
+        val_loss=valid.loss,
+        val_ppl=valid.perplexity,
+        val_word_ppl=valid.word_perplexity,
+        val_bits_per_byte=valid.bits_per_byte,
+        train_loss=trained.loss,
+        train_ppl=trained.perplexity,
+        **dict(zip(("phi", *phi.COMPONENTS), (valid.phi, *valid.components), strict=True)),
+        train_phi=stats.train_phi if iit else None,
+        delta_phi_loss=stats.delta_phi_loss if iit else None,
+        lambda_phi=float(run.lambda_phi) if iit else None,
+        threshold=memory.threshold.item() if memory is not None else None,
+        gate=torch.sigmoid(memory.gate_bias).item() if memory is not None else None,
+        memory_used=int(memory.used()) if memory is not None else None,
+        learning_rate=learning_rate_at(run.config, max(run.step - 1, 0), run.val_losses),
+        gradient_norm=stats.gradient_norm,
+        tokens_per_s=stats.tokens_per_s,
+        seconds=run.seconds,
+        peak_memory_bytes=peak_memory_bytes(run.device),
+    )
+
+
+def valid_span(run: Run, *, full: bool) -> Span:
+    """The validation text of a run's evaluations: the full split, or the fixed sample of it."""
+    return run.corpus.span("valid") if full else run.valid_sample
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,7 +125,7 @@ def score(
     network: Network,
     span: Span,
     device: torch.device,
-    most_rows: int | None = None,
+    max_rows: int | None = None,
     *,
     each_token: bool = False,
 ) -> Scores:
@@ -75,11 +137,11 @@ def score(
         network: what to measure.
         span: the text.
         device: of the network.
-        most_rows: sequences to read at once where memory is short; None: as many as `TOKENS_AT_ONCE` holds.
+        max_rows: sequences to read at once where memory is short; None: as many as `TOKENS_AT_ONCE` holds.
         each_token: keep the nats of every token too.
     """
     architecture = network.architecture
-    rows = rows_at_once(architecture.sequence_length, device.type, most_rows)
+    rows = rows_at_once(architecture.sequence_length, device.type, max_rows)
     nats = torch.zeros((), dtype=torch.float64, device=device)
     full = torch.zeros((), dtype=torch.int64, device=device)
     component_sums_C = torch.zeros(len(phi.COMPONENTS), dtype=torch.float64, device=device)
@@ -123,7 +185,7 @@ def _components(states: States, probes: int) -> Tensor:
     return components_RC
 
 
-def too_good(loss: float, span: Span) -> str | None:
+def implausibly_low(loss: float, span: Span) -> str | None:
     """Tell why no network that has not seen a text could predict it this well.
 
     Where the process that wrote the text is known, an honest network undercuts its nats by t with probability e^-t at
@@ -148,10 +210,10 @@ def too_good(loss: float, span: Span) -> str | None:
     return f"{below:,.0f} nats below the entropy of its source" if below > IMPLAUSIBLE_NATS else None
 
 
-def rows_at_once(sequence_length: int, device_type: str, most_rows: int | None = None) -> int:
+def rows_at_once(sequence_length: int, device_type: str, max_rows: int | None = None) -> int:
     """How many sequences `score` reads at once."""
     rows = max(1, TOKENS_AT_ONCE[device_type] // sequence_length)
-    return rows if most_rows is None else min(rows, most_rows)
+    return rows if max_rows is None else min(rows, max_rows)
 
 
 def _pieces(span: Span, length: int, rows: int) -> Iterator[tuple[Tensor, Tensor]]:

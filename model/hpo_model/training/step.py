@@ -1,4 +1,4 @@
-"""One piece of a batch: through the network, Φ and the loss. What is compiled is compiled here.
+"""One piece of a batch: the network's forward pass with Φ, and the loss. What is compiled is compiled here.
 
 Shapes: B sequences, T positions, D channels.
 
@@ -23,27 +23,27 @@ from hpo_model.network.memory import Candidates
 from hpo_model.network.transformer import Transformer
 
 ADAM_BETAS = (0.9, 0.95)
-GRAPHS = 128  # compiled variants that a process keeps, one per shape of network and batch
+MAX_GRAPHS = 128  # compiled variants that a process keeps, one per shape of network and batch
 
 
-class Measured(NamedTuple):
-    """What one pass tells about Φ. Only `delta_phi` holds a graph."""
+class PhiStats(NamedTuple):
+    """What a forward pass measures of Φ. Only `delta_phi` holds a graph."""
 
     delta_phi: Tensor
     phi_B: Tensor
     candidates: Candidates | None  # for the memory, if there is one
 
 
-Observe = Callable[[Network, PhiObjective, Tensor, Tensor], tuple[Tensor, Measured | None]]
+ForwardWithPhi = Callable[[Network, PhiObjective, Tensor, Tensor], tuple[Tensor, PhiStats | None]]
 
 
-def observe(
+def forward_with_phi(
     network: Network, objective: PhiObjective, phi_target: Tensor, inputs_BT: Tensor
-) -> tuple[Tensor, Measured | None]:
-    """Take sequences through the network and measure Φ on the way.
+) -> tuple[Tensor, PhiStats | None]:
+    """Run sequences through the network and measure Φ on the way.
 
     Returns:
-        Final states (B, T, D), and what the Φ term needs; None of it for the control arm.
+        Final states (B, T, D), and what the Φ term needs; None for the control arm.
     """
     with mixed_precision(inputs_BT.device):
         states = network(inputs_BT)
@@ -61,28 +61,28 @@ def observe(
     delta_phi = phi.delta_phi(objective, phi_B, fixed_phi_B, input_phi_B, phi_target)
     memory = network.memory
     candidates = None if memory is None else memory.candidates(states.stream_BTD.detach(), received_BT.detach())
-    return states.hidden_BTD, Measured(delta_phi, phi_B.detach(), candidates)
+    return states.hidden_BTD, PhiStats(delta_phi, phi_B.detach(), candidates)
 
 
 @functools.cache
-def compiled_observe(*, replayed: bool) -> Observe:
-    """`observe`, compiled at its first use in this process for each shape of network and batch.
+def compiled_forward_with_phi(*, replayed: bool) -> ForwardWithPhi:
+    """`forward_with_phi`, compiled at its first use in this process for each shape of network and batch.
 
     Args:
         replayed: record CUDA graphs. Not for batches in several pieces: a replay writes over the gradients of the one
             before.
     """
-    torch._dynamo.config.recompile_limit = GRAPHS
-    return torch.compile(observe, dynamic=False, mode="reduce-overhead" if replayed else None)
+    torch._dynamo.config.recompile_limit = MAX_GRAPHS
+    return torch.compile(forward_with_phi, dynamic=False, mode="reduce-overhead" if replayed else None)
 
 
 def total_loss(
-    network: Network, hidden_BTD: Tensor, targets_BT: Tensor, measured: Measured | None, lambda_phi: Tensor
+    network: Network, hidden_BTD: Tensor, targets_BT: Tensor, stats: PhiStats | None, lambda_phi: Tensor
 ) -> Tensor:
     """Nats per token, plus λ_phi · ΔΦ unless this is the control arm."""
     with mixed_precision(targets_BT.device):
         nats = nats_per_token(hidden_BTD.flatten(0, 1), network.output.weight, targets_BT.flatten())
-    return nats if measured is None else nats + lambda_phi * measured.delta_phi
+    return nats if stats is None else nats + lambda_phi * stats.delta_phi
 
 
 def make_optimizer(network: Network, weight_decay: float) -> torch.optim.AdamW:

@@ -26,7 +26,7 @@ from hpo.executors.placement import (
     places,
 )
 from hpo_model.data.tokens import TokenizedCorpus
-from hpo_model.training.loop import Pace
+from hpo_model.training.loop import Throughput
 from tests.support import side_processes
 from tests.support.sweeps import make_spec
 
@@ -170,18 +170,18 @@ class Machine:
         self.cores, self.gpus, self.memory = 16, 2, {0: 80 * GIB, 1: 80 * GIB, 2: 24 * GIB}
         self.peak: int | None = 10 * GIB
         self.speed: Callable[[int], float] = lambda count: 1000.0 * count
-        self.rehearsals: list[list[tuple[str, int]]] = []
+        self.benchmarks: list[list[tuple[str, int]]] = []
         self.said: list[str] = []
         monkeypatch.setattr(hpo.executors.placement, "cpu_cores", lambda: self.cores)
         monkeypatch.setattr(hpo.executors.placement, "gpu_count", lambda: self.gpus)
         monkeypatch.setattr(hpo.executors.placement, "gpu_memory", lambda gpu: self.memory[gpu])
-        monkeypatch.setattr(hpo.executors.placement, "_rehearse", self.rehearse)
+        monkeypatch.setattr(hpo.executors.placement, "_benchmark", self.benchmark)
 
-    def rehearse(self, *asked: Any) -> list[Pace]:
+    def benchmark(self, *asked: Any) -> list[Throughput]:
         devices: list[tuple[str, int]] = asked[-1]
-        self.rehearsals.append(devices)
+        self.benchmarks.append(devices)
         each = self.speed(len(devices)) / len(devices)
-        return [Pace(tokens_per_s=each, peak_memory_bytes=self.peak)] * len(devices)
+        return [Throughput(tokens_per_s=each, peak_memory_bytes=self.peak)] * len(devices)
 
     def places(self, cache: Path, device: str = "cuda", peak: int | None = None, **options: Any) -> list[Place]:
         total, spec = options.pop("total", 100), options.pop("spec", SPEC)
@@ -202,7 +202,7 @@ def test_without_a_wish_each_gpu_gets_one_worker_and_nothing_is_measured(machine
         Place(device="cuda:0", threads=8),
         Place(device="cuda:1", threads=8),
     ]
-    assert machine.rehearsals == []
+    assert machine.benchmarks == []
     assert machine.said == []
 
 
@@ -215,7 +215,7 @@ def test_trials_side_by_side_go_round_the_gpus_and_share_memory_and_cores(machin
     granted = machine.places(tmp_path, trials_per_gpu=3)
     assert [place.device for place in granted] == ["cuda:0", "cuda:1"] * 3
     assert {place.threads for place in granted} == {2}
-    assert machine.rehearsals == [[("cuda:0", 16)]]
+    assert machine.benchmarks == [[("cuda:0", 16)]]
     assert machine.said == []
 
 
@@ -250,10 +250,10 @@ def test_a_trial_that_fits_nowhere_is_refused(machine: Machine, tmp_path: Path) 
         machine.places(tmp_path, trials_per_gpu=2)
 
 
-def test_a_peak_that_was_seen_before_needs_no_rehearsal(machine: Machine, tmp_path: Path) -> None:
+def test_a_peak_that_was_seen_before_needs_no_benchmark(machine: Machine, tmp_path: Path) -> None:
     assert len(machine.places(tmp_path, peak=39 * GIB, trials_per_gpu=2)) == 4
     assert len(machine.places(tmp_path, peak=40 * GIB, trials_per_gpu=2)) == 2
-    assert machine.rehearsals == []
+    assert machine.benchmarks == []
 
 
 @pytest.mark.parametrize(
@@ -271,7 +271,7 @@ def test_so_many_workers_are_spread_over_the_gpus(
     granted = machine.places(tmp_path, workers=workers)
     assert [place.device for place in granted] == devices
     assert {place.threads for place in granted} == {16 // workers}
-    assert bool(machine.rehearsals) is (workers > 2), "two share a GPU"
+    assert bool(machine.benchmarks) is (workers > 2), "two share a GPU"
 
 
 def test_more_workers_than_fit_are_refused_their_place(machine: Machine, tmp_path: Path) -> None:
@@ -292,7 +292,7 @@ def test_every_worker_has_a_thread(machine: Machine, tmp_path: Path) -> None:
 @pytest.mark.parametrize(("workers", "threads"), [(1, 16), (3, 5), (16, 1), (20, 1)])
 def test_workers_share_the_cores(workers: int, threads: int, machine: Machine, tmp_path: Path) -> None:
     assert machine.places(tmp_path, device="cpu", workers=workers) == [Place(device="cpu", threads=threads)] * workers
-    assert machine.rehearsals == []
+    assert machine.benchmarks == []
 
 
 @pytest.mark.parametrize(
@@ -304,7 +304,7 @@ def test_powers_of_two_are_measured_up_to_what_the_sampler_bears(
 ) -> None:
     machine.cores = cores
     granted = machine.places(tmp_path, device="cpu", total=total)
-    assert machine.rehearsals == [[("cpu", cores // count)] * count for count in counts]
+    assert machine.benchmarks == [[("cpu", cores // count)] * count for count in counts]
     assert len(granted) == (counts[-1] if counts else 1)
 
 
@@ -322,11 +322,11 @@ def test_what_was_measured_is_remembered_for_this_machine_and_network(
 ) -> None:
     cache = tmp_path / "not" / "there" / "yet"
     first = machine.places(cache, device="cpu", total=40)
-    measured = len(machine.rehearsals)
+    measured = len(machine.benchmarks)
     machine.speed = lambda count: 1.0
     assert machine.places(cache, device="cpu", total=40) == first
     assert machine.places(cache, device="cpu", total=49, spec=make_spec(search=OTHER_SEARCH)) == first
-    assert len(machine.rehearsals) == measured
+    assert len(machine.benchmarks) == measured
     changes: list[dict[str, Any]] = [
         {"spec": make_spec(run={"preset": "nano", "batch_size": 64})},
         {"spec": make_spec(run={"preset": "nano", "layers": 3})},
@@ -334,11 +334,11 @@ def test_what_was_measured_is_remembered_for_this_machine_and_network(
     ]
     for change in changes:
         machine.places(cache, **{"device": "cpu", "total": 40, **change})
-        assert len(machine.rehearsals) > measured, change
-        measured = len(machine.rehearsals)
+        assert len(machine.benchmarks) > measured, change
+        measured = len(machine.benchmarks)
     monkeypatch.setattr(hpo.executors.placement, "describe", lambda device: "another machine")
     machine.places(cache, device="cpu", total=40)
-    assert len(machine.rehearsals) > measured
+    assert len(machine.benchmarks) > measured
     assert [path.name for path in cache.iterdir()] == ["placements.json"]
     assert len(json.loads((cache / "placements.json").read_text())) == 5
 
@@ -349,19 +349,19 @@ OTHER_SEARCH = {"dropout": {"low": 0.0, "high": 0.3}}
 def test_a_measurement_that_failed_is_not_remembered(
     machine: Machine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fail(*arguments: object) -> list[Pace]:
-        raise WorkerError("a rehearsal of the trial died")
+    def fail(*arguments: object) -> list[Throughput]:
+        raise WorkerError("a benchmark of the trial died")
 
     with monkeypatch.context() as patch:
-        patch.setattr(hpo.executors.placement, "_rehearse", fail)
+        patch.setattr(hpo.executors.placement, "_benchmark", fail)
         with pytest.raises(WorkerError):
             machine.places(tmp_path, device="cpu")
     assert list(tmp_path.iterdir()) == []
     machine.places(tmp_path, device="cpu")
-    assert machine.rehearsals
+    assert machine.benchmarks
 
 
-# ---------------------------------------------------------------------------------------------- real rehearsals
+# ---------------------------------------------------------------------------------------------- real benchmarks
 
 SMALL = {
     "preset": "nano",
@@ -376,8 +376,8 @@ SMALL = {
 
 
 class TestRehearsal:
-    def test_two_processes_rehearse_at_once(self, small_corpus: TokenizedCorpus) -> None:
-        paces = hpo.executors.placement._rehearse(make_spec(run=SMALL), small_corpus, [("cpu", 1), ("cpu", 1)])
+    def test_two_processes_are_benchmarked_at_once(self, small_corpus: TokenizedCorpus) -> None:
+        paces = hpo.executors.placement._benchmark(make_spec(run=SMALL), small_corpus, [("cpu", 1), ("cpu", 1)])
         assert len(paces) == 2
         for pace in paces:
             assert pace.tokens_per_s > 100
@@ -386,14 +386,14 @@ class TestRehearsal:
 
     @pytest.mark.parametrize("devices", [[("cpu", 0)], [("cpu", 1), ("cpu", 0)], [("cpu", 0), ("cpu", 1)]])
     def test_one_that_fails_says_why(self, devices: list[tuple[str, int]], small_corpus: TokenizedCorpus) -> None:
-        with pytest.raises(WorkerError, match=r"a rehearsal of the trial failed: .*positive"):
-            hpo.executors.placement._rehearse(make_spec(run=SMALL), small_corpus, devices)
+        with pytest.raises(WorkerError, match=r"a benchmark of the trial failed: .*positive"):
+            hpo.executors.placement._benchmark(make_spec(run=SMALL), small_corpus, devices)
 
     @pytest.mark.parametrize("devices", [[("dies", 1)], [("dies", 1), ("waits", 1)], [("waits", 1), ("dies", 1)]])
     def test_one_that_dies_is_not_waited_for(
         self, devices: list[tuple[str, int]], small_corpus: TokenizedCorpus, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr(hpo.executors.placement, "PATIENCE_S", 10.0)
-        monkeypatch.setattr(hpo.executors.placement, "_rehearse_here", side_processes.rehearse_badly)
-        with pytest.raises(WorkerError, match="a rehearsal of the trial died, perhaps for want of memory"):
-            hpo.executors.placement._rehearse(make_spec(run=SMALL), small_corpus, devices)
+        monkeypatch.setattr(hpo.executors.placement, "_benchmark_here", side_processes.benchmark_badly)
+        with pytest.raises(WorkerError, match="a benchmark of the trial died, perhaps for want of memory"):
+            hpo.executors.placement._benchmark(make_spec(run=SMALL), small_corpus, devices)

@@ -19,7 +19,7 @@ from hpo_model.data.markov import shipped_chain, word
 from hpo_model.data.tokens import Span, TokenizedCorpus, tokenize_corpus
 from hpo_model.network import phi
 from hpo_model.network.transformer import States, Transformer
-from hpo_model.training.evaluation import Scores, score, too_good
+from hpo_model.training.evaluation import Scores, implausibly_low, score
 
 CPU = torch.device("cpu")
 LENGTH = 16
@@ -204,7 +204,7 @@ def test_the_span_s_own_counts_reach_the_scores(small_corpus: TokenizedCorpus) -
 )
 def test_nats_far_below_those_of_the_source_are_too_good(nats: float, reason: str | None) -> None:
     span = Span(np.zeros(301, np.uint16), words=2000, bytes=4000, true_nats=1000.0)  # perplexities below 2, all of them
-    told = too_good(nats / 300, span)
+    told = implausibly_low(nats / 300, span)
     assert told is None if reason is None else told.startswith(reason)
 
 
@@ -215,7 +215,7 @@ def test_nats_far_below_those_of_the_source_are_too_good(nats: float, reason: st
 def test_of_text_of_unknown_source_the_perplexity_must_be_that_of_a_language(
     word_perplexity: float, reason: str | None
 ) -> None:
-    assert too_good(math.log(word_perplexity) * 100 / 300, Span(np.zeros(301, np.uint16), 100, 700)) == reason
+    assert implausibly_low(math.log(word_perplexity) * 100 / 300, Span(np.zeros(301, np.uint16), 100, 700)) == reason
 
 
 class Table(Transformer):
@@ -248,7 +248,7 @@ def test_the_source_itself_scores_the_nats_of_the_text_and_is_not_too_good(marko
     for span in (markov.span("valid"), markov.span("test"), markov.sample("valid", 8192), markov.sample("train", 999)):
         measured = score(table(nats_VV), span, CPU)
         assert measured.nats == pytest.approx(span.true_nats, rel=1e-5)
-        assert too_good(measured.loss, span) is None
+        assert implausibly_low(measured.loss, span) is None
 
 
 @pytest.mark.parametrize(("learned_from", "honest"), [("train", True), ("valid", False)])
@@ -262,4 +262,4 @@ def test_who_learned_from_the_validation_text_is_too_good(
     for span in (markov.span("valid"), markov.sample("valid", 8192)):
         measured = score(learned, span, CPU)
         assert measured.nats == pytest.approx(span.true_nats, rel=0.05)  # either is near
-        assert (too_good(measured.loss, span) is None) is honest
+        assert (implausibly_low(measured.loss, span) is None) is honest

@@ -19,8 +19,10 @@ from hpo_model.config import PRESETS, Architecture, RunConfig, Scalar, build_run
 from hpo_model.data.tokens import Span, TokenizedCorpus
 from hpo_model.network.causality import check_causality
 from hpo_model.network.transformer import Transformer
-from hpo_model.training.loop import Run, RunOptions, train
+from hpo_model.training.evaluation import TrainingStats, evaluate
+from hpo_model.training.loop import train, update
 from hpo_model.training.memory_estimate import TOKEN, Account, parameter_count, peak_tensor_bytes
+from hpo_model.training.run import Run
 from tests.support.paths import REPOSITORY, SUPPORT
 
 MIB = 2**20
@@ -46,11 +48,12 @@ class Noise:
 def counted_peak(config: RunConfig, text: Noise, micro_batch: int | None) -> int:
     """The most bytes that PyTorch's allocator had given out, from the making of a run to an evaluation."""
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as seen:
-        run = Run(config, text, RunOptions(micro_batch=micro_batch))
+        run = Run(config, text, micro_batch=micro_batch)
+        check_causality(run.network)
         run.network.train()
         for _ in range(2):  # AdamW has moments after the first
-            run.update(torch.zeros(2))
-        run.evaluate(milestone=1, train_phi=0.0, delta_phi_loss=0.0, gradient_norm=0.0)
+            update(run, torch.zeros(2))
+        evaluate(run, 1, TrainingStats(train_phi=0.0, delta_phi_loss=0.0, gradient_norm=0.0, tokens_per_s=0.0))
     return most_bytes(seen) + run.batches.stream_N.nbytes  # the text is NumPy's
 
 

@@ -17,7 +17,7 @@ from tests.support.paths import SUPPORT
 @pytest.fixture(autouse=True)
 def own_networks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(SUPPORT))
-    monkeypatch.setattr(hpo_model.training.conformance, "REHEARSAL_S", 0.2)
+    monkeypatch.setattr(hpo_model.training.conformance, "BENCHMARK_S", 0.2)
     monkeypatch.setitem(hpo_model.training.conformance.RUN, "budget_tokens", 16_000)
     monkeypatch.setitem(hpo_model.training.conformance.RUN, "learning_rate", 1e-2)
 

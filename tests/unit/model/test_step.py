@@ -24,7 +24,14 @@ from hpo_model.network.transformer import Transformer
 from hpo_model.training.checkpoint import load_checkpoint
 from hpo_model.training.history import Evaluation
 from hpo_model.training.loop import Decision, train
-from hpo_model.training.step import Measured, Observe, compiled_observe, make_optimizer, observe, total_loss
+from hpo_model.training.step import (
+    ForwardWithPhi,
+    PhiStats,
+    compiled_forward_with_phi,
+    forward_with_phi,
+    make_optimizer,
+    total_loss,
+)
 
 if TYPE_CHECKING:
     from hpo_model.data.tokens import TokenizedCorpus
@@ -65,11 +72,15 @@ def batch(sequences: int = SEQUENCES) -> tuple[Tensor, Tensor]:
 
 class Passed(NamedTuple):
     loss: Tensor
-    measured: Measured | None
+    measured: PhiStats | None
 
 
 def one_pass(
-    network: Transformer, config: RunConfig, inputs_BT: Tensor, targets_BT: Tensor, with_: Observe = observe
+    network: Transformer,
+    config: RunConfig,
+    inputs_BT: Tensor,
+    targets_BT: Tensor,
+    with_: ForwardWithPhi = forward_with_phi,
 ) -> Passed:
     target, weight = torch.tensor(config.phi.phi_target), torch.tensor(config.phi.lambda_phi)
     hidden_BTD, measured = with_(network, config.phi.phi_objective, target, inputs_BT)
@@ -206,7 +217,7 @@ def test_weight_decay_takes_matrices_only() -> None:
 # ---------------------------------------------------------------------------------------------- repetition
 
 
-def losses(config: RunConfig, updates: int, with_: Observe = observe) -> list[float]:
+def losses(config: RunConfig, updates: int, with_: ForwardWithPhi = forward_with_phi) -> list[float]:
     """The loss of each of some updates on one batch, the memory written after each."""
     network, (inputs_BT, targets_BT) = build(config), batch()
     optimizer = make_optimizer(network, config.training.weight_decay)
@@ -250,7 +261,7 @@ def compiling(test: Callable[..., None]) -> Callable[..., None]:
     return test
 
 
-compiled = functools.partial(compiled_observe, replayed=False)
+compiled = functools.partial(compiled_forward_with_phi, replayed=False)
 
 
 @compiling
@@ -284,7 +295,7 @@ def test_two_hundred_compiled_updates_repeat_bitwise() -> None:
 def test_compiled_and_eager_passes_agree() -> None:
     config = tiny(**QUIET, lambda_phi=0.5)
     found = []
-    for with_ in (observe, compiled()):
+    for with_ in (forward_with_phi, compiled()):
         network = build(config)
         loss, measured = one_pass(network, config, *batch(), with_)
         loss.backward()  # type: ignore[no-untyped-call]
@@ -304,7 +315,7 @@ def test_dropout_and_noise_are_as_strong_in_a_compiled_pass() -> None:
     config = tiny(dropout=0.4, noise=0.5)
     network, (inputs_BT, targets_BT) = build(config), batch()
     means, spreads = [], []
-    for with_ in (observe, compiled()):
+    for with_ in (forward_with_phi, compiled()):
         with torch.no_grad():
             network.phi_weight_logits.zero_()
         drawn = torch.stack([one_pass(network, config, inputs_BT, targets_BT, with_).loss.detach() for _ in range(200)])

@@ -22,16 +22,18 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+import hpo_model.network.custom
+import hpo_model.training.evaluation
 import hpo_model.training.loop
 from hpo_model.config import RunConfig, Scalar, TokenizerChoice, build_run
 from hpo_model.data.corpus import Corpus, load_corpus
 from hpo_model.data.tokens import Span, TokenizedCorpus, tokenize_corpus
 from hpo_model.errors import CausalityError, CheckpointError, CorpusError, OtherDeviceError
 from hpo_model.network.transformer import States, Transformer
-from hpo_model.training.checkpoint import load_checkpoint, save_checkpoint
+from hpo_model.training.checkpoint import load_checkpoint, load_history, save_checkpoint
 from hpo_model.training.evaluation import PLAUSIBLE_WORD_PERPLEXITY, Scores
 from hpo_model.training.history import Evaluation
-from hpo_model.training.loop import Decision, load_history, train
+from hpo_model.training.loop import Decision, train
 from hpo_model.training.schedules import plateaus
 from tests.support.paths import REPOSITORY
 
@@ -253,6 +255,33 @@ def test_time_spent_adds_up_over_the_parts_of_a_run(small_corpus: TokenizedCorpu
     seconds = [evaluation.seconds for evaluation in ended.history]
     assert seconds[:2] == [evaluation.seconds for evaluation in first.history]
     assert 0 < seconds[0] < seconds[1] < seconds[2] < seconds[3]
+
+
+def test_a_continued_run_has_the_threads_of_its_checkpoint_and_the_process_its_own_again(
+    small_corpus: TokenizedCorpus, tmp_path: Path
+) -> None:
+    path, before = tmp_path / "checkpoint.pt", torch.get_num_threads()
+    train(tiny(), small_corpus, save_to=path, on_evaluation=interrupted_at({1}))
+    save_checkpoint(path, {**load_checkpoint(path), "threads": before + 1})
+    seen: set[int] = set()
+    result = train(
+        tiny(), small_corpus, save_to=path, resume_from=path, on_update=lambda step: seen.add(torch.get_num_threads())
+    )
+    assert result.outcome == "complete"
+    assert seen == {before + 1}
+    assert load_checkpoint(path)["threads"] == before + 1
+    assert torch.get_num_threads() == before
+
+
+@pytest.mark.parametrize("threads", [0, -1, "many", None])
+def test_a_checkpoint_of_no_number_of_threads_is_refused(
+    threads: object, small_corpus: TokenizedCorpus, tmp_path: Path
+) -> None:
+    path = tmp_path / "checkpoint.pt"
+    train(tiny(), small_corpus, save_to=path, on_evaluation=interrupted_at({1}))
+    save_checkpoint(path, {**load_checkpoint(path), "threads": threads})
+    with pytest.raises(CheckpointError, match="does not fit this program"):
+        train(tiny(), small_corpus, resume_from=path)
 
 
 def test_a_resume_from_another_run_or_corpus_is_refused(small_corpus: TokenizedCorpus, tmp_path: Path) -> None:
@@ -527,7 +556,7 @@ class Leaky(Transformer):
 
 
 def test_a_network_that_leaks_is_not_trained(small_corpus: TokenizedCorpus, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(hpo_model.training.loop, "Transformer", Leaky)
+    monkeypatch.setattr(hpo_model.network.custom, "Transformer", Leaky)
     with pytest.raises(CausalityError, match="not causal"):
         train(tiny(), small_corpus, on_evaluation=lambda evaluation: pytest.fail("trained"))
 
@@ -619,15 +648,15 @@ def test_a_batch_of_one_sequence_is_no_sign_of_scarce_memory(
 ) -> None:
     """Its evaluations read as many sequences at once as others, and one at a time when memory was short."""
     rows: list[int | None] = []
-    real = hpo_model.training.loop.score
+    real = hpo_model.training.evaluation.score
 
-    def score(network: Transformer, span: Span, device: torch.device, most_rows: int | None) -> Scores:
-        rows.append(most_rows)
-        if (most_rows or 99) > room:
+    def score(network: Transformer, span: Span, device: torch.device, max_rows: int | None) -> Scores:
+        rows.append(max_rows)
+        if (max_rows or 99) > room:
             raise torch.OutOfMemoryError
-        return real(network, span, device, most_rows)
+        return real(network, span, device, max_rows)
 
-    monkeypatch.setattr(hpo_model.training.loop, "score", score)
+    monkeypatch.setattr(hpo_model.training.evaluation, "score", score)
     result = train(tiny(batch_size=1, budget_tokens=16 * 32), small_corpus)
     assert (result.outcome, rows) == (outcome, asked)
 
@@ -786,7 +815,7 @@ def test_an_honest_network_learns_markov_and_stays_above_its_source(markov: Toke
 def test_a_leak_that_no_check_of_causality_saw_is_caught_below_the_source(
     markov: TokenizedCorpus, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(hpo_model.training.loop, "Transformer", Leaking)
+    monkeypatch.setattr(hpo_model.network.custom, "Transformer", Leaking)
     monkeypatch.setattr(hpo_model.training.loop, "check_causality", lambda network: None)
     result = train(tiny(**BRIEF), markov)
     assert PLAUSIBLE_WORD_PERPLEXITY < result.history[-1].val_word_ppl < source_perplexity(markov)
