@@ -23,7 +23,7 @@ from hpo.worker.messages import Event
 from hpo.worker.worker import work
 from hpo_model.config import RUNS_VERSION
 from hpo_model.errors import CorpusError
-from hpo_model.training.loop import Pace
+from hpo_model.training.loop import Throughput
 from hpo_reports.records.names import STUDY_LAST_RUN, TRIAL_MACHINE
 from tests.support.sweeps import COMPLETE, complete, contents, rewrite_record, run_slot
 from tests.support.texts import TOPICS, write_text
@@ -256,7 +256,7 @@ def test_memory_that_a_trial_was_seen_to_hold_needs_no_benchmark(place: Place, m
     for device, peak in (("cuda:0", 10 * 2**30), ("cuda:0", 30 * 2**30), ("cpu", 70 * 2**30), ("cuda:0", None)):
         machine = {"device": device, "peak_memory_bytes": peak}
         run_slot(sweep, TrialResult(state="COMPLETE", values=(4.0,), attributes={TRIAL_MACHINE: machine}))
-    monkeypatch.setattr(hpo.executors.placement, "_rehearse", lambda *_: pytest.fail("it was measured again"))
+    monkeypatch.setattr(hpo.executors.placement, "_benchmark", lambda *_: pytest.fail("it was measured again"))
     assert len(place.prepare(trials=20, trials_per_gpu=5).orders) == 2
     assert place.said == ["2 instead of 5 trials per GPU: one holds 30.0 GiB at its peak, and a GPU here has 80.0 GiB"]
 
