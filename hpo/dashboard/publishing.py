@@ -155,19 +155,19 @@ class _Failures:
 
 def _notes(study: optuna.Study, state: State) -> Notes:
     """All that is to be shown of a study in this state, or a later one."""
-    from hpo_reports.analysis.findings import find
+    from hpo_reports.analysis.findings import analyse
     from hpo_reports.document.catalogue import catalogue
     from hpo_reports.document.layout import markdown_of
     from hpo_reports.figures.draw import figures  # plotly, which takes a second
     from hpo_reports.records.finalists import read_finalists
     from hpo_reports.records.long_runs import read_long_runs
     from hpo_reports.records.study import read_study
-    from hpo_reports.sections.experiments import experiments
+    from hpo_reports.sections.documents import document
     from hpo_reports.sections.trial_note import shortened, trial_note
 
     began = time.thread_time()  # processor time, and not that of the imports, which happen once
-    record = read_study(study)
-    findings = find(record, read_finalists(study), read_long_runs(study))
+    record, t = read_study(study), catalogue("en")
+    findings = analyse(record, read_finalists(study), read_long_runs(study))
     comparison = findings.comparison
     ended = [trial for trial in record.trials if trial.outcome not in ("running", "waiting")]
     if len(ended) > MOST_TRIAL_NOTES:
@@ -175,11 +175,11 @@ def _notes(study: optuna.Study, state: State) -> Notes:
         first = sorted(ended, key=lambda trial: (not trial.is_baseline, rank.get(trial.number, len(ended))))
         ended = first[:MOST_TRIAL_NOTES]
     ids = {trial.number: optuna_private.trial_id(trial) for trial in study.get_trials(deepcopy=False)}
-    trials = {ids[trial.number]: trial_note(record, comparison, trial) for trial in ended}
-    drawn = figures(record, comparison, importance=findings.importance)
+    trials = {ids[trial.number]: trial_note(record, comparison, trial, t) for trial in ended}
+    drawn = figures(record, comparison, t, importance=findings.importance)
     shown = {name: figure.to_json() for name, figure in drawn.items()}
-    report = markdown_of(experiments(findings, catalogue("en")), diagrams=False)  # which a note does not draw
-    text = f"{shortened(report).rstrip()}\n\n{_LAST_WORDS}"
+    report = markdown_of(document("experiments", findings, t), diagrams=False)  # which a note does not draw
+    text = f"{shortened(report, t).rstrip()}\n\n{_LAST_WORDS}"
     seconds = round(time.thread_time() - began, 3)
     stamp = PublishedVersion(finished=state.finished, state=state.digest, at=time.time(), seconds=seconds)
     return Notes(stamp=stamp, study=text, trials=trials, figures=shown)

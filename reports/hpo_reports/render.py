@@ -6,10 +6,10 @@ import csv
 import dataclasses
 import io
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from typing import Literal, get_args
 
-from hpo_reports.analysis.findings import Findings, find
+from hpo_reports.analysis.findings import Findings, analyse
 from hpo_reports.analysis.verdicts import Comparison
 from hpo_reports.document.catalogue import Catalogue, Language, catalogue
 from hpo_reports.document.commands import run_command, train_command
@@ -19,17 +19,10 @@ from hpo_reports.errors import EmptyStudyError, UnknownFormatError
 from hpo_reports.records.finalists import FinalistsRecord
 from hpo_reports.records.long_runs import LongRunRecord
 from hpo_reports.records.study import StudyRecord, TrialRecord
-from hpo_reports.sections.experiments import experiments
-from hpo_reports.sections.session import session
+from hpo_reports.sections.documents import Template, document
 
 Format = Literal["markdown", "html", "json", "csv"]
 FORMATS: tuple[Format, ...] = get_args(Format)
-Template = Literal["experiments", "session"]
-
-_TEMPLATES: Mapping[Template, Callable[[Findings, Catalogue], Document]] = {
-    "experiments": experiments,
-    "session": session,
-}
 
 
 def render(
@@ -65,24 +58,22 @@ def render(
     if not record.trials:
         command = run_command(record.name)
         raise EmptyStudyError(f"a report needs trials, study {record.name!r} has none; next: {command}")
-    findings = find(record, finalists, long_runs)
-    say = catalogue(language, emoji=not plain)
+    findings = analyse(record, finalists, long_runs)
+    t = catalogue(language, emoji=not plain)
     if format == "json":
         return _json(findings)
     if format == "csv":
         return _csv(findings)
-    document = _TEMPLATES[template](findings, say)
-    return markdown_of(document) if format == "markdown" else _html(document, findings, say)
+    written = document(template, findings, t)
+    return markdown_of(written) if format == "markdown" else _html(written, findings, t)
 
 
-def _html(document: Document, findings: Findings, say: Catalogue) -> str:
+def _html(document: Document, findings: Findings, t: Catalogue) -> str:
     from hpo_reports.document.html import page_of
     from hpo_reports.figures.draw import figures  # plotly: no other form needs it
-    from hpo_reports.figures.texts import figure_texts
 
-    texts = figure_texts(say)
-    drawn = figures(findings.record, findings.comparison, importance=findings.importance, texts=texts)
-    return page_of(document, drawn, say)
+    drawn = figures(findings.record, findings.comparison, t, importance=findings.importance)
+    return page_of(document, drawn, t)
 
 
 def _json(findings: Findings) -> str:

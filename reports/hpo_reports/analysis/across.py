@@ -16,7 +16,7 @@ from typing import Literal
 import numpy as np
 
 from hpo_reports.analysis import statistics
-from hpo_reports.analysis.findings import Findings, find
+from hpo_reports.analysis.findings import Findings, analyse
 from hpo_reports.analysis.judging import percent_of
 from hpo_reports.analysis.statistics import ALPHA, Interval
 from hpo_reports.errors import IncomparableError
@@ -124,7 +124,7 @@ def _contender(record: StudyRecord, finalists: FinalistsRecord | None) -> _Conte
         raise IncomparableError(f"study {record.name!r} was made by another program: its budget and text are unknown")
     if len(record.directions) > 1:
         raise IncomparableError(f"study {record.name!r} has {len(record.directions)} objectives, so no best trial")
-    findings = find(record, finalists)
+    findings = analyse(record, finalists)
     if findings.chosen is None:
         raise IncomparableError(f"study {record.name!r} has no complete trial that can be compared; `hpo run` goes on")
     final = findings.final_winner

@@ -75,7 +75,7 @@ class Findings:
         return judgement.of(judgement.winner)
 
 
-def find(
+def analyse(
     record: StudyRecord, finalists: FinalistsRecord | None = None, long_runs: Sequence[LongRunRecord] = ()
 ) -> Findings:
     """Compute what a report is written from.

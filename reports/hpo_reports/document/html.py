@@ -38,20 +38,20 @@ class _Part:
     content: Markup
 
 
-def page_of(document: Document, figures: Mapping[str, go.Figure], say: Catalogue) -> str:
+def page_of(document: Document, figures: Mapping[str, go.Figure], t: Catalogue) -> str:
     """Write a document as one self-contained HTML file.
 
     Args:
         document: what to show.
         figures: by the names that its charts have; a chart without one is left out, those without a chart come last.
-        say: the language of the page's own words.
+        t: the language of the page's own words.
     """
     script = _asset("figures.js")
     return (
         _environment()
         .get_template("page.html.jinja")
         .render(
-            language=say.language,
+            language=t.language,
             title=Markup(_inline(document.title)).striptags(),
             heading=Markup(_inline(document.title)),
             parts=list(_parts(document, figures)),
@@ -60,8 +60,8 @@ def page_of(document: Document, figures: Mapping[str, go.Figure], say: Catalogue
             plotly=Markup(_plotly()),
             script=Markup(script),
             scripts=Markup(" ".join([_hash(_plotly()), _hash(script)]) if figures else "'none'"),
-            contents=say("html.contents"),
-            no_script=say("html.no_script"),
+            contents=t("html.contents"),
+            no_script=t("html.no_script"),
         )
     )
 

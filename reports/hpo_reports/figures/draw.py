@@ -16,7 +16,10 @@ import plotly.graph_objects as go
 
 from hpo_reports.analysis.importance import Importance
 from hpo_reports.analysis.verdicts import Comparison
-from hpo_reports.document.formats import number
+from hpo_reports.document.catalogue import Catalogue
+from hpo_reports.document.formats import count, number
+from hpo_reports.document.markdown import Markdown
+from hpo_reports.document.tables import Value
 from hpo_reports.figures.data import (
     Curves,
     Kind,
@@ -28,7 +31,6 @@ from hpo_reports.figures.data import (
     phi_against_perplexity,
     slices,
 )
-from hpo_reports.figures.texts import ENGLISH, FigureTexts
 from hpo_reports.records.study import StudyRecord
 
 HEIGHT_PX = 450
@@ -57,17 +59,17 @@ _CLEAR = "rgba(0, 0, 0, 0)"
 def figures(
     record: StudyRecord,
     comparison: Comparison,
+    t: Catalogue,
     *,
     importance: Importance | None = None,
-    texts: FigureTexts = ENGLISH,
 ) -> Mapping[str, go.Figure]:
     """Draw a study.
 
     Args:
         record: the study.
         comparison: of its complete trials.
+        t: titles, axes and legends, in the reader's language.
         importance: of the parameters, if it was computed.
-        texts: titles and axes, in the reader's language.
 
     Returns:
         Figures by name, in the order in which they are to be read; one that would show nothing is left out. A name is
@@ -76,17 +78,17 @@ def figures(
     drawn: dict[str, go.Figure | None] = {}
     for place in range(len(record.directions)):
         name = "history" if len(record.directions) == 1 else f"history-{place + 1}"
-        drawn[name] = _history(history(record, comparison, place), record, place, texts)
-    drawn["curves"] = _curves(curves(record, comparison), texts)
+        drawn[name] = _history(history(record, comparison, place), record, place, t)
+    drawn["curves"] = _curves(curves(record, comparison), t)
     front = pareto(record, comparison)
     if front is not None:
-        drawn["front"] = _front(front, record, texts)
+        drawn["front"] = _front(front, record, t)
     if front is None or not record.is_ours:  # else the front's axes are these
-        drawn["phi"] = _phi(phi_against_perplexity(record, comparison), texts)
+        drawn["phi"] = _phi(phi_against_perplexity(record, comparison), t)
     for place, each in enumerate(slices(record, comparison), 1):
-        drawn[f"slice-{place}"] = _slice(each, texts)
+        drawn[f"slice-{place}"] = _slice(each, t)
     if importance is not None:
-        drawn["importance"] = _importance(importance, texts)
+        drawn["importance"] = _importance(importance, t)
     return {name: figure for name, figure in drawn.items() if figure is not None}
 
 
@@ -102,27 +104,27 @@ def escaped(text: str, longest: int = LONGEST_NAME) -> str:
     return html.escape(short, quote=False).replace("$", "&#36;").replace("%", "&#37;")
 
 
-def _history(found: Points, record: StudyRecord, objective: int, texts: FigureTexts) -> go.Figure | None:
+def _history(found: Points, record: StudyRecord, objective: int, t: Catalogue) -> go.Figure | None:
     if not found.points:
         return None
-    axis = _objective(found.perplexity, record, objective, texts)
-    figure = _figure(_title(texts.history, found, texts), texts.trial, axis)
+    axis = _objective(found.perplexity, record, objective, t)
+    figure = _figure(_title(_text(t, "figure.history"), found, t), _text(t, "figure.trial"), axis)
     if len(found.line) > 1 or (found.line and found.of > 1):
         last = max(float(point.x) for point in found.points)
         steps = [*found.line, (max(last, found.line[-1][0]), found.line[-1][1])]
-        figure.add_trace(_line(steps, texts.best_so_far, shape="hv"))
-    _add_points(figure, found, texts, f"{axis} %{{y}}")
+        figure.add_trace(_line(steps, _text(t, "figure.best_so_far"), shape="hv"))
+    _add_points(figure, found, t, f"{axis} %{{y}}")
     return _with_scale(figure, [point.y for point in found.points], found.perplexity)
 
 
-def _curves(found: Curves, texts: FigureTexts) -> go.Figure | None:
+def _curves(found: Curves, t: Catalogue) -> go.Figure | None:
     if not found.curves:
         return None
-    title = texts.curves
+    title = _text(t, "figure.curves")
     if len(found.curves) < found.of:
-        title += f" ({texts.curves_of.format(drawn=len(found.curves), all=f'{found.of:,}')})"
-    axis = texts.perplexity if found.perplexity else texts.reported
-    figure = _figure(title, texts.evaluation, axis)
+        title += f" ({_text(t, 'figure.curves_of', drawn=len(found.curves), all=count(found.of))})"
+    axis = _text(t, "figure.perplexity") if found.perplexity else _text(t, "figure.reported")
+    figure = _figure(title, _text(t, "figure.evaluation"), axis)
     for kind, (colour, _, _) in _MARKS.items():
         lines = [curve for curve in found.curves if curve.kind == kind]
         if not lines:
@@ -135,14 +137,15 @@ def _curves(found: Curves, texts: FigureTexts) -> go.Figure | None:
             x += [*range(1, len(curve.values) + 1), None]
             y += [*map(_short, curve.values), None]
             numbers += [*[curve.number] * len(curve.values), None]
-        hover = f"{texts.trial} %{{customdata}}<br>{texts.evaluation} %{{x}}<br>{axis} %{{y}}<extra></extra>"
+        trial, evaluation = _text(t, "figure.trial"), _text(t, "figure.evaluation")
+        hover = f"{trial} %{{customdata}}<br>{evaluation} %{{x}}<br>{axis} %{{y}}<extra></extra>"
         figure.add_trace(
             go.Scatter(
                 x=x,
                 y=y,
                 customdata=numbers,
                 mode="lines+markers" if important else "lines",
-                name=texts.kinds[kind],
+                name=_text(t, f"kind.{kind}"),
                 line=dict(color=colour, width=3 if important else 1, dash="dash" if kind == "baseline" else "solid"),
                 opacity=1.0 if important else 0.75,
                 hovertemplate=hover,
@@ -152,33 +155,34 @@ def _curves(found: Curves, texts: FigureTexts) -> go.Figure | None:
     return _with_scale(figure, values, found.perplexity)
 
 
-def _front(found: Points, record: StudyRecord, texts: FigureTexts) -> go.Figure | None:
+def _front(found: Points, record: StudyRecord, t: Catalogue) -> go.Figure | None:
     if not found.points:
         return None
-    axes = [_objective(found.perplexity and place == 0, record, place, texts) for place in (0, 1)]
-    figure = _figure(_title(texts.front, found, texts), axes[0], axes[1])
+    axes = [_objective(found.perplexity and place == 0, record, place, t) for place in (0, 1)]
+    figure = _figure(_title(_text(t, "figure.front"), found, t), axes[0], axes[1])
     if found.line:
-        figure.add_trace(_line(list(found.line), texts.on_front))
-    _add_points(figure, found, texts, f"{axes[0]} %{{x}}<br>{axes[1]} %{{y}}")
+        figure.add_trace(_line(list(found.line), _text(t, "figure.on_front")))
+    _add_points(figure, found, t, f"{axes[0]} %{{x}}<br>{axes[1]} %{{y}}")
     return figure
 
 
-def _phi(found: Points, texts: FigureTexts) -> go.Figure | None:
+def _phi(found: Points, t: Catalogue) -> go.Figure | None:
     if not found.points:
         return None
-    figure = _figure(_title(texts.phi_against_perplexity, found, texts), texts.perplexity, texts.phi)
-    _add_points(figure, found, texts, f"{texts.perplexity} %{{x}}<br>{texts.phi} %{{y}}")
+    perplexity, phi = _text(t, "figure.perplexity"), _text(t, "figure.phi")
+    figure = _figure(_title(_text(t, "figure.phi_against_perplexity"), found, t), perplexity, phi)
+    _add_points(figure, found, t, f"{perplexity} %{{x}}<br>{phi} %{{y}}")
     return figure
 
 
-def _slice(found: Slice, texts: FigureTexts) -> go.Figure:
+def _slice(found: Slice, t: Catalogue) -> go.Figure:
     name = escaped(found.parameter)
-    title = texts.slice.format(parameter=name)
+    title = _text(t, "figure.slice", parameter=Markdown(name))  # escaped for Plotly, not for Markdown
     if len(found.categories) < found.categories_of:
-        title += f" ({texts.categories_of.format(drawn=len(found.categories), all=f'{found.categories_of:,}')})"
-    axis = texts.perplexity if found.points.perplexity else texts.objective
-    figure = _figure(_title(title, found.points, texts), name, axis)
-    _add_points(figure, found.points, texts, f"{name} %{{x}}<br>{axis} %{{y}}")
+        title += f" ({_text(t, 'figure.categories_of', drawn=len(found.categories), all=count(found.categories_of))})"
+    axis = _text(t, "figure.perplexity") if found.points.perplexity else _text(t, "figure.objective")
+    figure = _figure(_title(title, found.points, t), name, axis)
+    _add_points(figure, found.points, t, f"{name} %{{x}}<br>{axis} %{{y}}")
     if found.categories:
         order = [escaped(text) for text in found.categories]
         figure.update_xaxes(type="category", categoryorder="array", categoryarray=order)
@@ -187,9 +191,11 @@ def _slice(found: Slice, texts: FigureTexts) -> go.Figure:
     return _with_scale(figure, [point.y for point in found.points.points], found.points.perplexity)
 
 
-def _importance(found: Importance, texts: FigureTexts) -> go.Figure:
+def _importance(found: Importance, t: Catalogue) -> go.Figure:
     shares = sorted(found.shares.items(), key=lambda share: share[1].value)
-    figure = _figure(texts.importance.format(evaluator=escaped(found.evaluator)), texts.share, "")
+    figure = _figure(
+        _text(t, "figure.importance", evaluator=Markdown(escaped(found.evaluator))), _text(t, "figure.share"), ""
+    )
     figure.add_trace(
         go.Bar(
             x=[_short(each.value) for _, each in shares],
@@ -211,8 +217,10 @@ def _figure(title: str, x: str, y: str) -> go.Figure:
     return figure.update_layout(title_text=title, xaxis_title_text=x, yaxis_title_text=y)
 
 
-def _add_points(figure: go.Figure, found: Points, texts: FigureTexts, hover: str) -> None:
+def _add_points(figure: go.Figure, found: Points, t: Catalogue, hover: str) -> None:
+    trial = _text(t, "figure.trial")
     for kind, (colour, symbol, size) in _MARKS.items():
+        name = _text(t, f"kind.{kind}")
         points = [point for point in found.points if point.kind == kind]
         if points:
             figure.add_trace(
@@ -221,11 +229,11 @@ def _add_points(figure: go.Figure, found: Points, texts: FigureTexts, hover: str
                     y=[_short(point.y) for point in points],
                     customdata=[point.number for point in points],
                     mode="markers",
-                    name=texts.kinds[kind],
+                    name=name,
                     marker=dict(
                         color=colour, symbol=symbol, size=size, line=dict(width=1.5 if "open" in symbol else 0)
                     ),
-                    hovertemplate=f"{texts.trial} %{{customdata}}<br>{hover}<extra>{texts.kinds[kind]}</extra>",
+                    hovertemplate=f"{trial} %{{customdata}}<br>{hover}<extra>{name}</extra>",
                 )
             )
 
@@ -241,23 +249,29 @@ def _line(places: Sequence[tuple[float, float]], name: str, shape: str = "linear
     )
 
 
-def _title(title: str, found: Points, texts: FigureTexts) -> str:
+def _text(t: Catalogue, key: str, **values: Value) -> str:
+    """A message as a plain string, which is all that Plotly's writers of JSON accept."""
+    return str(t(key, **values))
+
+
+def _title(title: str, found: Points, t: Catalogue) -> str:
     """The title, and below it what is left out."""
     notes = []
     if len(found.points) < found.of:
-        notes.append(texts.points_of.format(drawn=f"{len(found.points):,}", all=f"{found.of:,}"))
+        notes.append(_text(t, "figure.points_of", drawn=count(len(found.points)), all=count(found.of)))
     if found.without:
-        notes.append(texts.without.format(count=f"{found.without:,}"))
+        notes.append(_text(t, "figure.without", count=count(found.without)))
     return f"{title}<br><sub>{'; '.join(notes)}</sub>" if notes else title
 
 
-def _objective(perplexity: bool, record: StudyRecord, place: int, texts: FigureTexts) -> str:
+def _objective(perplexity: bool, record: StudyRecord, place: int, t: Catalogue) -> str:
     """What an axis of objective values is called."""
     if perplexity:
-        return texts.perplexity
+        return _text(t, "figure.perplexity")
     if record.is_ours and place == 1:
-        return texts.phi
-    return texts.objective if len(record.directions) == 1 else f"{texts.objective} {place + 1}"
+        return _text(t, "figure.phi")
+    objective = _text(t, "figure.objective")
+    return objective if len(record.directions) == 1 else f"{objective} {place + 1}"
 
 
 def _with_scale(figure: go.Figure, values: Iterable[float], perplexity: bool) -> go.Figure:

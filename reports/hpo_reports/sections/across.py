@@ -13,20 +13,20 @@ from hpo_reports.document.formats import MISSING, count, percent
 from hpo_reports.document.layout import Document, Section, bullets, markdown_of
 from hpo_reports.document.markdown import Markdown, markdown_table
 from hpo_reports.document.tables import Table, Value
-from hpo_reports.sections.words import difference, p_value
+from hpo_reports.sections.phrases import describe_difference, p_value
 
 
 def across_markdown(found: Across, language: Language = "en") -> str:
     """A table of the studies, and how their winners stand to the first one's."""
-    say = catalogue(language)
-    facts = bullets(_facts(found, say))
-    verdicts = bullets(_verdict(each, found, say) for each in found.differences)
-    notes = bullets([say("across.selection"), *([say("across.unlike_tokens")] if found.scale == "word" else [])])
+    t = catalogue(language)
+    facts = bullets(_facts(found, t))
+    verdicts = bullets(_verdict(each, found, t) for each in found.differences)
+    notes = bullets([t("across.selection"), *([t("across.unlike_tokens")] if found.scale == "word" else [])])
     sections = (
-        Section(title=None, blocks=(facts, _table(found, say))),
-        Section(title=say("across.differences"), blocks=(verdicts, notes)),
+        Section(title=None, blocks=(facts, _table(found, t))),
+        Section(title=t("across.differences"), blocks=(verdicts, notes)),
     )
-    return markdown_of(Document(title=say("across.title"), sections=sections))
+    return markdown_of(Document(title=t("across.title"), sections=sections))
 
 
 def across_json(found: Across) -> str:
@@ -34,23 +34,23 @@ def across_json(found: Across) -> str:
     return json.dumps(dataclasses.asdict(found), ensure_ascii=False, allow_nan=False, indent=2) + "\n"
 
 
-def _facts(found: Across, say: Catalogue) -> Iterator[Markdown]:
-    yield say("across.terms", tokens=count(found.budget_tokens), corpus=found.corpus)
-    yield say("across.by_token" if found.scale == "token" else "across.by_word")
+def _facts(found: Across, t: Catalogue) -> Iterator[Markdown]:
+    yield t("across.terms", tokens=count(found.budget_tokens), corpus=found.corpus)
+    yield t("across.by_token" if found.scale == "token" else "across.by_word")
 
 
-def _table(found: Across, say: Catalogue) -> Markdown:
+def _table(found: Across, t: Catalogue) -> Markdown:
     labels = {
-        "study": say("across.study"),
-        "tokenizer": say("across.tokenizer"),
-        "trials": say("across.trials"),
-        "tokens": say("across.tokens"),
-        "winner": say("across.winner"),
-        "runs": say("across.runs"),
-        "epoch": say("column.epoch"),
-        "val_ppl": say("column.val_ppl"),
-        "val_word_ppl": say("column.val_word_ppl"),
-        "val_bits_per_byte": say("column.val_bits_per_byte"),
+        "study": t("across.study"),
+        "tokenizer": t("across.tokenizer"),
+        "trials": t("across.trials"),
+        "tokens": t("across.tokens"),
+        "winner": t("across.winner"),
+        "runs": t("across.runs"),
+        "epoch": t("column.epoch"),
+        "val_ppl": t("column.val_ppl"),
+        "val_word_ppl": t("column.val_word_ppl"),
+        "val_bits_per_byte": t("column.val_bits_per_byte"),
     }
     if found.scale == "word":  # per token nothing compares
         del labels["val_ppl"]
@@ -62,16 +62,16 @@ def _cells(side: Side) -> dict[str, Value]:
     return {**dataclasses.asdict(side), "tokens": side.tokens_spent, "epoch": side.epochs}
 
 
-def _verdict(each: Difference, found: Across, say: Catalogue) -> Markdown:
-    gap = Markdown(MISSING) if each.percent is None else difference(each.percent, say)
+def _verdict(each: Difference, found: Across, t: Catalogue) -> Markdown:
+    gap = Markdown(MISSING) if each.percent is None else describe_difference(each.percent, t)
     first = found.sides[0].study
     if each.evidence == "one_run":
-        return say("across.one_run", study=each.study, first=first, difference=gap)
+        return t("across.one_run", study=each.study, first=first, difference=gap)
     ends = (None, None) if each.interval is None else (each.interval.low, each.interval.high)
     low, high = (Markdown(MISSING if end is None else f"{percent(percent_of(end))} %") for end in ends)
     key = "across.paired" if each.evidence == "paired" else "across.two_samples"
-    verdict = say(f"standing.{each.verdict}")
-    return say(
+    verdict = t(f"standing.{each.verdict}")
+    return t(
         key,
         study=each.study,
         first=first,

@@ -12,24 +12,24 @@ from hpo_reports.document.markdown import Markdown
 from hpo_reports.records.attributes import Scalar
 from hpo_reports.records.study import TrialRecord
 from hpo_reports.sections.comparison import curve_scale
-from hpo_reports.sections.words import candidate_verdict, change, parameter_name, verdict_text
+from hpo_reports.sections.phrases import describe_candidate, describe_change, describe_parameter, describe_verdict
 
 MOST_ANALYSED = 8
 BEST_ANALYSED = 3
 MOST_CHANGES = 12  # of parameters, that are named
 
 
-def analysis(findings: Findings, say: Catalogue) -> Section | None:
+def analysis(findings: Findings, t: Catalogue) -> Section | None:
     """The most telling runs, each against the baseline; none of a study without runs of ours."""
     trials = analysed(findings)
     if not findings.record.is_ours or not trials:
         return None
     compared = len(findings.comparison.ranked or findings.comparison.front)
-    chosen = say("analysis.all") if len(trials) == compared else say("analysis.chosen", n=len(trials), all=compared)
+    chosen = t("analysis.all") if len(trials) == compared else t("analysis.chosen", n=len(trials), all=compared)
     blocks: list[Block] = [chosen]
     for trial in trials:
-        blocks += [_heading(findings, trial, say), bullets(_lines(findings, trial, say))]
-    return Section(title=say("analysis.title"), blocks=tuple(blocks))
+        blocks += [_heading(findings, trial, t), bullets(_lines(findings, trial, t))]
+    return Section(title=t("analysis.title"), blocks=tuple(blocks))
 
 
 def analysed(findings: Findings) -> list[TrialRecord]:
@@ -50,46 +50,46 @@ def changes(trial: TrialRecord, baseline: TrialRecord) -> dict[str, tuple[Scalar
     return {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}
 
 
-def changes_text(changed: dict[str, tuple[Scalar, Scalar]], say: Catalogue) -> Markdown:
+def changes_text(changed: dict[str, tuple[Scalar, Scalar]], t: Catalogue) -> Markdown:
     """Changed values in a row."""
-    named = [_changed(name, *pair, say) for name, pair in list(changed.items())[:MOST_CHANGES]]
-    more = say("analysis.more", n=len(changed) - MOST_CHANGES) if len(changed) > MOST_CHANGES else ""
-    return Markdown(f"{say.listed(named)}{more}")
+    named = [_changed(name, *pair, t) for name, pair in list(changed.items())[:MOST_CHANGES]]
+    more = t("analysis.more", n=len(changed) - MOST_CHANGES) if len(changed) > MOST_CHANGES else ""
+    return Markdown(f"{t.listed(named)}{more}")
 
 
-def _changed(name: str, before: Scalar, after: Scalar, say: Catalogue) -> Markdown:
-    facts = {"name": parameter_name(name, say), "before": before, "after": after}
+def _changed(name: str, before: Scalar, after: Scalar, t: Catalogue) -> Markdown:
+    facts = {"name": describe_parameter(name, t), "before": before, "after": after}
     if _is_ratio(before) and _is_ratio(after):
-        return say("analysis.changed_ratio", **facts, ratio=Markdown(f"{after / before:.2g}"))  # type: ignore[operator]
-    return say("analysis.changed", **facts)
+        return t("analysis.changed_ratio", **facts, ratio=Markdown(f"{after / before:.2g}"))  # type: ignore[operator]
+    return t("analysis.changed", **facts)
 
 
 def _is_ratio(value: Scalar) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and 1e-12 < value < 1e12
 
 
-def _heading(findings: Findings, trial: TrialRecord, say: Catalogue) -> Markdown:
-    verdict = verdict_text(findings.comparison.verdicts[trial.number], say)
-    crown = say.sign("winner") if trial is findings.comparison.winner else ""
-    return Markdown(f"### {say('analysis.trial', sign=Markdown(crown), number=trial.number, verdict=verdict)}")
+def _heading(findings: Findings, trial: TrialRecord, t: Catalogue) -> Markdown:
+    verdict = describe_verdict(findings.comparison.verdicts[trial.number], t)
+    crown = t.sign("winner") if trial is findings.comparison.winner else ""
+    return Markdown(f"### {t('analysis.trial', sign=Markdown(crown), number=trial.number, verdict=verdict)}")
 
 
-def _lines(findings: Findings, trial: TrialRecord, say: Catalogue) -> Iterator[Markdown]:
+def _lines(findings: Findings, trial: TrialRecord, t: Catalogue) -> Iterator[Markdown]:
     baseline = findings.comparison.baseline
     if baseline is None or trial is baseline or trial.number not in findings.comparison.verdicts:
-        yield _measured(trial, say)
+        yield _measured(trial, t)
     else:
         changed = changes(trial, baseline)
-        yield from _changes(changed, say)
-        yield _moved(trial, baseline, say)
-        yield from _confounded(changed, trial, baseline, say)
-    yield from _curve(findings, trial, say)
-    yield from _why(findings, trial, say)
+        yield from _changes(changed, t)
+        yield _moved(trial, baseline, t)
+        yield from _confounded(changed, trial, baseline, t)
+    yield from _curve(findings, trial, t)
+    yield from _why(findings, trial, t)
 
 
-def _measured(trial: TrialRecord, say: Catalogue) -> Markdown:
+def _measured(trial: TrialRecord, t: Catalogue) -> Markdown:
     measured = trial.measured
-    return say(
+    return t(
         "analysis.measured",
         val_ppl=perplexity(measured.val_ppl),
         train_ppl=perplexity(measured.train_ppl),
@@ -99,40 +99,40 @@ def _measured(trial: TrialRecord, say: Catalogue) -> Markdown:
     )
 
 
-def _changes(changed: dict[str, tuple[Scalar, Scalar]], say: Catalogue) -> Iterator[Markdown]:
+def _changes(changed: dict[str, tuple[Scalar, Scalar]], t: Catalogue) -> Iterator[Markdown]:
     if not changed:
-        yield say("analysis.nothing_changed")
+        yield t("analysis.nothing_changed")
         return
-    yield say("analysis.changes", changes=changes_text(changed, say))
+    yield t("analysis.changes", changes=changes_text(changed, t))
     if len(changed) > 1:
-        yield say("analysis.several", n=len(changed))
+        yield t("analysis.several", n=len(changed))
 
 
-def _moved(trial: TrialRecord, baseline: TrialRecord, say: Catalogue) -> Markdown:
+def _moved(trial: TrialRecord, baseline: TrialRecord, t: Catalogue) -> Markdown:
     """From the baseline's figures to the trial's."""
     before, after = baseline.measured, trial.measured
-    return say(
+    return t(
         "analysis.moved",
-        val_ppl=change(before.val_ppl, after.val_ppl, perplexity),
-        train_ppl=change(before.train_ppl, after.train_ppl, perplexity),
-        phi=change(before.phi, after.phi, phi),
-        delta_phi=change(before.delta_phi_loss, after.delta_phi_loss, phi),
-        time=change(before.seconds, after.seconds, duration),
+        val_ppl=describe_change(before.val_ppl, after.val_ppl, perplexity),
+        train_ppl=describe_change(before.train_ppl, after.train_ppl, perplexity),
+        phi=describe_change(before.phi, after.phi, phi),
+        delta_phi=describe_change(before.delta_phi_loss, after.delta_phi_loss, phi),
+        time=describe_change(before.seconds, after.seconds, duration),
     )
 
 
 def _confounded(
-    changed: dict[str, tuple[Scalar, Scalar]], trial: TrialRecord, baseline: TrialRecord, say: Catalogue
+    changed: dict[str, tuple[Scalar, Scalar]], trial: TrialRecord, baseline: TrialRecord, t: Catalogue
 ) -> Iterator[Markdown]:
     """What would be read wrongly."""
     steps = (baseline.measured.step, trial.measured.step)
     if None not in steps and steps[0] != steps[1]:
-        yield say("analysis.updates", before=count(steps[0]), after=count(steps[1]))
+        yield t("analysis.updates", before=count(steps[0]), after=count(steps[1]))
     if "lambda_phi" in changed:
-        yield say("analysis.delta_phi_scales")
+        yield t("analysis.delta_phi_scales")
 
 
-def _curve(findings: Findings, trial: TrialRecord, say: Catalogue) -> Iterator[Markdown]:
+def _curve(findings: Findings, trial: TrialRecord, t: Catalogue) -> Iterator[Markdown]:
     """The curve, and where it was lowest: of the evaluations on the sample, which alone compare with each other."""
     sampled = trial.curve[:-1] if trial.measured.whole_split else trial.curve
     values = [(value, place) for place, value in enumerate(sampled, 1) if value is not None]
@@ -141,22 +141,22 @@ def _curve(findings: Findings, trial: TrialRecord, say: Catalogue) -> Iterator[M
     drawn = sparkline(trial.curve, *curve_scale(findings.comparison))
     lowest = min(values)[1]
     if lowest == len(sampled):
-        yield say("analysis.curve_falls", curve=drawn, n=len(sampled))
+        yield t("analysis.curve_falls", curve=drawn, n=len(sampled))
     else:
-        yield say("analysis.curve_turns", curve=drawn, place=lowest, n=len(sampled))
+        yield t("analysis.curve_turns", curve=drawn, place=lowest, n=len(sampled))
 
 
-def _why(findings: Findings, trial: TrialRecord, say: Catalogue) -> Iterator[Markdown]:
+def _why(findings: Findings, trial: TrialRecord, t: Catalogue) -> Iterator[Markdown]:
     """Why the verdict: what it would take to say more."""
     verdict = findings.comparison.verdicts[trial.number]
     judged = None if findings.judgement is None else findings.judgement.of(trial.number)
     if judged is not None and not judged.is_baseline:
-        yield say("analysis.why_finalist", verdict=candidate_verdict(judged, say))
+        yield t("analysis.why_finalist", verdict=describe_candidate(judged, t))
         return
     if verdict.percent is None:
         return
     facts = {"p": percent(abs(verdict.percent)), "limit": percent(findings.comparison.limit_percent)}
     if verdict.standing == "not_distinguishable":
-        yield say("analysis.why_small", **facts)
+        yield t("analysis.why_small", **facts)
     else:
-        yield say("analysis.why_one_run", **facts)
+        yield t("analysis.why_one_run", **facts)

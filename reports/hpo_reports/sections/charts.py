@@ -21,21 +21,21 @@ MOST_LINES = len(COLORS)
 LARGEST = 1e9  # that is drawn
 
 
-def charts(findings: Findings, say: Catalogue) -> Section:
+def charts(findings: Findings, t: Catalogue) -> Section:
     """The best so far, the curves of the best, and how trials ended."""
-    blocks: list[Block] = [*_history(findings, say), *_curves(findings, say), *_outcomes(findings, say)]
+    blocks: list[Block] = [*_history(findings, t), *_curves(findings, t), *_outcomes(findings, t)]
     several = [Chart(figure=f"history-{place}") for place, _ in enumerate(findings.record.directions, 1)]
-    return Section(title=say("charts.title"), blocks=(*blocks, *several, Chart(figure="phi")))
+    return Section(title=t("charts.title"), blocks=(*blocks, *several, Chart(figure="phi")))
 
 
-def _history(findings: Findings, say: Catalogue) -> list[Block]:
+def _history(findings: Findings, t: Catalogue) -> list[Block]:
     """The best value so far, by trial."""
     ranked = sorted(findings.comparison.ranked, key=lambda trial: trial.number)
     values = _best_so_far(ranked, findings.record.directions[0] == "maximize")
     if len(values) < 2:
         return []
-    title = say("charts.history", value=_value_name(findings, say))
-    mermaid = _xychart(title, (say("charts.trial"), ranked[0].number, ranked[-1].number), [values])
+    title = t("charts.history", value=_value_name(findings, t))
+    mermaid = _xychart(title, (t("charts.trial"), ranked[0].number, ranked[-1].number), [values])
     return [Chart(figure="history", mermaid=mermaid)] if mermaid else []
 
 
@@ -52,21 +52,21 @@ def _best_so_far(ranked: Sequence[TrialRecord], maximize: bool) -> list[float]:
     return values
 
 
-def _curves(findings: Findings, say: Catalogue) -> list[Block]:
+def _curves(findings: Findings, t: Catalogue) -> list[Block]:
     """Validation loss by evaluation of the best few, and of the baseline."""
     trials = _drawn_trials(findings)
     if not trials:
         return []
     lines = [[value for value in trial.curve if value is not None] for trial in trials]
-    title = say("charts.curves", value=_value_name(findings, say))
-    mermaid = _xychart(title, (say("charts.evaluation"), 1, len(lines[0])), lines)
+    title = t("charts.curves", value=_value_name(findings, t))
+    mermaid = _xychart(title, (t("charts.evaluation"), 1, len(lines[0])), lines)
     if mermaid is None:
         return []
     lines_named = [
-        say("charts.line", color=say(f"color.{color}"), number=trial.number)
+        t("charts.line", color=t(f"color.{color}"), number=trial.number)
         for color, trial in zip(COLORS, trials, strict=False)
     ]
-    caption = say("charts.lines", lines=say.listed(lines_named))
+    caption = t("charts.lines", lines=t.listed(lines_named))
     return [Chart(figure="curves", mermaid=mermaid, caption=caption)]
 
 
@@ -80,17 +80,17 @@ def _drawn_trials(findings: Findings) -> list[TrialRecord]:
     return [trial for trial in whole if len(trial.curve) == len(whole[0].curve)]
 
 
-def _outcomes(findings: Findings, say: Catalogue) -> list[Block]:
+def _outcomes(findings: Findings, t: Catalogue) -> list[Block]:
     counts = findings.totals.outcomes
     if len(counts) < 2:
         return []
-    title = say("charts.outcomes")
-    slices = [f'    "{say(f"outcome.{outcome}")}" : {n}' for outcome, n in counts.items()]
+    title = t("charts.outcomes")
+    slices = [f'    "{t(f"outcome.{outcome}")}" : {n}' for outcome, n in counts.items()]
     return [Chart(figure="outcomes", mermaid="\n".join([f"pie showData title {title}", *slices]))]
 
 
-def _value_name(findings: Findings, say: Catalogue) -> str:
-    return say("charts.loss") if findings.record.is_ours else say("charts.objective")
+def _value_name(findings: Findings, t: Catalogue) -> str:
+    return t("charts.loss") if findings.record.is_ours else t("charts.objective")
 
 
 def _xychart(title: str, x_axis: tuple[str, int, int], lines: Sequence[Sequence[float]]) -> str | None:

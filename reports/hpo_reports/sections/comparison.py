@@ -12,48 +12,48 @@ from hpo_reports.document.layout import Section, bullets
 from hpo_reports.document.markdown import Markdown, markdown_table
 from hpo_reports.document.tables import Table, comparison_table, incomplete_table, incomplete_trials
 from hpo_reports.sections.head import distinct
-from hpo_reports.sections.words import headings, verdict_text
+from hpo_reports.sections.phrases import column_headings, describe_verdict
 
 MOST_ROWS = 100  # of a table; people read no more, and JSON and CSV have all
 
 
-def comparison(findings: Findings, say: Catalogue) -> Section:
+def comparison(findings: Findings, t: Catalogue) -> Section:
     """The complete trials, best first."""
-    title = say("comparison.title")
+    title = t("comparison.title")
     if not findings.comparison.verdicts:
-        return Section(title=title, blocks=(say("comparison.none_complete"),))
+        return Section(title=title, blocks=(t("comparison.none_complete"),))
     table = comparison_table(
-        findings.record, findings.comparison, lambda verdict: verdict_text(verdict, say), MOST_ROWS
+        findings.record, findings.comparison, lambda verdict: describe_verdict(verdict, t), MOST_ROWS
     )
-    blocks = [drawn(table, findings, say)]
+    blocks = [drawn(table, findings, t)]
     if len(findings.comparison.verdicts) > MOST_ROWS:
-        blocks.append(say("comparison.shortened", n=len(findings.comparison.verdicts), rows=MOST_ROWS))
-    blocks.append(_reading(findings, say))
+        blocks.append(t("comparison.shortened", n=len(findings.comparison.verdicts), rows=MOST_ROWS))
+    blocks.append(_reading(findings, t))
     return Section(title=title, blocks=tuple(blocks))
 
 
-def incomplete(findings: Findings, say: Catalogue) -> Section | None:
+def incomplete(findings: Findings, t: Catalogue) -> Section | None:
     """The trials that were pruned, failed or go on."""
     table, begun = incomplete_table(findings.record, MOST_ROWS), len(incomplete_trials(findings.record))
     if not begun:
         return None
-    blocks = [drawn(table, findings, say)]
+    blocks = [drawn(table, findings, t)]
     if begun > MOST_ROWS:
-        blocks.append(say("incomplete.shortened", n=begun, rows=MOST_ROWS))
+        blocks.append(t("incomplete.shortened", n=begun, rows=MOST_ROWS))
     if findings.record.is_ours:
-        blocks.append(say("incomplete.reading"))
-    return Section(title=say("incomplete.title"), blocks=tuple(blocks))
+        blocks.append(t("incomplete.reading"))
+    return Section(title=t("incomplete.title"), blocks=tuple(blocks))
 
 
-def drawn(table: Table, findings: Findings, say: Catalogue) -> Markdown:
+def drawn(table: Table, findings: Findings, t: Catalogue) -> Markdown:
     """A table of trials, the winner's number in bold, curves on one scale."""
     winner = findings.comparison.winner
     return markdown_table(
         table,
-        headings(table, say),
+        column_headings(table, t),
         bold=None if winner is None else winner.number,
         scale=curve_scale(findings.comparison),
-        formats={"outcome": lambda outcome: say(f"outcome.{outcome}")},
+        formats={"outcome": lambda outcome: t(f"outcome.{outcome}")},
     )
 
 
@@ -64,68 +64,68 @@ def curve_scale(comparison: Comparison) -> tuple[float, float]:
     return (min(values), max(values)) if values else (0.0, 0.0)
 
 
-def _reading(findings: Findings, say: Catalogue) -> Markdown:
+def _reading(findings: Findings, t: Catalogue) -> Markdown:
     if findings.record.log is not None:
-        return bullets([*_of_a_table(findings, say), *_of_verdicts(findings, say)])
+        return bullets([*_of_a_table(findings, t), *_of_verdicts(findings, t)])
     if findings.record.is_ours:
-        return bullets([*_of_runs(findings, say), *_of_verdicts(findings, say), *_of_batches(findings, say)])
+        return bullets([*_of_runs(findings, t), *_of_verdicts(findings, t), *_of_batches(findings, t)])
     if findings.single:
-        return say("comparison.no_runs")
-    return say("comparison.no_ranking", n=len(findings.record.directions))
+        return t("comparison.no_runs")
+    return t("comparison.no_ranking", n=len(findings.record.directions))
 
 
-def _of_runs(findings: Findings, say: Catalogue) -> Iterator[Markdown]:
+def _of_runs(findings: Findings, t: Catalogue) -> Iterator[Markdown]:
     if findings.comparison.winner:
-        yield say("comparison.bold")
-    yield say("comparison.perplexities")
-    yield say("comparison.train_ppl")
-    yield say("comparison.phi")
+        yield t("comparison.bold")
+    yield t("comparison.perplexities")
+    yield t("comparison.train_ppl")
+    yield t("comparison.phi")
     if findings.single:
         budget = findings.comparison.budget_tokens
-        yield say("comparison.verdicts", tokens=Markdown("" if budget is None else f" ({count(budget)})"))
-        yield _limit(findings, say)
+        yield t("comparison.verdicts", tokens=Markdown("" if budget is None else f" ({count(budget)})"))
+        yield _limit(findings, t)
 
 
-def _of_a_table(findings: Findings, say: Catalogue) -> Iterator[Markdown]:
+def _of_a_table(findings: Findings, t: Catalogue) -> Iterator[Markdown]:
     """What past experiments measured, their table says; how, it does not."""
-    yield say("log.columns")
+    yield t("log.columns")
     if findings.comparison.ranked:
-        yield say("log.verdicts")
-        yield _limit(findings, say)
+        yield t("log.verdicts")
+        yield _limit(findings, t)
 
 
-def _limit(findings: Findings, say: Catalogue) -> Markdown:
+def _limit(findings: Findings, t: Catalogue) -> Markdown:
     """Under which difference single runs are not distinguishable, and where that comes from."""
     limit, noise = percent(findings.comparison.limit_percent), findings.measured_noise
     if noise is None:
-        return say("comparison.limit_assumed", limit=limit, noise=percent(findings.noise_percent))
-    return say("comparison.limit_measured", limit=limit, noise=percent(noise.percent), n=noise.candidates)
+        return t("comparison.limit_assumed", limit=limit, noise=percent(findings.noise_percent))
+    return t("comparison.limit_measured", limit=limit, noise=percent(noise.percent), n=noise.candidates)
 
 
-def _of_verdicts(findings: Findings, say: Catalogue) -> Iterator[Markdown]:
+def _of_verdicts(findings: Findings, t: Catalogue) -> Iterator[Markdown]:
     """Why there is no verdict, where there is none."""
     baseline, verdicts = findings.comparison.baseline, findings.comparison.verdicts
     if not findings.single:
-        yield say("comparison.no_ranking", n=len(findings.record.directions))
+        yield t("comparison.no_ranking", n=len(findings.record.directions))
         if baseline is not None:
-            yield say("comparison.baseline_is", number=baseline.number)
-        yield say("comparison.dominated")
+            yield t("comparison.baseline_is", number=baseline.number)
+        yield t("comparison.dominated")
     elif baseline is None:
-        yield say("comparison.no_baseline")
+        yield t("comparison.no_baseline")
     elif baseline.number not in verdicts:
-        outcome = say(f"outcome.{baseline.outcome}")
-        yield say("comparison.baseline_incomplete", number=baseline.number, outcome=outcome)
+        outcome = t(f"outcome.{baseline.outcome}")
+        yield t("comparison.baseline_incomplete", number=baseline.number, outcome=outcome)
     elif verdicts[baseline.number].standing != "baseline":
-        yield say("comparison.baseline_unusable", number=baseline.number)
+        yield t("comparison.baseline_unusable", number=baseline.number)
 
 
-def _of_batches(findings: Findings, say: Catalogue) -> Iterator[Markdown]:
+def _of_batches(findings: Findings, t: Catalogue) -> Iterator[Markdown]:
     """Equal tokens in other batches are other numbers of updates."""
     trials = findings.comparison.ranked
     sizes = distinct(trials, "batch_size")
     steps = [trial.measured.step for trial in trials if trial.measured.step is not None]
     if len(sizes) > 1 and steps:
-        updates = say("comparison.updates", low=count(min(steps)), high=count(max(steps)))
-        yield say("comparison.batches", sizes=say.listed(sizes), updates=updates)
+        updates = t("comparison.updates", low=count(min(steps)), high=count(max(steps)))
+        yield t("comparison.batches", sizes=t.listed(sizes), updates=updates)
     elif len(sizes) > 1:
-        yield say("comparison.batches", sizes=say.listed(sizes), updates=Markdown(""))
+        yield t("comparison.batches", sizes=t.listed(sizes), updates=Markdown(""))

@@ -14,48 +14,48 @@ from hpo_reports.document.layout import Block, Section, bullets, fenced
 from hpo_reports.document.markdown import Markdown, markdown_table
 from hpo_reports.document.tables import Table
 from hpo_reports.records.finalists import HeldOutEvaluation
-from hpo_reports.sections.words import candidate_verdict, p_value
+from hpo_reports.sections.phrases import describe_candidate, p_value
 
 
-def finalists(findings: Findings, say: Catalogue) -> Section | None:
+def finalists(findings: Findings, t: Catalogue) -> Section | None:
     """What the fresh seeds say; without them how to run them."""
     if not findings.single or not findings.record.can_train or findings.comparison.winner is None:
         return None
     command = fenced("bash", replicate_command(findings.record.name))
     judgement = findings.judgement
     if judgement is None:
-        return Section(title=say("finalists.title"), blocks=(say("finalists.none"), command))
-    blocks: list[Block] = [_introduction(judgement, say), _table(judgement, say)]
-    blocks.append(bullets(_lines(judgement, say)))
+        return Section(title=t("finalists.title"), blocks=(t("finalists.none"), command))
+    blocks: list[Block] = [_introduction(judgement, t), _table(judgement, t)]
+    blocks.append(bullets(_lines(judgement, t)))
     if judgement.is_complete and not judgement.verdict_possible:
-        blocks += [say("finalists.too_few", n=judgement.seeds, needed=judgement.seeds_needed), command]
-    return Section(title=say("finalists.title"), blocks=tuple(blocks))
+        blocks += [t("finalists.too_few", n=judgement.seeds, needed=judgement.seeds_needed), command]
+    return Section(title=t("finalists.title"), blocks=tuple(blocks))
 
 
-def _introduction(judgement: Judgement, say: Catalogue) -> Markdown:
+def _introduction(judgement: Judgement, t: Catalogue) -> Markdown:
     candidates = len(judgement.candidates)
-    text = say("finalists.introduction", n=judgement.seeds, candidates=candidates)
-    return text if judgement.is_complete else Markdown(f"{text} {say('finalists.provisional')}")
+    text = t("finalists.introduction", n=judgement.seeds, candidates=candidates)
+    return text if judgement.is_complete else Markdown(f"{text} {t('finalists.provisional')}")
 
 
-def _table(judgement: Judgement, say: Catalogue) -> Markdown:
+def _table(judgement: Judgement, t: Catalogue) -> Markdown:
     labels = {
-        "number": say("column.number"),
-        "seeds": say("finalists.seeds"),
-        "screening": say("finalists.screening"),
-        "mean": say("finalists.mean"),
-        "deviation": say("finalists.deviation"),
-        "shrunk": say("finalists.shrunk"),
-        "difference": say("finalists.difference"),
-        "p": say("finalists.p"),
-        "best": say("finalists.best"),
-        "verdict": say("column.verdict"),
+        "number": t("column.number"),
+        "seeds": t("finalists.seeds"),
+        "screening": t("finalists.screening"),
+        "mean": t("finalists.mean"),
+        "deviation": t("finalists.deviation"),
+        "shrunk": t("finalists.shrunk"),
+        "difference": t("finalists.difference"),
+        "p": t("finalists.p"),
+        "best": t("finalists.best"),
+        "verdict": t("column.verdict"),
     }
-    rows = tuple(_row(candidate, say) for candidate in judgement.candidates)
+    rows = tuple(_row(candidate, t) for candidate in judgement.candidates)
     return markdown_table(Table(tuple(labels), rows), labels, bold=judgement.winner)
 
 
-def _row(candidate: CandidateJudgement, say: Catalogue) -> tuple[int | str, ...]:
+def _row(candidate: CandidateJudgement, t: Catalogue) -> tuple[int | str, ...]:
     planned = candidate.complete + candidate.lost + candidate.failed + candidate.pending
     return (
         candidate.trial,
@@ -64,21 +64,21 @@ def _row(candidate: CandidateJudgement, say: Catalogue) -> tuple[int | str, ...]
         Markdown(_ppl(candidate.mean_val_loss)),
         Markdown(MISSING if candidate.deviation is None else f"{percent(100 * candidate.deviation)} %"),
         Markdown(_ppl(candidate.shrunk_val_loss)),
-        _difference(candidate, say),
+        _difference(candidate, t),
         Markdown(p_value(candidate.p_adjusted)),
         Markdown(MISSING if candidate.probability_best is None else f"{100 * candidate.probability_best:.0f} %"),
-        candidate_verdict(candidate, say),
+        describe_candidate(candidate, t),
     )
 
 
-def _difference(candidate: CandidateJudgement, say: Catalogue) -> Markdown:
+def _difference(candidate: CandidateJudgement, t: Catalogue) -> Markdown:
     """To the baseline in per cent of its perplexity, with the interval."""
     if candidate.percent is None:
         return Markdown(MISSING)
     if candidate.interval is None:
         return Markdown(_signed(candidate.percent))
     low, high = (_signed(percent_of(end)) for end in (candidate.interval.low, candidate.interval.high))
-    return say("finalists.interval", mean=Markdown(_signed(candidate.percent)), low=Markdown(low), high=Markdown(high))
+    return t("finalists.interval", mean=Markdown(_signed(candidate.percent)), low=Markdown(low), high=Markdown(high))
 
 
 def _signed(value: float) -> str:
@@ -89,29 +89,29 @@ def _ppl(nats: float | None) -> str:
     return perplexity(None if nats is None else 1 + percent_of(nats) / 100)
 
 
-def _lines(judgement: Judgement, say: Catalogue) -> Iterator[Markdown]:
-    yield say("finalists.method", alpha=percent(100 * ALPHA))
+def _lines(judgement: Judgement, t: Catalogue) -> Iterator[Markdown]:
+    yield t("finalists.method", alpha=percent(100 * ALPHA))
     if judgement.rounds > 1:
-        yield say("finalists.rounds", n=judgement.rounds)
+        yield t("finalists.rounds", n=judgement.rounds)
     if judgement.noise is not None:
         noise = judgement.noise
         limit = percent(noise.indistinguishable_percent)
-        yield say("finalists.noise", noise=percent(noise.percent), n=noise.candidates, limit=limit)
+        yield t("finalists.noise", noise=percent(noise.percent), n=noise.candidates, limit=limit)
     for candidate in judgement.candidates:
         if candidate.lost or candidate.failed:
-            yield say("finalists.lost", number=candidate.trial, lost=candidate.lost, failed=candidate.failed)
-    yield _test(judgement, say)
+            yield t("finalists.lost", number=candidate.trial, lost=candidate.lost, failed=candidate.failed)
+    yield _test(judgement, t)
 
 
-def _test(judgement: Judgement, say: Catalogue) -> Markdown:
+def _test(judgement: Judgement, t: Catalogue) -> Markdown:
     """What the test split gave, and how often it was looked at."""
     test = judgement.test
     if test is None:
-        return say("finalists.untested")
+        return t("finalists.untested")
     ppl, bits = _ppl(test.mean_loss), _bits(test)
-    text = say("finalists.test", number=test.candidate, n=len(test.scores), ppl=ppl, bits=bits)
+    text = t("finalists.test", number=test.candidate, n=len(test.scores), ppl=ppl, bits=bits)
     again = len(judgement.later_tests)
-    return text if not again else Markdown(f"{text} {say('finalists.tested_again', n=again)}")
+    return text if not again else Markdown(f"{text} {t('finalists.tested_again', n=again)}")
 
 
 def _bits(test: HeldOutEvaluation) -> str:

@@ -11,18 +11,18 @@ from hpo_reports.document.tables import front_table
 from hpo_reports.sections.comparison import drawn
 
 
-def front(findings: Findings, say: Catalogue) -> Section | None:
+def front(findings: Findings, t: Catalogue) -> Section | None:
     """The Pareto front, and the command that takes one of it."""
     if findings.single:
         return None
-    blocks: list[Block] = [say("front.introduction", n=len(findings.record.directions))]
+    blocks: list[Block] = [t("front.introduction", n=len(findings.record.directions))]
     trials = findings.comparison.front
     if not trials:
-        blocks.append(say("front.none"))
+        blocks.append(t("front.none"))
     else:
-        blocks.append(drawn(front_table(findings.record, findings.comparison), findings, say))
+        blocks.append(drawn(front_table(findings.record, findings.comparison), findings, t))
         if findings.record.is_ours:
-            blocks.append(bullets([say("front.evidence", noise=SEED_NOISE_PERCENT), say("front.choice")]))
+            blocks.append(bullets([t("front.evidence", noise=SEED_NOISE_PERCENT), t("front.choice")]))
             blocks.append(fenced("bash", train_command(findings.record.name, trials[0].number)))
     blocks.append(Chart(figure="front"))
-    return Section(title=say("front.title"), blocks=tuple(blocks))
+    return Section(title=t("front.title"), blocks=tuple(blocks))

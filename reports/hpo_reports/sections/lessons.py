@@ -12,36 +12,36 @@ from hpo_reports.document.formats import count, duration, percent
 from hpo_reports.document.layout import Section, bullets
 from hpo_reports.document.markdown import Markdown
 from hpo_reports.records.study import TrialRecord
+from hpo_reports.sections.phrases import describe_difference
 from hpo_reports.sections.winner import contenders
-from hpo_reports.sections.words import difference
 
 
-def lessons(findings: Findings, say: Catalogue) -> Section | None:
+def lessons(findings: Findings, t: Catalogue) -> Section | None:
     """What this study teaches; none where it holds no runs of ours."""
-    lines = list(_lines(findings, say)) if findings.record.is_ours else []
-    return Section(title=say("lessons.title"), blocks=(bullets(lines),)) if lines else None
+    lines = list(_lines(findings, t)) if findings.record.is_ours else []
+    return Section(title=t("lessons.title"), blocks=(bullets(lines),)) if lines else None
 
 
-def discoveries(findings: Findings, say: Catalogue) -> Section | None:
+def discoveries(findings: Findings, t: Catalogue) -> Section | None:
     """The same under the session's heading."""
-    found = lessons(findings, say)
-    return None if found is None else Section(title=say("lessons.discoveries"), blocks=found.blocks)
+    found = lessons(findings, t)
+    return None if found is None else Section(title=t("lessons.discoveries"), blocks=found.blocks)
 
 
-def _lines(findings: Findings, say: Catalogue) -> Iterator[Markdown]:
-    yield from _pruning(findings, say)
+def _lines(findings: Findings, t: Catalogue) -> Iterator[Markdown]:
+    yield from _pruning(findings, t)
     if findings.single:
-        yield from _noise(findings, say)
-        yield from _close(findings, say)
-    yield from _train_above_val(findings, say)
-    yield from _failures(findings, say)
+        yield from _noise(findings, t)
+        yield from _close(findings, t)
+    yield from _train_above_val(findings, t)
+    yield from _failures(findings, t)
 
 
-def _pruning(findings: Findings, say: Catalogue) -> Iterator[Markdown]:
+def _pruning(findings: Findings, t: Catalogue) -> Iterator[Markdown]:
     sums = findings.totals
     if not sums.tokens_saved or not sums.tokens_spent or not sums.training_s or sums.saved_percent is None:
         return
-    yield say(
+    yield t(
         "lessons.pruning",
         n=sums.outcomes["pruned"],
         all=count(sums.trials),
@@ -50,50 +50,50 @@ def _pruning(findings: Findings, say: Catalogue) -> Iterator[Markdown]:
     )
 
 
-def _noise(findings: Findings, say: Catalogue) -> Iterator[Markdown]:
+def _noise(findings: Findings, t: Catalogue) -> Iterator[Markdown]:
     """How much of a difference the seed alone makes, and how much the best of many flatters."""
     noise = None if findings.judgement is None else findings.judgement.noise
     if noise is not None:
         limit = percent(noise.indistinguishable_percent)
-        yield say("lessons.noise_measured", noise=percent(noise.percent), n=noise.candidates, limit=limit)
-        yield from _optimism(findings, say)
+        yield t("lessons.noise_measured", noise=percent(noise.percent), n=noise.candidates, limit=limit)
+        yield from _optimism(findings, t)
     elif len(findings.comparison.ranked) > 1:
         runs = contenders(findings.record)
         optimism = percent(expected_optimism_percent(runs))
-        yield say("lessons.noise_assumed", noise=SEED_NOISE_PERCENT, n=runs, optimism=optimism)
+        yield t("lessons.noise_assumed", noise=SEED_NOISE_PERCENT, n=runs, optimism=optimism)
 
 
-def _optimism(findings: Findings, say: Catalogue) -> Iterator[Markdown]:
+def _optimism(findings: Findings, t: Catalogue) -> Iterator[Markdown]:
     """What is left of the lead of the search's winner under fresh seeds."""
     leader, judgement = findings.comparison.winner, findings.judgement
     judged = None if leader is None or judgement is None else judgement.of(leader.number)
     if judgement is None or judged is None or judged.screening_difference is None or judged.percent is None:
         return
-    single = difference(percent_of(judged.screening_difference), say)
-    fresh = difference(judged.percent, say)
-    yield say("lessons.screened", number=judged.trial, n=judged.pairs, single=single, fresh=fresh)
+    single = describe_difference(percent_of(judged.screening_difference), t)
+    fresh = describe_difference(judged.percent, t)
+    yield t("lessons.screened", number=judged.trial, n=judged.pairs, single=single, fresh=fresh)
     if judgement.expected_optimism is not None:
         expected = percent(percent_of(judgement.expected_optimism))
-        yield say("lessons.expected_optimism", expected=expected, n=judgement.screened)
+        yield t("lessons.expected_optimism", expected=expected, n=judgement.screened)
 
 
-def _close(findings: Findings, say: Catalogue) -> Iterator[Markdown]:
+def _close(findings: Findings, t: Catalogue) -> Iterator[Markdown]:
     """How many others could be the best as well."""
     compared = len(findings.comparison.ranked)
     if compared > 1 and findings.comparison.close:
-        yield say("lessons.close", n=len(findings.comparison.close), all=compared - 1)
+        yield t("lessons.close", n=len(findings.comparison.close), all=compared - 1)
 
 
-def _train_above_val(findings: Findings, say: Catalogue) -> Iterator[Markdown]:
+def _train_above_val(findings: Findings, t: Catalogue) -> Iterator[Markdown]:
     """A train perplexity above the validation's is no sign of generalisation."""
     measured = [trial.measured for trial in findings.comparison.ranked]
     pairs = [(m.train_ppl, m.val_ppl) for m in measured if m.train_ppl is not None and m.val_ppl is not None]
     above = sum(train > val for train, val in pairs)
     if above:
-        yield say("lessons.train_above_val", n=above, all=count(len(pairs)))
+        yield t("lessons.train_above_val", n=above, all=count(len(pairs)))
 
 
-def _failures(findings: Findings, say: Catalogue) -> Iterator[Markdown]:
+def _failures(findings: Findings, t: Catalogue) -> Iterator[Markdown]:
     """What the trials that diverged have in common, where one learning rate parts them from the others."""
     trials = findings.record.trials
     diverged = [trial for trial in trials if trial.outcome == "diverged"]
@@ -101,9 +101,9 @@ def _failures(findings: Findings, say: Catalogue) -> Iterator[Markdown]:
         return
     rates, safe = _rates(diverged), _rates([trial for trial in trials if trial.outcome == "complete"])
     if rates and safe and min(rates) > max(safe):
-        yield say("lessons.diverged_above", n=len(diverged), low=min(rates), high=max(safe))
+        yield t("lessons.diverged_above", n=len(diverged), low=min(rates), high=max(safe))
     else:
-        yield say("lessons.diverged", n=len(diverged), all=count(len(trials)))
+        yield t("lessons.diverged", n=len(diverged), all=count(len(trials)))
 
 
 def _rates(trials: list[TrialRecord]) -> list[float]:

@@ -15,16 +15,16 @@ from hpo_reports.document.markdown import Markdown
 from hpo_reports.projection.horizon import LONG_RUN_EPOCHS
 from hpo_reports.records.study import SearchRecord, TrialRecord
 from hpo_reports.sections.objectives import finished
+from hpo_reports.sections.phrases import describe_parameter
 from hpo_reports.sections.recommendation import run_s
-from hpo_reports.sections.words import parameter_name
 
 EDGE = 0.05  # of a range, at either end
 
 
-def next_steps(findings: Findings, say: Catalogue) -> Section | None:
+def next_steps(findings: Findings, t: Catalogue) -> Section | None:
     """Commands in the order in which they are worth running."""
-    steps = list(_steps(findings, say))
-    return Section(title=say("next.title"), blocks=(numbered(steps),)) if steps else None
+    steps = list(_steps(findings, t))
+    return Section(title=t("next.title"), blocks=(numbered(steps),)) if steps else None
 
 
 def at_edge(searched: SearchRecord, trial: TrialRecord) -> float | None:
@@ -39,23 +39,23 @@ def at_edge(searched: SearchRecord, trial: TrialRecord) -> float | None:
     return low if place <= EDGE else high if place >= 1 - EDGE else None
 
 
-def _steps(findings: Findings, say: Catalogue) -> Iterator[Markdown]:
+def _steps(findings: Findings, t: Catalogue) -> Iterator[Markdown]:
     study, best = findings.record, findings.chosen
     if study.planned_trials is not None and finished(study) < study.planned_trials:
         missing = study.planned_trials - finished(study)
-        yield say("next.finish", n=missing, command=_code(run_command(study.name)))
+        yield t("next.finish", n=missing, command=_code(run_command(study.name)))
     if best is None or not best.can_train:
         return
     if findings.judgement is None or not findings.judgement.verdict_possible:
-        yield say("next.replicate", command=_code(replicate_command(study.name)))
+        yield t("next.replicate", command=_code(replicate_command(study.name)))
     for searched in study.search:
         edge = at_edge(searched, best)
         if edge is not None:
             value = best.parameters.get(searched.name)
-            yield say("next.widen", name=parameter_name(searched.name, say), value=value, edge=edge, number=best.number)
+            yield t("next.widen", name=describe_parameter(searched.name, t), value=value, edge=edge, number=best.number)
     command = _code(train_command(study.name, best.number))
     time = duration(run_s(findings, best, LONG_RUN_EPOCHS))
-    yield say("next.train", epochs=LONG_RUN_EPOCHS, time=time, command=command)
+    yield t("next.train", epochs=LONG_RUN_EPOCHS, time=time, command=command)
 
 
 def _code(command: str) -> Markdown:

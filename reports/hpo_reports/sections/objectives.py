@@ -13,40 +13,38 @@ from hpo_reports.document.layout import Section, bullets, numbered
 from hpo_reports.document.markdown import Markdown
 from hpo_reports.records.study import StudyRecord
 from hpo_reports.sections.head import distinct
+from hpo_reports.sections.phrases import describe_candidate, describe_verdict
 from hpo_reports.sections.totals import outcomes_counted
-from hpo_reports.sections.words import candidate_verdict, verdict_text
 
 Status = Literal["done", "partly", "open"]
 
 
-def session_head(findings: Findings, say: Catalogue) -> Section:
+def session_head(findings: Findings, t: Catalogue) -> Section:
     """When, of what, how much."""
     study, sums = findings.record, findings.totals
     budgets = distinct((trial for trial in study.trials if trial.is_ours), "budget_tokens")
     lines = [
-        say("session.date", created=moment(study.created_at), last=moment(study.last_run)),
-        say("head.question", text=study.description),
-        say(
+        t("session.date", created=moment(study.created_at), last=moment(study.last_run)),
+        t("head.question", text=study.description),
+        t(
             "session.trials",
             finished=finished(study),
             planned=study.planned_trials,
-            outcomes=outcomes_counted(sums, say),
+            outcomes=outcomes_counted(sums, t),
         ),
-        say(
-            "session.compute", time=hours(sums.training_s), budget=say.listed((f"{b:,}" for b in budgets), "or") or None
-        ),
-        say("head.hardware", hardware=study.hardware, profile=study.profile),
+        t("session.compute", time=hours(sums.training_s), budget=t.listed((f"{b:,}" for b in budgets), "or") or None),
+        t("head.hardware", hardware=study.hardware, profile=study.profile),
     ]
     return Section(title=None, blocks=(bullets(lines),))
 
 
-def objectives(findings: Findings, say: Catalogue) -> Section:
+def objectives(findings: Findings, t: Catalogue) -> Section:
     """The objectives of a search, each with its status."""
     lines = [
-        Markdown(f"{say.sign(status)}**{say(f'status.{status}')}** · {sentence}")
-        for status, sentence in _objectives(findings, say)
+        Markdown(f"{t.sign(status)}**{t(f'status.{status}')}** · {sentence}")
+        for status, sentence in _objectives(findings, t)
     ]
-    return Section(title=say("objectives.title"), blocks=(numbered(lines),))
+    return Section(title=t("objectives.title"), blocks=(numbered(lines),))
 
 
 def finished(study: StudyRecord) -> int:
@@ -54,60 +52,60 @@ def finished(study: StudyRecord) -> int:
     return sum(trial.outcome not in ("running", "waiting") for trial in study.trials)
 
 
-def _objectives(findings: Findings, say: Catalogue) -> Iterator[tuple[Status, Markdown]]:
-    yield _search(findings, say)
+def _objectives(findings: Findings, t: Catalogue) -> Iterator[tuple[Status, Markdown]]:
+    yield _search(findings, t)
     if findings.single and findings.record.is_ours:
-        yield _baseline(findings, say)
-        yield _improvement(findings, say)
-        yield _replication(findings, say)
-        yield _test_split(findings, say)
-        yield _projected(findings, say)
-        yield "open", say("objectives.generation")
+        yield _baseline(findings, t)
+        yield _improvement(findings, t)
+        yield _replication(findings, t)
+        yield _test_split(findings, t)
+        yield _projected(findings, t)
+        yield "open", t("objectives.generation")
 
 
-def _search(findings: Findings, say: Catalogue) -> tuple[Status, Markdown]:
+def _search(findings: Findings, t: Catalogue) -> tuple[Status, Markdown]:
     done, planned = finished(findings.record), findings.record.planned_trials
     compared = len(findings.comparison.ranked or findings.comparison.front)
-    text = say("objectives.search", done=done, planned=planned, compared=compared)
+    text = t("objectives.search", done=done, planned=planned, compared=compared)
     return ("done" if planned is not None and done >= planned else "partly"), text
 
 
-def _baseline(findings: Findings, say: Catalogue) -> tuple[Status, Markdown]:
+def _baseline(findings: Findings, t: Catalogue) -> tuple[Status, Markdown]:
     baseline = findings.comparison.baseline
     if baseline is None or baseline not in findings.comparison.ranked:
-        return "open", say("objectives.no_baseline")
+        return "open", t("objectives.no_baseline")
     ppl = perplexity(baseline.measured.val_ppl)
-    return "done", say("objectives.baseline", number=baseline.number, ppl=ppl)
+    return "done", t("objectives.baseline", number=baseline.number, ppl=ppl)
 
 
-def _improvement(findings: Findings, say: Catalogue) -> tuple[Status, Markdown]:
+def _improvement(findings: Findings, t: Catalogue) -> tuple[Status, Markdown]:
     """Whether the baseline was beaten: by fresh seeds, or by one run."""
     final, best = findings.final_winner, findings.comparison.winner
     if final is not None:
         status: Status = "done" if final.standing == "better" else "open"
-        return status, say("objectives.improvement", number=final.trial, verdict=candidate_verdict(final, say))
+        return status, t("objectives.improvement", number=final.trial, verdict=describe_candidate(final, t))
     if best is None or best is findings.comparison.baseline:
-        return "open", say("objectives.no_improvement")
-    verdict = verdict_text(findings.comparison.verdicts[best.number], say)
-    return "partly", say("objectives.improvement", number=best.number, verdict=verdict)
+        return "open", t("objectives.no_improvement")
+    verdict = describe_verdict(findings.comparison.verdicts[best.number], t)
+    return "partly", t("objectives.improvement", number=best.number, verdict=verdict)
 
 
-def _replication(findings: Findings, say: Catalogue) -> tuple[Status, Markdown]:
+def _replication(findings: Findings, t: Catalogue) -> tuple[Status, Markdown]:
     judgement = findings.judgement
     if judgement is None:
-        return "open", say("objectives.no_replication")
-    text = say("objectives.replication", n=judgement.seeds, candidates=len(judgement.candidates))
+        return "open", t("objectives.no_replication")
+    text = t("objectives.replication", n=judgement.seeds, candidates=len(judgement.candidates))
     return ("done" if judgement.is_complete and judgement.verdict_possible else "partly"), text
 
 
-def _projected(findings: Findings, say: Catalogue) -> tuple[Status, Markdown]:
+def _projected(findings: Findings, t: Catalogue) -> tuple[Status, Markdown]:
     if isinstance(findings.outlook, Outlook):
-        return "done", say("objectives.projected", n=findings.outlook.references)
-    return "open", say("objectives.not_projected")
+        return "done", t("objectives.projected", n=findings.outlook.references)
+    return "open", t("objectives.not_projected")
 
 
-def _test_split(findings: Findings, say: Catalogue) -> tuple[Status, Markdown]:
+def _test_split(findings: Findings, t: Catalogue) -> tuple[Status, Markdown]:
     test = None if findings.judgement is None else findings.judgement.test
     if test is None:
-        return "open", say("objectives.untested")
-    return "done", say("objectives.tested", number=test.candidate, n=len(test.scores))
+        return "open", t("objectives.untested")
+    return "done", t("objectives.tested", number=test.candidate, n=len(test.scores))

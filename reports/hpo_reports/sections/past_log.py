@@ -12,64 +12,64 @@ from hpo_reports.document.markdown import Markdown
 from hpo_reports.projection.horizon import LONG_RUN_EPOCHS
 from hpo_reports.records.study import TrialRecord
 from hpo_reports.sections.head import distinct
-from hpo_reports.sections.words import trials_named
+from hpo_reports.sections.phrases import describe_trials
 
 
-def past_log(findings: Findings, say: Catalogue) -> Section | None:
+def past_log(findings: Findings, t: Catalogue) -> Section | None:
     """Why no verdict is drawn from a table of past experiments; none for a study that was run here."""
     if findings.record.log is None:
         return None
     trials = [trial for trial in findings.record.trials if trial.is_imported]
-    lines = [*_networks(trials, say), *_evidence(findings, trials, say), *_terms(findings, trials, say)]
-    return Section(title=say("log.title"), blocks=(bullets(lines),))
+    lines = [*_networks(trials, t), *_evidence(findings, trials, t), *_terms(findings, trials, t)]
+    return Section(title=t("log.title"), blocks=(bullets(lines),))
 
 
-def _networks(trials: Sequence[TrialRecord], say: Catalogue) -> Iterator[Markdown]:
+def _networks(trials: Sequence[TrialRecord], t: Catalogue) -> Iterator[Markdown]:
     leaky = [trial for trial in trials if trial.causal is False]
     unknown = [trial for trial in trials if trial.causal is None]
     if leaky:
-        yield say("log.not_causal", trials=trials_named(leaky, say))
+        yield t("log.not_causal", trials=describe_trials(leaky, t))
     if unknown:
-        yield say("log.causal_unknown", trials=trials_named(unknown, say))
+        yield t("log.causal_unknown", trials=describe_trials(unknown, t))
     untold = [trial for trial in trials if not _has_budget(trial)]
     if untold:
-        yield say("log.budget_unknown", trials=trials_named(untold, say))
+        yield t("log.budget_unknown", trials=describe_trials(untold, t))
 
 
-def _evidence(findings: Findings, trials: Sequence[TrialRecord], say: Catalogue) -> Iterator[Markdown]:
+def _evidence(findings: Findings, trials: Sequence[TrialRecord], t: Catalogue) -> Iterator[Markdown]:
     """What one run of each configuration is worth."""
     seeds = distinct(trials, "seed")
     repeats = _repeats(trials)
-    known = say("log.seeds_given", seeds=say.listed(seeds)) if seeds else say("log.seed_unknown")
+    known = t("log.seeds_given", seeds=t.listed(seeds)) if seeds else t("log.seed_unknown")
     limit = percent(findings.comparison.limit_percent)
     if repeats:
-        yield say("log.some_repeated", trials=trials_named(repeats, say), seeds=known, limit=limit, n=len(trials))
+        yield t("log.some_repeated", trials=describe_trials(repeats, t), seeds=known, limit=limit, n=len(trials))
     else:
-        yield say("log.one_run", seeds=known, limit=limit, n=len(trials))
+        yield t("log.one_run", seeds=known, limit=limit, n=len(trials))
     if max((len(trial.curve) for trial in trials), default=0) < 2:
         epochs = max((trial.measured.epoch for trial in trials if trial.measured.epoch is not None), default=None)
-        yield say("log.one_point", epochs=number(epochs), horizon=LONG_RUN_EPOCHS)
+        yield t("log.one_point", epochs=number(epochs), horizon=LONG_RUN_EPOCHS)
 
 
-def _terms(findings: Findings, trials: Sequence[TrialRecord], say: Catalogue) -> Iterator[Markdown]:
+def _terms(findings: Findings, trials: Sequence[TrialRecord], t: Catalogue) -> Iterator[Markdown]:
     """On which terms the runs do not compare."""
     sizes = distinct(trials, "batch_size")
     if len(sizes) > 1 and sizes[0] > 0:
         small, large = sizes[0], sizes[-1]
-        yield say("log.updates", small=small, large=large, factor=number(large / small))
+        yield t("log.updates", small=small, large=large, factor=number(large / small))
     devices = sorted({trial.device for trial in trials if trial.device is not None})
     if len(devices) > 1:
-        yield say("log.machines", devices=say.listed(devices, "and"))
+        yield t("log.machines", devices=t.listed(devices, "and"))
     confounded = [trial for trial in trials if _changes(trial, findings.comparison.baseline) > 1]
     if confounded:
-        yield say("log.confounded", trials=trials_named(confounded, say))
+        yield t("log.confounded", trials=describe_trials(confounded, t))
     if len({trial.parameters.get("lambda_phi") for trial in trials}) > 1:
-        yield say("log.delta_phi")
+        yield t("log.delta_phi")
     above = [trial for trial in trials if (trial.measured.train_ppl or 0.0) > (trial.measured.val_ppl or 0.0)]
     if above:
-        yield say("log.train_above_val", trials=trials_named(above, say))
+        yield t("log.train_above_val", trials=describe_trials(above, t))
     if findings.record.corpus.digest is None:
-        yield say("log.text_unknown")
+        yield t("log.text_unknown")
 
 
 def _has_budget(trial: TrialRecord) -> bool:

@@ -14,12 +14,12 @@ from hpo_reports.projection.horizon import LONG_RUN_EPOCHS
 from hpo_reports.records.study import TrialRecord
 
 
-def recommendation(findings: Findings, say: Catalogue) -> Section | None:
+def recommendation(findings: Findings, t: Catalogue) -> Section | None:
     """Commands to run with the winner; none where nothing that we can train has won."""
     best = findings.chosen
     if best is None or not best.can_train:
         return None
-    return Section(title=say("recommendation.title"), blocks=tuple(_blocks(findings, best, say)))
+    return Section(title=t("recommendation.title"), blocks=tuple(_blocks(findings, best, t)))
 
 
 def overall_tokens_per_s(trial: TrialRecord) -> float | None:
@@ -34,17 +34,17 @@ def run_s(findings: Findings, trial: TrialRecord, epochs: int) -> float | None:
     return epochs * tokens / speed if speed and tokens else None
 
 
-def _blocks(findings: Findings, best: TrialRecord, say: Catalogue) -> Iterator[Block]:
+def _blocks(findings: Findings, best: TrialRecord, t: Catalogue) -> Iterator[Block]:
     study = findings.record.name
-    yield say("recommendation.long", epochs=LONG_RUN_EPOCHS, time=_expected(findings, best, LONG_RUN_EPOCHS, say))
+    yield t("recommendation.long", epochs=LONG_RUN_EPOCHS, time=_expected(findings, best, LONG_RUN_EPOCHS, t))
     yield fenced("bash", train_command(study, best.number))
-    yield say("recommendation.quick", n=QUICK_RUN_EPOCHS, time=_expected(findings, best, QUICK_RUN_EPOCHS, say))
+    yield t("recommendation.quick", n=QUICK_RUN_EPOCHS, time=_expected(findings, best, QUICK_RUN_EPOCHS, t))
     yield fenced("bash", train_command(study, best.number, QUICK_RUN_EPOCHS))
 
 
-def _expected(findings: Findings, best: TrialRecord, epochs: int, say: Catalogue) -> Markdown:
+def _expected(findings: Findings, best: TrialRecord, epochs: int, t: Catalogue) -> Markdown:
     seconds = run_s(findings, best, epochs)
     if seconds is None:
-        return say("recommendation.time_unknown")
+        return t("recommendation.time_unknown")
     speed = count(overall_tokens_per_s(best))
-    return say("recommendation.time", time=duration(seconds), speed=speed, number=best.number, device=best.device)
+    return t("recommendation.time", time=duration(seconds), speed=speed, number=best.number, device=best.device)

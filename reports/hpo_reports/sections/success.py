@@ -11,7 +11,7 @@ from hpo_reports.document.layout import Section
 from hpo_reports.document.markdown import Markdown, markdown_table
 from hpo_reports.document.tables import Table
 from hpo_reports.records.study import TrialRecord
-from hpo_reports.sections.words import candidate_verdict, percent_change, verdict_text
+from hpo_reports.sections.phrases import describe_candidate, describe_percent_change, describe_verdict
 
 Shown = Callable[[float | None], str]
 
@@ -28,53 +28,53 @@ METRICS: Mapping[str, tuple[Callable[[TrialRecord], float | None], Shown]] = {
 }
 
 
-def success(findings: Findings, say: Catalogue) -> Section | None:
+def success(findings: Findings, t: Catalogue) -> Section | None:
     """Baseline against winner; none of several objectives or without runs of ours."""
     if not findings.single or not findings.record.is_ours:
         return None
-    return Section(title=say("success.title"), blocks=_blocks(findings, say))
+    return Section(title=t("success.title"), blocks=_blocks(findings, t))
 
 
-def _blocks(findings: Findings, say: Catalogue) -> tuple[Markdown, ...]:
+def _blocks(findings: Findings, t: Catalogue) -> tuple[Markdown, ...]:
     best, baseline = findings.chosen, findings.comparison.baseline
     if best is None or baseline is None or baseline not in findings.comparison.ranked:
-        return (say("success.nothing"),)
+        return (t("success.nothing"),)
     if best is baseline:
-        return (say("success.baseline_won", number=baseline.number),)
-    introduction = say("success.introduction", before=baseline.number, after=best.number)
-    verdict = say("success.verdict", verdict=_worth(findings, best, say))
-    return (introduction, _table(findings, baseline, best, say), verdict)
+        return (t("success.baseline_won", number=baseline.number),)
+    introduction = t("success.introduction", before=baseline.number, after=best.number)
+    verdict = t("success.verdict", verdict=_worth(findings, best, t))
+    return (introduction, _table(findings, baseline, best, t), verdict)
 
 
-def _worth(findings: Findings, best: TrialRecord, say: Catalogue) -> Markdown:
+def _worth(findings: Findings, best: TrialRecord, t: Catalogue) -> Markdown:
     """The verdict with the most evidence that there is."""
     if findings.final_winner is not None:
-        return candidate_verdict(findings.final_winner, say)
-    return verdict_text(findings.comparison.verdicts[best.number], say)
+        return describe_candidate(findings.final_winner, t)
+    return describe_verdict(findings.comparison.verdicts[best.number], t)
 
 
-def _table(findings: Findings, before: TrialRecord, after: TrialRecord, say: Catalogue) -> Markdown:
+def _table(findings: Findings, before: TrialRecord, after: TrialRecord, t: Catalogue) -> Markdown:
     single = [
-        (say(f"metric.{name}"), *_cells(value(before), value(after), shown)) for name, (value, shown) in METRICS.items()
+        (t(f"metric.{name}"), *_cells(value(before), value(after), shown)) for name, (value, shown) in METRICS.items()
     ]
-    rows = (*_fresh(findings, before, after, say), *single)
+    rows = (*_fresh(findings, before, after, t), *single)
     labels = {
-        "metric": say("success.metric"),
-        "before": say("success.before"),
-        "after": say("success.after"),
-        "change": say("success.change"),
+        "metric": t("success.metric"),
+        "before": t("success.before"),
+        "after": t("success.after"),
+        "change": t("success.change"),
     }
     return markdown_table(Table(tuple(labels), rows), labels)
 
 
 def _cells(before: float | None, after: float | None, shown: Shown) -> tuple[Markdown, Markdown, Markdown]:
-    return Markdown(shown(before)), Markdown(shown(after)), percent_change(before, after)
+    return Markdown(shown(before)), Markdown(shown(after)), describe_percent_change(before, after)
 
 
-def _fresh(findings: Findings, before: TrialRecord, after: TrialRecord, say: Catalogue) -> list[tuple[Markdown, ...]]:
+def _fresh(findings: Findings, before: TrialRecord, after: TrialRecord, t: Catalogue) -> list[tuple[Markdown, ...]]:
     """The means under fresh seeds, where both have them."""
     judged = [None if findings.judgement is None else findings.judgement.of(trial.number) for trial in (before, after)]
     means = [each.mean_val_ppl for each in judged if each is not None]
     if len(means) < len(judged):
         return []
-    return [(say("success.fresh_ppl"), *_cells(means[0], means[1], perplexity))]
+    return [(t("success.fresh_ppl"), *_cells(means[0], means[1], perplexity))]

@@ -14,27 +14,27 @@ from hpo_reports.document.markdown import Markdown
 JOULES_PER_KWH = 3.6e6
 
 
-def totals(findings: Findings, say: Catalogue) -> Section:
+def totals(findings: Findings, t: Catalogue) -> Section:
     """Trials, tokens, hours, continuations."""
-    return Section(title=say("totals.title"), blocks=(bullets(_lines(findings.totals, say)),))
+    return Section(title=t("totals.title"), blocks=(bullets(_lines(findings.totals, t)),))
 
 
-def outcomes_counted(sums: Totals, say: Catalogue) -> Markdown:
+def outcomes_counted(sums: Totals, t: Catalogue) -> Markdown:
     """How many trials ended how."""
-    return say.listed(say(f"outcomes.{outcome}", n=n) for outcome, n in sums.outcomes.items())
+    return t.listed(t(f"outcomes.{outcome}", n=n) for outcome, n in sums.outcomes.items())
 
 
-def _lines(sums: Totals, say: Catalogue) -> Iterator[Markdown]:
-    yield say("totals.trials", trials=count(sums.trials), outcomes=outcomes_counted(sums, say))
+def _lines(sums: Totals, t: Catalogue) -> Iterator[Markdown]:
+    yield t("totals.trials", trials=count(sums.trials), outcomes=outcomes_counted(sums, t))
     unknown = sums.trials_without_tokens if sums.tokens_spent is not None else 0
-    without = say("totals.without_tokens", n=unknown) if unknown else ""
-    yield Markdown(f"{say('totals.tokens', tokens=count(sums.tokens_spent))}{without}")
-    share = "" if sums.saved_percent is None else say("totals.saved_share", p=percent(sums.saved_percent))
-    yield Markdown(f"{say('totals.saved', tokens=count(sums.tokens_saved))}{share}")
-    yield say("totals.time", time=hours(sums.training_s))
+    without = t("totals.without_tokens", n=unknown) if unknown else ""
+    yield Markdown(f"{t('totals.tokens', tokens=count(sums.tokens_spent))}{without}")
+    share = "" if sums.saved_percent is None else t("totals.saved_share", p=percent(sums.saved_percent))
+    yield Markdown(f"{t('totals.saved', tokens=count(sums.tokens_saved))}{share}")
+    yield t("totals.time", time=hours(sums.training_s))
     if sums.energy_joules is not None:
-        yield say("totals.energy", kwh=fixed(sums.energy_joules / JOULES_PER_KWH, 3))
-    yield say(
+        yield t("totals.energy", kwh=fixed(sums.energy_joules / JOULES_PER_KWH, 3))
+    yield t(
         "totals.continued",
         trials=count(sums.continued_trials),
         all=count(sums.trials),

@@ -1,6 +1,5 @@
 import re
 import string
-from dataclasses import fields
 from pathlib import Path
 from typing import get_args
 
@@ -10,9 +9,10 @@ from hpo_reports.analysis.judging import Standing as FinalStanding
 from hpo_reports.analysis.outlook import Reason
 from hpo_reports.analysis.verdicts import Standing
 from hpo_reports.document.catalogue import LANGUAGES, SIGNS, Catalogue, catalogue, load_messages
-from hpo_reports.figures.texts import ENGLISH, FigureTexts, figure_texts
+from hpo_reports.figures.data import Kind
 from hpo_reports.records.study import OUTCOMES
 from hpo_reports.sections.charts import COLORS
+from hpo_reports.sections.documents import TEMPLATES
 from hpo_reports.sections.objectives import Status
 from hpo_reports.sections.success import METRICS
 from tests.support.paths import REPOSITORY
@@ -29,8 +29,9 @@ FAMILIES = {  # keys whose last part is a value of the study's
     "refusal": get_args(Reason),
     "final": get_args(FinalStanding),
     "color": tuple(COLORS),
-    "figure": [each.name for each in fields(FigureTexts) if each.name != "kinds"],
-    "kind": tuple(ENGLISH.kinds),
+    "kind": get_args(Kind),
+    "remark": [each for each in get_args(Standing) if each not in ("better", "worse", "not_distinguishable")],
+    "title": TEMPLATES,
     "metric": tuple(METRICS),
 }
 
@@ -97,32 +98,24 @@ def test_messages_are_tidy_lines(language):
 
 
 def test_a_count_picks_the_form_and_shows_its_thousands():
-    say = Catalogue(language="en", messages={"a.b": {"one": "{n} trial", "other": "{n} trials"}})
-    assert [say("a.b", n=n) for n in (0, 1, 2, 12345)] == ["0 trials", "1 trial", "2 trials", "12,345 trials"]
+    t = Catalogue(language="en", messages={"a.b": {"one": "{n} trial", "other": "{n} trials"}})
+    assert [t("a.b", n=n) for n in (0, 1, 2, 12345)] == ["0 trials", "1 trial", "2 trials", "12,345 trials"]
 
 
 def test_values_are_escaped_and_a_missing_one_is_a_dash():
-    say = Catalogue(language="en", messages={"a.b": "x {value} y"})
-    assert say("a.b", value="a|b <i>") == "x a\\|b &lt;i&gt; y"
-    assert say("a.b", value="{value}") == "x {value} y"
-    assert say("a.b", value=None) == "x – y"
+    t = Catalogue(language="en", messages={"a.b": "x {value} y"})
+    assert t("a.b", value="a|b <i>") == "x a\\|b &lt;i&gt; y"
+    assert t("a.b", value="{value}") == "x {value} y"
+    assert t("a.b", value=None) == "x – y"
 
 
 def test_things_in_a_row():
-    say = catalogue("es")
-    assert say.listed(["a", "b", "c"], "and") == "a, b y c"
-    assert say.listed([1, 2], "or") == "1 o 2"
-    assert say.listed([]) == ""
+    t = catalogue("es")
+    assert t.listed(["a", "b", "c"], "and") == "a, b y c"
+    assert t.listed([1, 2], "or") == "1 o 2"
+    assert t.listed([]) == ""
 
 
 def test_emoji_can_be_left_out():
     assert catalogue("en").sign("winner") == "🏆 "
     assert all(catalogue("en", emoji=False).sign(name) == "" for name in SIGNS)
-
-
-def test_the_figures_own_texts_are_those_of_the_english_catalogue():
-    assert figure_texts(catalogue("en")) == ENGLISH
-
-
-def test_figures_speak_spanish():
-    assert figure_texts(catalogue("es")).curves_of.format(drawn=3, all=9) == "las 3 más reveladoras de 9"

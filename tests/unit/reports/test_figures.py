@@ -15,9 +15,9 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from hpo_reports.analysis.importance import Importance, Share
 from hpo_reports.analysis.verdicts import compare
+from hpo_reports.document.catalogue import catalogue
 from hpo_reports.figures import data as figure_data
 from hpo_reports.figures.draw import escaped, figures
-from hpo_reports.figures.texts import FigureTexts
 from hpo_reports.records.names import TRIAL_SUSPICIOUS
 from hpo_reports.records.study import read_study
 from tests.support.studies import HOSTILE, pruned, running, study_of, trial
@@ -27,7 +27,7 @@ TAG = re.compile(r"<(?!/?(?:br|sub|extra)>)")  # any that is not of our own maki
 
 def drawn(study: optuna.Study, **options: object) -> dict[str, go.Figure]:
     record = read_study(study)
-    return dict(figures(record, compare(record), **options))  # type: ignore[arg-type]
+    return dict(figures(record, compare(record), options.pop("t", catalogue("en")), **options))  # type: ignore[arg-type]
 
 
 def named(figure: go.Figure) -> dict[str, go.Scatter]:
@@ -227,9 +227,8 @@ def test_importance_is_drawn_if_given_with_its_evaluator() -> None:
 
 
 def test_another_language_replaces_all_texts() -> None:
-    spanish = FigureTexts(history="Qué alcanzó cada ensayo", perplexity="perplejidad de validación por token")
-    figure = drawn(study_of(trial(5.2, slot=0)), texts=spanish)["history"]
-    assert figure.layout.title.text == "Qué alcanzó cada ensayo"
+    figure = drawn(study_of(trial(5.2, slot=0)), t=catalogue("es"))["history"]
+    assert figure.layout.title.text == "Lo que alcanzó cada prueba"
     assert figure.layout.yaxis.title.text == "perplejidad de validación por token"
 
 

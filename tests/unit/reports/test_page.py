@@ -7,14 +7,14 @@ from pathlib import Path
 import plotly.graph_objects as go
 import pytest
 
-from hpo_reports.analysis.findings import find
+from hpo_reports.analysis.findings import analyse
 from hpo_reports.document.catalogue import catalogue
 from hpo_reports.document.html import page_of
 from hpo_reports.document.layout import Document, Section
 from hpo_reports.document.markdown import Markdown, escape
 from hpo_reports.records.names import TRIAL_REASON
 from hpo_reports.records.study import read_study
-from hpo_reports.sections.experiments import experiments
+from hpo_reports.sections.documents import document
 from tests.support.studies import FACTS, HOSTILE, pruned, study_of, trial
 
 CHROMIUM = shutil.which("chromium")
@@ -45,8 +45,8 @@ def drawn() -> dict[str, go.Figure]:
 
 def page(*trials, figures=None, language="en", **options) -> str:
     record = read_study(study_of(*trials, **options))
-    findings, say = find(record), catalogue(language)
-    return page_of(experiments(findings, say), drawn() if figures is None else figures, say)
+    findings, t = analyse(record), catalogue(language)
+    return page_of(document("experiments", findings, t), drawn() if figures is None else figures, t)
 
 
 def study() -> list:

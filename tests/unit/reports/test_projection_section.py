@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from hpo_reports.analysis.findings import find
+from hpo_reports.analysis.findings import analyse
 from hpo_reports.analysis.outlook import Outlook, ProjectedEpoch, Refused
 from hpo_reports.document.catalogue import catalogue
 from hpo_reports.document.layout import markdown_of
@@ -14,16 +14,16 @@ from hpo_reports.records.long_runs import read_long_runs
 from hpo_reports.records.names import STUDY_LONG_RUN
 from hpo_reports.records.study import read_study
 from hpo_reports.render import render
-from hpo_reports.sections.experiments import experiments
+from hpo_reports.sections.documents import document
 from tests.support.curves import toy_curve, toy_library
 from tests.support.studies import pruned, study_of, trial
 
 
 def report(outlook=None, *, language="en", trials=None) -> str:
-    findings = find(read_study(study_of(*(trials or [trial(5.0, slot=0), trial(4.8)]))))
+    findings = analyse(read_study(study_of(*(trials or [trial(5.0, slot=0), trial(4.8)]))))
     if outlook is not None:
         findings = dataclasses.replace(findings, outlook=outlook)
-    return markdown_of(experiments(findings, catalogue(language, emoji=False)))
+    return markdown_of(document("experiments", findings, catalogue(language, emoji=False)))
 
 
 def study_with_a_long_run(*, epochs: int = 20, outcome: str | None = None, reached: int | None = None):

@@ -6,15 +6,15 @@ import re
 import pytest
 from optuna.trial import TrialState, create_trial
 
-from hpo_reports.analysis.findings import Findings, find
+from hpo_reports.analysis.findings import Findings, analyse
 from hpo_reports.document.catalogue import catalogue
 from hpo_reports.document.layout import markdown_of
 from hpo_reports.records.names import TRIAL_ROLE, TRIAL_SLOT
 from hpo_reports.records.study import read_study
 from hpo_reports.render import render
 from hpo_reports.sections.analysis import analysed
-from hpo_reports.sections.experiments import experiments
-from hpo_reports.sections.words import percent_change
+from hpo_reports.sections.documents import document
+from hpo_reports.sections.phrases import describe_percent_change
 from tests.support.studies import FACTS, HOSTILE, pruned, study_of, trial
 
 NUMBER = r"[+-]?\d+(\.\d+)?"
@@ -26,7 +26,7 @@ def markdown(*trials, **options) -> str:
 
 def findings_of(*trials, **options) -> Findings:
     record = read_study(study_of(*trials, **options))
-    return find(record)
+    return analyse(record)
 
 
 def section(document: str, title: str) -> str:
@@ -197,7 +197,7 @@ def test_no_success_is_said_plainly(trials, sentence):
     [(100.0, 90.0, "−10.0 %"), (100.0, 100.01, "±0.0 %"), (2.0, 3.0, "+50.0 %"), (0.0, 1.0, "–"), (None, 1.0, "–")],
 )
 def test_changes_in_per_cent(before, after, text):
-    assert percent_change(before, after) == text
+    assert describe_percent_change(before, after) == text
 
 
 def test_a_study_of_plain_optuna_has_charts_and_no_advice():
@@ -237,7 +237,7 @@ def test_catalogues_are_read_once():
 
 def test_diagrams_can_be_left_out_with_what_explains_them():
     record = read_study(study_of(trial(5.0, slot=0), trial(4.8), pruned()))
-    text = markdown_of(experiments(find(record), catalogue("en")), diagrams=False)
+    text = markdown_of(document("experiments", analyse(record), catalogue("en")), diagrams=False)
     assert "mermaid" not in text
     assert "## Charts" not in text
     assert "Lines: " not in text

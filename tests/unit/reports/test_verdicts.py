@@ -7,7 +7,7 @@ from hpo_reports.analysis.verdicts import Comparison, compare, expected_optimism
 from hpo_reports.document.catalogue import catalogue
 from hpo_reports.records.names import TRIAL_SUSPICIOUS
 from hpo_reports.records.study import read_study
-from hpo_reports.sections.words import verdict_text
+from hpo_reports.sections.phrases import describe_verdict
 from tests.support.studies import pruned, running, study_of, trial
 
 
@@ -17,7 +17,7 @@ def compared(*trials, **options) -> Comparison:
 
 def texts(comparison: Comparison) -> list[str]:
     return [
-        verdict_text(comparison.verdicts[number], catalogue("en", emoji=False))
+        describe_verdict(comparison.verdicts[number], catalogue("en", emoji=False))
         for number in sorted(comparison.verdicts)
     ]
 

@@ -1,4 +1,4 @@
-"""What many sections say: names of trials, verdicts, headings of tables."""
+"""Phrases that many sections share: names of trials, verdicts, changes, headings of tables."""
 
 from __future__ import annotations
 
@@ -35,30 +35,30 @@ _FINAL_SIGN: Mapping[FinalStanding, str] = {
 }
 
 
-def trials_named(trials: Sequence[TrialRecord], say: Catalogue) -> Markdown:
+def describe_trials(trials: Sequence[TrialRecord], t: Catalogue) -> Markdown:
     """Trials by their numbers, in a sentence."""
-    numbers = say.listed(trial.number for trial in trials[:MOST_NAMED])
-    more = say("trials.more", n=len(trials) - MOST_NAMED) if len(trials) > MOST_NAMED else ""
-    return Markdown(f"{say('trials.one' if len(trials) == 1 else 'trials.several', numbers=numbers)}{more}")
+    numbers = t.listed(trial.number for trial in trials[:MOST_NAMED])
+    more = t("trials.more", n=len(trials) - MOST_NAMED) if len(trials) > MOST_NAMED else ""
+    return Markdown(f"{t('trials.one' if len(trials) == 1 else 'trials.several', numbers=numbers)}{more}")
 
 
-def numbers_named(numbers: Sequence[int], say: Catalogue) -> Markdown:
+def describe_numbers(numbers: Sequence[int], t: Catalogue) -> Markdown:
     """Trials by their numbers, all of them."""
-    return say("trials.one" if len(numbers) == 1 else "trials.several", numbers=say.listed(numbers))
+    return t("trials.one" if len(numbers) == 1 else "trials.several", numbers=t.listed(numbers))
 
 
-def candidate_verdict(candidate: CandidateJudgement, say: Catalogue) -> Markdown:
+def describe_candidate(candidate: CandidateJudgement, t: Catalogue) -> Markdown:
     """How a finalist stands to the baseline, with its evidence."""
     sign = _FINAL_SIGN.get(candidate.standing)
-    words = _candidate_verdict(candidate, say)
-    return words if sign is None else Markdown(f"{say.sign(sign)}{words}")
+    words = _candidate_verdict(candidate, t)
+    return words if sign is None else Markdown(f"{t.sign(sign)}{words}")
 
 
-def _candidate_verdict(candidate: CandidateJudgement, say: Catalogue) -> Markdown:
+def _candidate_verdict(candidate: CandidateJudgement, t: Catalogue) -> Markdown:
     if candidate.percent is None or candidate.standing in ("baseline", "unstable", "pending", "not_compared"):
-        return say(f"final.{candidate.standing}")
-    evidence = say("final.evidence", n=candidate.pairs, p=p_value(candidate.p_adjusted))
-    return say(f"final.{candidate.standing}", difference=difference(candidate.percent, say), evidence=evidence)
+        return t(f"final.{candidate.standing}")
+    evidence = t("final.evidence", n=candidate.pairs, p=p_value(candidate.p_adjusted))
+    return t(f"final.{candidate.standing}", difference=describe_difference(candidate.percent, t), evidence=evidence)
 
 
 def p_value(p: float | None) -> str:
@@ -66,53 +66,51 @@ def p_value(p: float | None) -> str:
     return MISSING if p is None else "< 0.001" if p < 0.001 else f"{p:.3f}"
 
 
-def difference(percent_above: float, say: Catalogue) -> Markdown:
+def describe_difference(percent_above: float, t: Catalogue) -> Markdown:
     """How far one perplexity is from another."""
     if percent_above == 0:
-        return say("verdict.equal")
-    return say(
-        "verdict.percent_better" if percent_above < 0 else "verdict.percent_worse", p=percent(abs(percent_above))
-    )
+        return t("verdict.equal")
+    return t("verdict.percent_better" if percent_above < 0 else "verdict.percent_worse", p=percent(abs(percent_above)))
 
 
-def verdict_text(verdict: Verdict, say: Catalogue) -> Markdown:
+def describe_verdict(verdict: Verdict, t: Catalogue) -> Markdown:
     """A verdict in words, with its evidence and its sign."""
-    return Markdown(f"{verdict_sign(verdict, say)}{_verdict(verdict, say)}")
+    return Markdown(f"{verdict_sign(verdict, t)}{_verdict(verdict, t)}")
 
 
-def verdict_sign(verdict: Verdict, say: Catalogue) -> str:
+def verdict_sign(verdict: Verdict, t: Catalogue) -> str:
     """The emoji of a verdict, if it has one."""
-    return say.sign(_SIGN[verdict.standing]) if verdict.standing in _SIGN else ""
+    return t.sign(_SIGN[verdict.standing]) if verdict.standing in _SIGN else ""
 
 
-def _verdict(verdict: Verdict, say: Catalogue) -> Markdown:
+def _verdict(verdict: Verdict, t: Catalogue) -> Markdown:
     if verdict.percent is None:
-        return say(f"standing.{verdict.standing}")
+        return t(f"standing.{verdict.standing}")
     key = "verdict.not_distinguishable" if verdict.standing == "not_distinguishable" else "verdict.one_run"
-    return say(key, difference=difference(verdict.percent, say))
+    return t(key, difference=describe_difference(verdict.percent, t))
 
 
-def headings(table: Table, say: Catalogue) -> Mapping[str, str]:
+def column_headings(table: Table, t: Catalogue) -> Mapping[str, str]:
     """Column headings; a parameter without one of its own is headed by its name."""
-    return {name: _heading(name, say) for name in table.columns}
+    return {name: _heading(name, t) for name in table.columns}
 
 
-def parameter_name(name: str, say: Catalogue) -> Markdown:
+def describe_parameter(name: str, t: Catalogue) -> Markdown:
     """A parameter as the log calls it."""
-    return Markdown(_heading(f"{PARAMETER}{name}", say))
+    return Markdown(_heading(f"{PARAMETER}{name}", t))
 
 
-def _heading(column: str, say: Catalogue) -> str:
+def _heading(column: str, t: Catalogue) -> str:
     key = f"column.{column}"
-    return say(key) if key in say.messages else escape(column.removeprefix(PARAMETER))
+    return t(key) if key in t.messages else escape(column.removeprefix(PARAMETER))
 
 
-def change(before: float | None, after: float | None, shown: Callable[[float | None], str]) -> Markdown:
+def describe_change(before: float | None, after: float | None, shown: Callable[[float | None], str]) -> Markdown:
     """From a figure to another, with the difference in per cent of the first."""
-    return Markdown(f"{shown(before)} → {shown(after)}{_parenthesis(percent_change(before, after))}")
+    return Markdown(f"{shown(before)} → {shown(after)}{_parenthesis(describe_percent_change(before, after))}")
 
 
-def percent_change(before: float | None, after: float | None) -> Markdown:
+def describe_percent_change(before: float | None, after: float | None) -> Markdown:
     """The difference in per cent of the first figure; a dash where there is none."""
     if before is None or after is None or before <= 0:
         return Markdown(MISSING)
