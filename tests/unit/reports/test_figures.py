@@ -204,7 +204,7 @@ def test_ten_thousand_trials_are_thinned_and_the_best_are_kept() -> None:
     trials = [free(abs(n - 5000.5), x=float(n), kind=f"k{n % 3}") for n in range(10_000)]
     record = read_study(plain(*trials))
     began = time.process_time()
-    found = figures(record, compare(record))
+    found = figures(record, compare(record), catalogue("en"))
     assert time.process_time() - began < 5
     for name in ("history", "slice-1", "slice-2"):
         points = sum(len(trace.x) for trace in found[name].data if trace.mode == "markers")

@@ -28,7 +28,7 @@ def test_a_study_is_read_as_it_was_recorded():
     assert (record.created_at, record.last_run, record.profile) == (1763409600.0, 1763410500.0, "cpu")
     assert (record.planned_trials, record.description) == (40, FACTS["spec"]["description"])
     assert record.sampler["kind"] == "tpe"
-    assert record.pruner["reduction"] == 3
+    assert record.pruner["reduction_factor"] == 3
     assert (record.corpus.name, record.corpus.train_tokens) == ("python-docs", 512_345)
     assert (record.tokenizer.vocabulary, record.hardware) == (2048, "Intel Xeon, 2 cores")
     assert record.versions["torch"] == "2.13.0+cpu"
