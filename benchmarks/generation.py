@@ -18,7 +18,7 @@ import torch
 from results import FOLDER, keep
 
 from hpo_model.config import PRESETS, build_run
-from hpo_model.generation.sampling import Rules, Sampling, generate
+from hpo_model.generation.sampling import Sampling, StoppingCriteria, generate
 from hpo_model.network.transformer import Transformer
 
 VOCABULARY = 8192
@@ -65,7 +65,7 @@ def measure(preset: str, blocks: str, rows: int, tokens: int, rounds: int) -> di
 
 def _write(network: Transformer, rows: int, tokens: int, cached: bool) -> float:
     started, busy = time.perf_counter(), time.process_time()
-    generate(network, [[0]] * rows, Sampling(temperature=0), Rules(max_tokens=tokens), cached=cached)
+    generate(network, [[0]] * rows, Sampling(temperature=0), StoppingCriteria(max_tokens=tokens), cached=cached)
     # What other programs take of the machine is not this one's
     return min(time.perf_counter() - started, time.process_time() - busy)
 

@@ -1,4 +1,4 @@
-"""`hpo validate-architecture`: try the laws on a network of the user's own."""
+"""`hpo validate-architecture`: run the conformance checks on a custom network."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ def validate_architecture(
     ],
     data: DataOption = None,
 ) -> None:
-    """Try the laws on a network of your own: causality, determinism, gradients, resume, memory, speed, learning.
+    """Check a network of your own: causality, determinism, gradients, resume, memory, speed, learning.
 
-    Exit codes: 0 it keeps all of them, 1 it does not.
+    Exit codes: 0 it passes all checks, 1 it does not.
     """
     os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # torch's profiler would tell when it begins and ends
     from hpo.home import Home
@@ -30,9 +30,9 @@ def validate_architecture(
     cache = Home.from_environment().cache
     text = load_corpus(str(data or "python-docs"), cache / "corpora")
     corpus = tokenize_corpus(text, TokenizerChoice(kind="bpe", vocabulary=512), cache / "tokens")
-    broken = []
+    failed = []
     for finding in validate(network, corpus):
-        typer.echo(f"{finding.law:<17} {finding.state:<10} {finding.evidence}")
-        broken += [finding.law] if finding.state == "broken" else []
-    typer.echo(f"{network} breaks: {', '.join(broken)}" if broken else f"{network} keeps all laws; it may be studied")
-    raise typer.Exit(1 if broken else 0)
+        typer.echo(f"{finding.check:<17} {finding.state:<10} {finding.evidence}")
+        failed += [finding.check] if finding.state == "failed" else []
+    typer.echo(f"{network} fails: {', '.join(failed)}" if failed else f"{network} passes all checks; it may be studied")
+    raise typer.Exit(1 if failed else 0)

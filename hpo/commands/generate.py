@@ -107,10 +107,10 @@ def _shown(made: GeneratedText, *, alone: bool) -> str:
 def _warn(made: GeneratedText, trained: Trained) -> None:
     if made.unknown_words:
         typer.echo(f"{made.unknown_words} words of the prompt are unknown to the network; it read <unk>", err=True)
-    if made.read_again:
+    if made.context_truncations:
         length = trained.config.architecture.sequence_length
         typer.echo(
-            f"the text outgrew the {length} tokens that the network sees at once: {made.read_again} times it went on "
-            f"from the last {length // 2} alone",
+            f"the text outgrew the {length} tokens that the network sees at once: {made.context_truncations} times it "
+            f"went on from the last {length // 2} alone",
             err=True,
         )

@@ -21,7 +21,7 @@ from hpo_model.data.corpus import Corpus, load_corpus
 from hpo_model.data.documents import Difference, Documents, documents_of, paired_difference
 from hpo_model.data.tokens import encode_lines
 from hpo_model.generation.quality import Judgement, Passages, Words, passages, words_of
-from hpo_model.generation.sampling import Sampling, draw
+from hpo_model.generation.sampling import Sampling, sample
 from hpo_model.generation.trained import Trained, untrained
 from hpo_model.training.evaluation import Scores, implausibly_low, score
 
@@ -210,7 +210,7 @@ class _Measured:
         prompts = [[tokenizer.start_id, *tokenizer.encode(context)[-room:]] for context in cut.contexts]
         rules = rules_for(tokenizer, cut.words * MOST_TOKENS_PER_WORD)
         texts: list[list[int]] = [[] for _ in prompts]
-        drawn = draw(self.trained.network, prompts, sampling, banned=rules.banned, numbers=range(len(prompts)))
+        drawn = sample(self.trained.network, prompts, sampling, banned=rules.banned, numbers=range(len(prompts)))
         for count, tokens in enumerate(drawn, start=1):
             for text, token in zip(texts, tokens, strict=True):
                 text.append(token)

@@ -11,15 +11,15 @@ from pathlib import Path
 from typing import Literal
 
 from hpo.errors import UsageError
-from hpo_model.data.tokenizer import Pieces, Tokenizer
+from hpo_model.data.tokenizer import StreamDecoder, Tokenizer
 from hpo_model.generation.sampling import (
     Continuation,
-    Rules,
     Sampling,
+    StoppingCriteria,
     beam_search,
-    draw,
     generate,
     phi_per_step,
+    sample,
     window_start,
 )
 from hpo_model.generation.trained import Trained
@@ -70,7 +70,7 @@ class GeneratedText:
     mean_nats: float | None  # of a beam search
     steps: tuple[Step, ...] | None  # where Φ was asked for
     unknown_words: int  # of the prompt, read as <unk>
-    read_again: int  # times that the text outgrew what the network sees at once
+    context_truncations: int  # times that the text outgrew what the network sees at once
 
 
 def sampling_of(values: dict[str, float | int | None], beams: int) -> Sampling:
@@ -140,10 +140,10 @@ def encode_prompt(trained: Trained, prompt: str) -> list[int]:
     return [trained.tokenizer.start_id, *ids]
 
 
-def rules_for(tokenizer: Tokenizer, max_tokens: int, *, one_line: bool = False) -> Rules:
+def rules_for(tokenizer: Tokenizer, max_tokens: int, *, one_line: bool = False) -> StoppingCriteria:
     """Never the start token of BPE, which no text holds; to the end of the line, if that is wanted."""
     banned = [tokenizer.start_id] if tokenizer.kind == "bpe" else []
-    return Rules(max_tokens=max_tokens, ends=tokenizer.line_ends if one_line else (), banned=banned)
+    return StoppingCriteria(max_tokens=max_tokens, ends=tokenizer.line_ends if one_line else (), banned=banned)
 
 
 def generate_texts(trained: Trained, prompts: Sequence[str], request: GenerateRequest) -> Iterator[GeneratedText]:
@@ -156,7 +156,7 @@ def generate_texts(trained: Trained, prompts: Sequence[str], request: GenerateRe
         raise UsageError(f"{trained.path.name}: {trained.config.architecture.network} has no Φ; leave out --phi")
     rules = rules_for(trained.tokenizer, request.max_tokens, one_line=request.one_line)
     encoded = [encode_prompt(trained, prompt) for prompt in prompts]
-    jobs = [(place, sample) for place in range(len(prompts)) for sample in range(request.samples)]
+    jobs = [(place, number) for place in range(len(prompts)) for number in range(request.samples)]
     if request.beams:
         for prompt, ids in zip(prompts, encoded, strict=True):
             found = beam_search(trained.network, ids, request.beams, request.sampling, rules)
@@ -170,19 +170,19 @@ def generate_texts(trained: Trained, prompts: Sequence[str], request: GenerateRe
             [encoded[place] for place, _ in rows],
             request.sampling,
             rules,
-            numbers=[sample for _, sample in rows],
+            numbers=[number for _, number in rows],
         )
-        for (place, sample), continuation in zip(rows, texts, strict=True):
-            yield _told(trained, request, prompts[place], encoded[place], sample, continuation)
+        for (place, number), continuation in zip(rows, texts, strict=True):
+            yield _told(trained, request, prompts[place], encoded[place], number, continuation)
 
 
 def stream_text(trained: Trained, prompt: str, request: GenerateRequest, show: Callable[[str], None]) -> GeneratedText:
     """One sampled text, shown piece by piece as it comes; the pieces together are the text of `generate_texts`."""
     rules = rules_for(trained.tokenizer, request.max_tokens, one_line=request.one_line)
     ids = encode_prompt(trained, prompt)
-    pieces = Pieces(trained.tokenizer, first=prompt.endswith("\n"))
+    pieces = StreamDecoder(trained.tokenizer, first=prompt.endswith("\n"))
     tokens: list[int] = []
-    for [token] in draw(trained.network, [ids], request.sampling, banned=rules.banned):
+    for [token] in sample(trained.network, [ids], request.sampling, banned=rules.banned):
         if not tokens:
             show(prompt)
         tokens.append(token)
@@ -195,10 +195,10 @@ def stream_text(trained: Trained, prompt: str, request: GenerateRequest, show: C
 
 
 def _told(
-    trained: Trained, request: GenerateRequest, prompt: str, ids: list[int], sample: int, made: Continuation
+    trained: Trained, request: GenerateRequest, prompt: str, ids: list[int], number: int, made: Continuation
 ) -> GeneratedText:
     length = trained.config.architecture.sequence_length
-    pieces = Pieces(trained.tokenizer, first=prompt.endswith("\n"))
+    pieces = StreamDecoder(trained.tokenizer, first=prompt.endswith("\n"))
     shown = [pieces.add(token) for token in made.tokens]
     steps = None
     if request.phi:
@@ -208,12 +208,12 @@ def _told(
     starts = {window_start(read, length) for read in range(len(ids), len(ids) + len(made.tokens))}
     return GeneratedText(
         prompt=prompt,
-        sample=sample,
+        sample=number,
         text="".join(shown) + pieces.end(),
         tokens=len(made.tokens),
         end=made.end,
         mean_nats=made.mean_nats,
         steps=steps,
         unknown_words=trained.tokenizer.unknown_words(prompt, ids),
-        read_again=len(starts) - 1,
+        context_truncations=len(starts) - 1,
     )

@@ -22,7 +22,7 @@ from hpo.sweep.compatibility import check_network, check_text
 from hpo.sweep.corpus import load_text
 from hpo.sweep.finalists import find_finalists
 from hpo.sweep.sweep import Sweep, open_sweep
-from hpo_model.config import RUNS_VERSION, RunConfig, Scalar, TokenizerChoice, build_run, parameter_type
+from hpo_model.config import SEMANTICS_VERSION, RunConfig, Scalar, TokenizerChoice, build_run, parameter_type
 from hpo_model.data.corpus import load_corpus
 from hpo_model.data.tokens import TokenizedCorpus, tokenize_corpus
 from hpo_model.network.custom import source_digest
@@ -74,7 +74,7 @@ def prepare_trial_run(url: str, home: Home, request: TrialRequest, announce: Cal
     with storage_errors(url):
         sweep = open_sweep(open_database(url, create=False), request.study)
         number, recorded = _recorded_run(sweep, _chosen(sweep, announce) if request.trial is None else request.trial)
-    if (made := sweep.record.fingerprint.semantics_version) != RUNS_VERSION:
+    if (made := sweep.record.fingerprint.semantics_version) != SEMANTICS_VERSION:
         announce(f"the study's runs are of version {made}; with equal values this program trains otherwise")
     corpus = load_text(sweep.spec, request.data, sweep.record, home, announce)
     check_text(sweep.record, corpus)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from hpo.errors import StudyError, StudyFileError
 from hpo.study.spec import StudySpec
 from hpo.sweep.record import Fingerprint, NetworkFacts, StudyRecord
-from hpo_model.config import RUNS_VERSION
+from hpo_model.config import SEMANTICS_VERSION
 from hpo_model.errors import ModelError
 
 if TYPE_CHECKING:
@@ -63,8 +63,8 @@ def _check_semantics(record: StudyRecord) -> None:
         for name, value in values.items()
         if value != then.presets.get(preset, {}).get(name, value)
     ]
-    if then.semantics_version != RUNS_VERSION:
-        differences = [f"runs were of version {then.semantics_version}, are of {RUNS_VERSION}"]
+    if then.semantics_version != SEMANTICS_VERSION:
+        differences = [f"runs were of version {then.semantics_version}, are of {SEMANTICS_VERSION}"]
     if differences:
         raise StudyError(
             f"study {record.spec.name!r} was made when equal values trained a different run: "

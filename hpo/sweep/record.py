@@ -12,7 +12,7 @@ from pydantic import ValidationError
 
 from hpo.errors import StudyError
 from hpo.study.spec import Profile, StudySpec
-from hpo_model.config import RUNS_VERSION, Scalar
+from hpo_model.config import SEMANTICS_VERSION, Scalar
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,7 +55,7 @@ class Fingerprint:
         """The fingerprint of a study that is made now: of each preset that its trials may take."""
         presets = spec.search["preset"].corners if "preset" in spec.search else (spec.run.get("preset", "nano"),)
         values = {str(preset): spec.run_with({"preset": preset}).parameters() for preset in presets}
-        return cls(semantics_version=RUNS_VERSION, presets=values)
+        return cls(semantics_version=SEMANTICS_VERSION, presets=values)
 
 
 @dataclass(frozen=True, kw_only=True)

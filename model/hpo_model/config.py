@@ -183,7 +183,7 @@ class RunConfig:
 
 # Raised whenever runs of equal values train otherwise than before: initialisation, order of the data, dropout, loss. A
 # preset's or a default's other value needs no raise. 2: initialisation by width, dropout from sixteen bits.
-RUNS_VERSION = 2
+SEMANTICS_VERSION = 2
 
 # Width, layers and heads are those of the logs this project systematises; micro and small differ in training only.
 # Learning rates were measured for nano and tiny_iit; those of the larger ones are of before the present initialisation.

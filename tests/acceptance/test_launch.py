@@ -21,7 +21,7 @@ from hpo.sweep.slots import SlotCounts
 from hpo.sweep.sweep import find_sweep, last_run, study_names
 from hpo.worker.messages import Event
 from hpo.worker.worker import work
-from hpo_model.config import RUNS_VERSION
+from hpo_model.config import SEMANTICS_VERSION
 from hpo_model.errors import CorpusError
 from hpo_model.training.loop import Throughput
 from hpo_reports.records.names import STUDY_LAST_RUN, TRIAL_MACHINE
@@ -411,8 +411,8 @@ def with_another_learning_rate(record: dict[str, Any]) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("changed", "difference"),
     [
-        (without_meaning, f"runs were of version 1, are of {RUNS_VERSION}"),
-        (with_runs_of_version_1, f"runs were of version 1, are of {RUNS_VERSION}"),
+        (without_meaning, f"runs were of version 1, are of {SEMANTICS_VERSION}"),
+        (with_runs_of_version_1, f"runs were of version 1, are of {SEMANTICS_VERSION}"),
         (with_another_learning_rate, "learning_rate of nano was 0.001, is 0.004"),
     ],
 )

@@ -1,4 +1,4 @@
-"""Networks as users write them: one that keeps all laws, and one for each way to break one."""
+"""Networks as users write them: one that passes all conformance checks, and one for each way to fail."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from hpo_model.config import Architecture
-from hpo_model.network.kv_cache import Past
-from hpo_model.network.transformer import States, Transformer
+from hpo_model.network.kv_cache import KVCache
+from hpo_model.network.transformer import ForwardOutput, Transformer
 
 
 class Recurrent(nn.Module):
-    """A gated recurrent network: keeps all laws."""
+    """A gated recurrent network: passes all conformance checks."""
 
     def __init__(self, architecture: Architecture, vocabulary: int) -> None:
         super().__init__()
@@ -118,7 +118,7 @@ class Slow(Recurrent):
 class WithPhi(Transformer):
     """A transformer with something changed, and all of Φ and memory."""
 
-    def forward(self, tokens_BT: Tensor, past: Past | None = None) -> States:
+    def forward(self, tokens_BT: Tensor, past: KVCache | None = None) -> ForwardOutput:
         states = super().forward(tokens_BT, past)
         return states._replace(hidden_BTD=states.hidden_BTD.tanh())
 
@@ -144,7 +144,7 @@ class Anchored(Fixed):
 class MixingPast(Transformer):
     """Adds the mean of all before: what a past of single tokens does not hold. Its forward takes none."""
 
-    def forward(self, tokens_BT: Tensor) -> States:  # type: ignore[override]
+    def forward(self, tokens_BT: Tensor) -> ForwardOutput:  # type: ignore[override]
         states = super().forward(tokens_BT)
         count_T1 = torch.arange(1, tokens_BT.shape[1] + 1)[:, None]
         return states._replace(hidden_BTD=states.hidden_BTD + states.hidden_BTD.cumsum(1) / count_T1)

@@ -27,7 +27,7 @@ from hpo_model.errors import CorpusError
 
 SPLITS = ("train", "valid", "test")
 HUB = "https://huggingface.co"
-HUB_PATIENCE_S = 4.0  # `auto` decides within five seconds, name resolution included
+HUB_TIMEOUT_S = 4.0  # `auto` decides within five seconds, name resolution included
 WIKITEXT = {
     "wikitext-2": "wikitext-2-v1",
     "wikitext-2-raw": "wikitext-2-raw-v1",
@@ -35,7 +35,7 @@ WIKITEXT = {
     "wikitext-103-raw": "wikitext-103-raw-v1",
 }
 NAMES = ("auto", "python-docs", "markov", *WIKITEXT)
-LONG_LINE = 40  # characters
+MIN_LONG_LINE = 40  # characters
 _SPLIT_WORDS = {"train": ("train",), "valid": ("valid", "validation", "val", "dev"), "test": ("test",)}
 _TEXT_SUFFIXES = (".txt", ".tokens", ".raw")
 _TABLE_SUFFIXES = {".parquet": "parquet", ".jsonl": "json", ".json": "json", ".csv": "csv"}
@@ -119,14 +119,14 @@ def _hub_answers() -> bool:
     def ask() -> None:
         try:
             hub = os.environ.get("HF_ENDPOINT", HUB)
-            with urllib.request.urlopen(urllib.request.Request(hub, method="HEAD"), timeout=HUB_PATIENCE_S):
+            with urllib.request.urlopen(urllib.request.Request(hub, method="HEAD"), timeout=HUB_TIMEOUT_S):
                 answered.set()
         except (OSError, ValueError):  # the latter for an HF_ENDPOINT that is no URL
             return
 
     asking = threading.Thread(target=ask, daemon=True)  # a name server may hang far longer than any timeout
     asking.start()
-    asking.join(HUB_PATIENCE_S)
+    asking.join(HUB_TIMEOUT_S)
     return answered.is_set()
 
 
@@ -214,7 +214,7 @@ def _without(lines: set[str], text: str) -> str:
 
 def _long_lines(text: str) -> set[str]:
     """Lines that two documents do not share by chance."""
-    return {line.strip() for line in text.split("\n") if len(line.strip()) > LONG_LINE}
+    return {line.strip() for line in text.split("\n") if len(line.strip()) > MIN_LONG_LINE}
 
 
 def _documents() -> Iterator[str]:

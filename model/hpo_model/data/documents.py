@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 ARTICLE = re.compile(r" ?= [^=\s].* = ?\n?")  # WikiText's heading of an article; those of sections have = = twice
-LEAST_ARTICLES = 8
+MIN_ARTICLES = 8
 BLOCKS = 48  # of equally many lines, where a text has no such headings
 RESAMPLES = 10_000
 CONFIDENCE = 0.95
@@ -38,7 +38,7 @@ class Documents:
 def documents_of(lines: Sequence[str]) -> Documents:
     """WikiText's articles, else blocks of equally many lines."""
     headings = [place for place, line in enumerate(lines) if ARTICLE.fullmatch(line) and " = = " not in line]
-    if len(headings) >= LEAST_ARTICLES:
+    if len(headings) >= MIN_ARTICLES:
         return Documents((0, *headings[1:]), "articles")
     blocks = min(BLOCKS, len(lines))
     return Documents(tuple(len(lines) * block // blocks for block in range(blocks)), "blocks of lines")

@@ -94,7 +94,7 @@ class Tokenizer:
         return text.replace(END_OF_LINE, "\n") if self.kind == "word" else text
 
 
-class Pieces:
+class StreamDecoder:
     """Text that is shown while its tokens come: whole characters only, and together what `decode` gives.
 
     Args:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from hpo_model.errors import NetworkError
 from hpo_model.network.custom import Network
 
-MOST_ROWS = 4096  # sequences side by side that a program takes
+MAX_ROWS = 4096  # sequences side by side that a program takes
 
 Freedom = Literal["any batch, any length", "any batch, whole sequences", "one whole sequence"]
 
@@ -61,7 +61,7 @@ def export_program(network: Network, path: Path) -> Program:
         NetworkError: it cannot be exported, or the program gives other logits.
     """
     logits = _Logits(network).eval()
-    batch = torch.export.Dim("batch", min=1, max=MOST_ROWS)
+    batch = torch.export.Dim("batch", min=1, max=MAX_ROWS)
     whole = network.architecture.sequence_length
     length = torch.export.Dim("length", min=1, max=whole)
     attempts: tuple[tuple[Freedom, tuple[int, int], Any], ...] = (

@@ -21,9 +21,9 @@ BLEU_ORDER = 4
 BLEU_EPSILON = 0.1  # in place of no match at all: Chen & Cherry 2014, method 1
 REPEATED = 4  # words of a run that counts as repeated
 COMMONEST = 20  # words of people's text that count as its function words
-LONGEST_WORD, LONGEST_BLANK = 20, 8  # signs; longer runs are cut, so that no text is without words
+MAX_WORD, MAX_BLANK = 20, 8  # signs; longer runs are cut, so that no text is without words
 # <unk>, WikiText's @-@ and kin, words, signs, and blanks where there are several: layout is part of a text
-_WORD = re.compile(rf"<unk>|@[-,.]@|\w{{1,{LONGEST_WORD}}}|[^\w\s]|\s{{2,{LONGEST_BLANK}}}")
+_WORD = re.compile(rf"<unk>|@[-,.]@|\w{{1,{MAX_WORD}}}|[^\w\s]|\s{{2,{MAX_BLANK}}}")
 
 Collapse = Literal["none", "uniform", "repetition loop", "function-word loop"]
 Words = Sequence[str]
@@ -301,7 +301,7 @@ def diagnose(measures: Measures, human: Measures, texts: Sequence[Words]) -> tup
 
 PASSAGES = 32  # texts that are generated, and as many of people's on each side
 PASSAGE_WORDS = 200
-LEAST_PASSAGE_WORDS = 40
+MIN_PASSAGE_WORDS = 40
 CONTEXT_SIGNS = 240  # of people's text before a passage, from which a network writes on
 
 
@@ -319,12 +319,12 @@ def passages(text: str) -> Passages | None:
     """Cut held-out text into evenly spread passages, in turns for the scale and for grading.
 
     Returns:
-        None where the text is too short for passages of `LEAST_PASSAGE_WORDS` words with as much text between them.
+        None where the text is too short for passages of `MIN_PASSAGE_WORDS` words with as much text between them.
     """
     found = list(_WORD.finditer(text))
     stretch = len(found) // (2 * PASSAGES)
     length = min(PASSAGE_WORDS, stretch // 2)
-    if length < LEAST_PASSAGE_WORDS:
+    if length < MIN_PASSAGE_WORDS:
         return None
     names = [match.group() for match in found]
     firsts = [place * stretch + (stretch - length) // 2 for place in range(2 * PASSAGES)]

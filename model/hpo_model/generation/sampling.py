@@ -1,4 +1,4 @@
-"""Text from a trained network: sampling, beam search, and the past that makes it quick.
+"""Text from a trained network: sampling, beam search, and the KV cache that makes it quick.
 
 Shapes: B sequences side by side, V vocabulary, T positions that the network sees at once, L tokens of a batch.
 
@@ -20,11 +20,11 @@ from hpo_model.errors import ConfigError
 from hpo_model.hardware import mixed_precision
 from hpo_model.network import phi
 from hpo_model.network.custom import Network
-from hpo_model.network.kv_cache import Past
+from hpo_model.network.kv_cache import KVCache
 from hpo_model.network.transformer import Transformer
 
 GENERATOR_STRIDE = 1_000_003  # between the seeds of two seeds' first samples
-LEAST_FOR_PHI = 4  # positions
+MIN_PHI_POSITIONS = 4  # positions
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,13 +57,13 @@ class Sampling:
 
     @property
     def penalises(self) -> bool:
-        """Whether what has been said before counts."""
+        """Whether any penalty is set."""
         return (self.repetition_penalty, self.frequency_penalty, self.presence_penalty) != (1.0, 0.0, 0.0)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Rules:
-    """What a text may hold, and where it ends."""
+class StoppingCriteria:
+    """Where a text ends, and which tokens it never holds."""
 
     max_tokens: int = 100
     ends: Collection[int] = ()  # the text ends after one of these ids
@@ -86,7 +86,7 @@ def generate(
     network: Network,
     prompts: Sequence[Sequence[int]],
     sampling: Sampling,
-    rules: Rules,
+    stopping: StoppingCriteria,
     *,
     numbers: Sequence[int] | None = None,
     cached: bool = True,
@@ -97,27 +97,27 @@ def generate(
         network: in whichever mode; it is used in evaluation mode, its memory frozen.
         prompts: ids, of different lengths; each at least 1 and at most T.
         sampling: how to draw.
-        rules: when to stop.
-        numbers: which sample of its prompt each is; a seed and a number give a text, whoever stands beside it.
-        cached: whether to keep what was read; False reads all of it again for each token, as is always done with a
-            network of a user's own.
+        stopping: where a text ends.
+        numbers: which sample of its prompt each is; a seed and a number give one text, whatever batch it is in.
+        cached: whether to keep what was read; False reads all of it again for each token, as is always done
+            with a custom network.
 
     Raises:
         ConfigError: a prompt that is empty or longer than T.
     """
     texts: list[list[int]] = [[] for _ in prompts]
     open_rows = set(range(len(prompts)))
-    for drawn in draw(network, prompts, sampling, banned=rules.banned, numbers=numbers, cached=cached):
+    for drawn in sample(network, prompts, sampling, banned=stopping.banned, numbers=numbers, cached=cached):
         for row in tuple(open_rows):
             texts[row].append(drawn[row])
-            if drawn[row] in rules.ends or len(texts[row]) == rules.max_tokens:
+            if drawn[row] in stopping.ends or len(texts[row]) == stopping.max_tokens:
                 open_rows.remove(row)
         if not open_rows:
             break
-    return [Continuation(tokens=tuple(text), end="line" if text[-1] in rules.ends else "length") for text in texts]
+    return [Continuation(tokens=tuple(text), end="line" if text[-1] in stopping.ends else "length") for text in texts]
 
 
-def draw(
+def sample(
     network: Network,
     prompts: Sequence[Sequence[int]],
     sampling: Sampling,
@@ -126,21 +126,21 @@ def draw(
     numbers: Sequence[int] | None = None,
     cached: bool = True,
 ) -> Iterator[list[int]]:
-    """Draw the next token of each prompt, then the one after it, without end. Arguments as for `generate`."""
+    """Yield the next token of each prompt, then the one after it, without end. Arguments as for `generate`."""
     numbers = numbers or [0] * len(prompts)
     generators = [torch.Generator().manual_seed(sampling.seed * GENERATOR_STRIDE + number) for number in numbers]
     reader = Reader(network, prompts, cached=cached)
-    said_BV = None
+    generated_BV = None
     with evaluating(network):
         while True:
-            logits_BV = without(reader.logits(), banned)
+            logits_BV = mask(reader.logits(), banned)
             if sampling.penalises:
-                said_BV = said_BV if said_BV is not None else torch.zeros_like(logits_BV)
-                seen_BV = _counts(prompts, logits_BV) + said_BV
-                logits_BV = penalised(logits_BV, sampling, seen_BV, said_BV)
-            drawn_B = pick(logits_BV, sampling, generators)
-            if said_BV is not None:
-                said_BV.scatter_add_(1, drawn_B[:, None], torch.ones_like(said_BV[:, :1]))
+                generated_BV = generated_BV if generated_BV is not None else torch.zeros_like(logits_BV)
+                seen_BV = _counts(prompts, logits_BV) + generated_BV
+                logits_BV = apply_penalties(logits_BV, sampling, seen_BV, generated_BV)
+            drawn_B = sample_token(logits_BV, sampling, generators)
+            if generated_BV is not None:
+                generated_BV.scatter_add_(1, drawn_B[:, None], torch.ones_like(generated_BV[:, :1]))
             drawn = drawn_B.tolist()
             yield drawn
             reader.append(drawn)
@@ -168,13 +168,13 @@ class Reader:
 
     def __init__(self, network: Network, prompts: Sequence[Sequence[int]], *, cached: bool = True) -> None:
         self.network = network
-        self.cached = cached and type(network) is Transformer  # a user's own may know no past, or not keep to it
+        self.cached = cached and type(network) is Transformer  # a custom network may know no KV cache
         self.length = network.architecture.sequence_length
         for prompt in prompts:
             _require(1 <= len(prompt) <= self.length, f"a prompt must have 1 to {self.length} tokens", len(prompt))
         self.texts = [list(prompt) for prompt in prompts]
         self.device = network.output.weight.device
-        self._past: Past | None = None  # None: all has to be read
+        self._cache: KVCache | None = None  # None: all has to be read
 
     def append(self, tokens: Sequence[int]) -> None:
         """One token more for each text."""
@@ -182,13 +182,13 @@ class Reader:
             before = window_start(len(text), self.length)
             text.append(token)
             if window_start(len(text), self.length) != before:
-                self._past = None
+                self._cache = None
 
     def select(self, rows: list[int]) -> None:
         """Go on with these texts, some of them perhaps more than once."""
         self.texts = [list(self.texts[row]) for row in rows]
-        if self._past is not None:
-            self._past.select(rows)
+        if self._cache is not None:
+            self._cache.select(rows)
 
     @torch.no_grad()
     def logits(self) -> Tensor:
@@ -197,11 +197,11 @@ class Reader:
         lengths_B = torch.tensor([len(window) for window in windows], device=self.device)
         longest = max(map(len, windows))
         with mixed_precision(self.device):
-            if self._past is not None:
+            if self._cache is not None:
                 last_B1 = torch.tensor([window[-1:] for window in windows], device=self.device)
                 aligned = all(len(window) == longest for window in windows)
-                self._past.begin(lengths_B[:, None] - 1, longest, aligned=aligned)
-                hidden_BD = self.network(last_B1, self._past).hidden_BTD[:, 0]
+                self._cache.begin(lengths_B[:, None] - 1, longest, aligned=aligned)
+                hidden_BD = self.network(last_B1, self._cache).hidden_BTD[:, 0]
             else:
                 tokens_BL = torch.tensor([window + [0] * (longest - len(window)) for window in windows])
                 hidden_BLD = self._read(tokens_BL.to(self.device))
@@ -214,16 +214,16 @@ class Reader:
         if not self.cached:
             return self.network(tokens_BL).hidden_BTD  # type: ignore[no-any-return]
         rows, longest = tokens_BL.shape
-        self._past = Past(rows, self.length, self.device)
-        self._past.begin(torch.arange(longest, device=self.device).expand(rows, -1), longest, aligned=True)
-        return self.network(tokens_BL, self._past).hidden_BTD  # type: ignore[no-any-return]
+        self._cache = KVCache(rows, self.length, self.device)
+        self._cache.begin(torch.arange(longest, device=self.device).expand(rows, -1), longest, aligned=True)
+        return self.network(tokens_BL, self._cache).hidden_BTD  # type: ignore[no-any-return]
 
 
 # ---------------------------------------------------------------------------------------------- the next token
 
 
-def without(logits_BV: Tensor, banned: Collection[int]) -> Tensor:
-    """The logits with those of the banned ids at −∞."""
+def mask(logits_BV: Tensor, banned: Collection[int]) -> Tensor:
+    """Set the logits of the banned ids to −∞."""
     if not banned:
         return logits_BV
     return logits_BV.index_fill(1, torch.tensor(sorted(banned), device=logits_BV.device), float("-inf"))
@@ -234,14 +234,14 @@ def _counts(texts: Sequence[Sequence[int]], like_BV: Tensor) -> Tensor:
     return torch.stack(counts).to(like_BV)
 
 
-def penalised(logits_BV: Tensor, sampling: Sampling, seen_BV: Tensor, said_BV: Tensor) -> Tensor:
-    """Make likelier or less likely what has been said before.
+def apply_penalties(logits_BV: Tensor, sampling: Sampling, seen_BV: Tensor, generated_BV: Tensor) -> Tensor:
+    """Apply the penalties for tokens that prompt and text hold already.
 
     Args:
         logits_BV: of the next token.
         sampling: the penalties.
         seen_BV: how often each token stands in prompt and text.
-        said_BV: how often it stands in the text alone.
+        generated_BV: how often it stands in the text alone.
 
     Returns:
         Logits (B, V). The repetition penalty is that of CTRL (Keskar et al. 2019, section 4.1).
@@ -249,7 +249,7 @@ def penalised(logits_BV: Tensor, sampling: Sampling, seen_BV: Tensor, said_BV: T
     penalty = sampling.repetition_penalty
     divided_BV = torch.where(logits_BV > 0, logits_BV / penalty, logits_BV * penalty)
     logits_BV = torch.where(seen_BV > 0, divided_BV, logits_BV)
-    return logits_BV - sampling.frequency_penalty * said_BV - sampling.presence_penalty * (said_BV > 0)
+    return logits_BV - sampling.frequency_penalty * generated_BV - sampling.presence_penalty * (generated_BV > 0)
 
 
 def probabilities(logits_BV: Tensor, sampling: Sampling) -> Tensor:
@@ -273,7 +273,7 @@ def probabilities(logits_BV: Tensor, sampling: Sampling) -> Tensor:
     return kept_BV / kept_BV.sum(-1, keepdim=True)
 
 
-def pick(logits_BV: Tensor, sampling: Sampling, generators: Sequence[torch.Generator]) -> Tensor:
+def sample_token(logits_BV: Tensor, sampling: Sampling, generators: Sequence[torch.Generator]) -> Tensor:
     """Draw one token (B,) per row, each with its own generator of the CPU."""
     if sampling.temperature == 0:
         return logits_BV.argmax(-1)
@@ -301,14 +301,14 @@ def beam_search(
     prompt: Sequence[int],
     beams: int,
     sampling: Sampling,
-    rules: Rules,
+    stopping: StoppingCriteria,
     *,
     cached: bool = True,
 ) -> list[Continuation]:
     """Look for the likeliest continuation, by log probability per token, so that long ones are not at a loss.
 
     Args:
-        network, prompt, rules, cached: as for `generate`.
+        network, prompt, stopping, cached: as for `generate`.
         beams: partial texts that are followed side by side.
         sampling: its penalties count; nothing is drawn.
 
@@ -319,32 +319,34 @@ def beam_search(
     reader = Reader(network, [prompt], cached=cached)
     live, ended = [_Beam((), 0.0)], list[_Beam]()
     with evaluating(network):
-        for _ in range(rules.max_tokens):
-            log_probabilities_BV = _beam_logits(reader, prompt, live, sampling, rules).log_softmax(-1)
+        for _ in range(stopping.max_tokens):
+            log_probabilities_BV = _beam_logits(reader, prompt, live, sampling, stopping).log_softmax(-1)
             parents, grown = _grow(live, log_probabilities_BV, 2 * beams)
-            ended += [beam for beam in grown if beam.tokens[-1] in rules.ends]
+            ended += [beam for beam in grown if beam.tokens[-1] in stopping.ends]
             ended = sorted(ended, key=lambda beam: -beam.mean)[:beams]
-            going = [row for row, beam in enumerate(grown) if beam.tokens[-1] not in rules.ends][:beams]
+            going = [row for row, beam in enumerate(grown) if beam.tokens[-1] not in stopping.ends][:beams]
             live = [grown[row] for row in going]
             # No live beam can do better than to add nothing but certainties
-            if not live or (len(ended) == beams and ended[-1].mean >= live[0].log_probability / rules.max_tokens):
+            if not live or (len(ended) == beams and ended[-1].mean >= live[0].log_probability / stopping.max_tokens):
                 break
             reader.select([parents[row] for row in going])
             reader.append([beam.tokens[-1] for beam in live])
-    best = sorted((*ended, *(beam for beam in live if len(beam.tokens) == rules.max_tokens)), key=lambda b: -b.mean)
+    best = sorted((*ended, *(beam for beam in live if len(beam.tokens) == stopping.max_tokens)), key=lambda b: -b.mean)
     return [
-        Continuation(tokens=b.tokens, end="line" if b.tokens[-1] in rules.ends else "length", mean_nats=-b.mean)
+        Continuation(tokens=b.tokens, end="line" if b.tokens[-1] in stopping.ends else "length", mean_nats=-b.mean)
         for b in best[:beams]
     ]
 
 
-def _beam_logits(reader: Reader, prompt: Sequence[int], live: list[_Beam], sampling: Sampling, rules: Rules) -> Tensor:
+def _beam_logits(
+    reader: Reader, prompt: Sequence[int], live: list[_Beam], sampling: Sampling, stopping: StoppingCriteria
+) -> Tensor:
     logits_BV = reader.logits()
     if sampling.penalises:
-        said_BV = _counts([beam.tokens for beam in live], logits_BV)
-        seen_BV = _counts([prompt], logits_BV) + said_BV
-        logits_BV = penalised(logits_BV, sampling, seen_BV, said_BV)
-    return without(logits_BV, rules.banned).double()
+        generated_BV = _counts([beam.tokens for beam in live], logits_BV)
+        seen_BV = _counts([prompt], logits_BV) + generated_BV
+        logits_BV = apply_penalties(logits_BV, sampling, seen_BV, generated_BV)
+    return mask(logits_BV, stopping.banned).double()
 
 
 def _grow(live: list[_Beam], log_probabilities_BV: Tensor, most: int) -> tuple[list[int], list[_Beam]]:
@@ -382,7 +384,7 @@ def phi_per_step(network: Transformer, prompt: Sequence[int], text: Sequence[int
                 states = network(window_1T)
             for end in ends:
                 seen = end - start
-                if seen < LEAST_FOR_PHI:
+                if seen < MIN_PHI_POSITIONS:
                     values.append(None)
                     continue
                 attention = phi.Attention(*(part[:, :, :seen] for part in states.attention))

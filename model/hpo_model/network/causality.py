@@ -11,7 +11,7 @@ from torch import Tensor
 from hpo_model.errors import CausalityError
 from hpo_model.hardware import mixed_precision
 from hpo_model.network.custom import Network
-from hpo_model.network.transformer import States
+from hpo_model.network.transformer import ForwardOutput
 
 
 @torch.no_grad()
@@ -73,7 +73,7 @@ def _states_under_fixed_noise(network: Network, tokens_BT: Tensor) -> Tensor:
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         torch.manual_seed(0)
         with mixed_precision(device):
-            states: States = network(tokens_BT)
+            states: ForwardOutput = network(tokens_BT)
     return states.hidden_BTD
 
 

@@ -2,7 +2,7 @@
 
 Shapes: B sequences, T positions, D channels, V vocabulary.
 
-Any `nn.Module` with the three members of `BringsNetwork` trains as the control arm does, without Φ and memory. A
+Any `nn.Module` with the three members of `CustomNetwork` trains as the control arm does, without Φ and memory. A
 subclass of `hpo_model.network.transformer.Transformer` is taken as it is, with both. A module is imported when a user
 has named it and never before; its code then runs with all rights of the process.
 """
@@ -21,10 +21,10 @@ from torch import Tensor, nn
 
 from hpo_model.config import Architecture
 from hpo_model.errors import ConfigError, NetworkError
-from hpo_model.network.transformer import States, Transformer
+from hpo_model.network.transformer import ForwardOutput, Transformer
 
 
-class BringsNetwork(Protocol):
+class CustomNetwork(Protocol):
     """What training asks of a network. The class is called with the architecture and V."""
 
     output: nn.Linear  # (V, D) without bias: the loss reads its weight, so that the logits are never all held
@@ -36,7 +36,7 @@ class BringsNetwork(Protocol):
         """The states (B, T, D) from which `output` makes next-token logits; T at most the sequence length."""
 
 
-class BareNetwork(nn.Module):
+class ControlArmAdapter(nn.Module):
     """A user's network as training sees it: the control arm, without Φ, memory and noise."""
 
     memory = None
@@ -57,10 +57,10 @@ class BareNetwork(nn.Module):
         del noise
         self.inner.set_regularisation(dropout=dropout, noise=0.0)
 
-    def forward(self, tokens_BT: Tensor) -> States:
+    def forward(self, tokens_BT: Tensor) -> ForwardOutput:
         """Run the network up to its final states; there is no attention that could be asked."""
         hidden_BTD = self.inner(tokens_BT)
-        return States(hidden_BTD, hidden_BTD, hidden_BTD, None)
+        return ForwardOutput(hidden_BTD, hidden_BTD, hidden_BTD, None)
 
     def logits(self, hidden_BTD: Tensor) -> Tensor:
         """Next-token logits (B, T, V)."""
@@ -68,7 +68,7 @@ class BareNetwork(nn.Module):
         return logits_BTV
 
 
-Network = Transformer | BareNetwork
+Network = Transformer | ControlArmAdapter
 
 
 def build_network(architecture: Architecture, vocabulary: int) -> Network:
@@ -87,7 +87,7 @@ def build_network(architecture: Architecture, vocabulary: int) -> Network:
         built = found(architecture, vocabulary)
     except Exception as error:
         raise NetworkError(f"{name} cannot be built for a vocabulary of {vocabulary}: {_words(error)}") from error
-    network = built if isinstance(built, Transformer) else BareNetwork(built, architecture)
+    network = built if isinstance(built, Transformer) else ControlArmAdapter(built, architecture)
     _check_members(name, built, architecture, vocabulary)
     return network
 
@@ -146,7 +146,7 @@ def source_file(name: str) -> Path:
 
 @torch.no_grad()
 def _check_members(name: str, built: Any, architecture: Architecture, vocabulary: int) -> None:
-    """Refuse a network that does not offer what `BringsNetwork` says, before anything trains on it."""
+    """Refuse a network that does not offer what `CustomNetwork` says, before anything trains on it."""
     output = getattr(built, "output", None)
     if not isinstance(output, nn.Linear) or output.bias is not None or output.out_features != vocabulary:
         raise NetworkError(f"{name}: needs `output`, an nn.Linear to the {vocabulary} tokens without a bias")

@@ -15,7 +15,7 @@ from torch import Tensor
 from hpo_model.network.memory import PhiMemory, Reading
 
 
-class Past:
+class KVCache:
     """The state of a network between two tokens; for evaluation, where nothing writes to the memory.
 
     Args:

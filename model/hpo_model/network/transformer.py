@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hpo_model.config import Architecture
-from hpo_model.network.kv_cache import Past
+from hpo_model.network.kv_cache import KVCache
 from hpo_model.network.memory import PhiMemory
 from hpo_model.network.phi import Attention, initial_weight_logits
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:  # which builds on this module
 CONVOLUTION_TAPS = 4  # positions that a gated convolution sees, its own included
 
 
-class States(NamedTuple):
+class ForwardOutput(NamedTuple):
     """What a forward pass leaves for the loss, Φ and the memory."""
 
     embedded_BTD: Tensor  # token plus position embedding
@@ -92,7 +92,7 @@ class Transformer(nn.Module):
         self.dropout.set(dropout)
         self.noise.fill_(noise if self.architecture.iit else 0.0)
 
-    def forward(self, tokens_BT: Tensor, past: Past | None = None) -> States:
+    def forward(self, tokens_BT: Tensor, past: KVCache | None = None) -> ForwardOutput:
         """Run the network up to its final states; `logits` reads them.
 
         With a `past`, in evaluation, the tokens stand where it says and see what it kept; their states are the same.
@@ -112,7 +112,7 @@ class Transformer(nn.Module):
             hidden_BTD = self.memory(stream_BTD, None if past is None else past.reading_of(self.memory))
         if self.training and self.architecture.iit:
             hidden_BTD = torch.addcmul(hidden_BTD, self.noise, torch.randn_like(hidden_BTD))
-        return States(embedded_BTD, stream_BTD, self.norm(hidden_BTD), attention)
+        return ForwardOutput(embedded_BTD, stream_BTD, self.norm(hidden_BTD), attention)
 
     def logits(self, hidden_BTD: Tensor) -> Tensor:
         """Next-token logits (B, T, V)."""
@@ -132,7 +132,7 @@ class Block(nn.Module):
         self.contract = nn.Linear(4 * width, width, bias=False)
         self.dropout = dropout
 
-    def forward(self, stream_BTD: Tensor, past: Past | None = None) -> tuple[Tensor, Attention | None]:
+    def forward(self, stream_BTD: Tensor, past: KVCache | None = None) -> tuple[Tensor, Attention | None]:
         """The stream after this block, and what its attention asked, if it has one."""
         mixed_BTD, attention = self.mixer(self.mixer_norm(stream_BTD), past)
         stream_BTD = self.add(stream_BTD, mixed_BTD)
@@ -155,7 +155,7 @@ class SelfAttention(nn.Module):
         self.query_key_value = nn.Linear(width, 3 * width, bias=False)
         self.project = nn.Linear(width, width, bias=False)
 
-    def forward(self, x_BTD: Tensor, past: Past | None = None) -> tuple[Tensor, Attention]:
+    def forward(self, x_BTD: Tensor, past: KVCache | None = None) -> tuple[Tensor, Attention]:
         """What each position takes from those up to itself."""
         parts = self.query_key_value(x_BTD).chunk(3, dim=-1)
         query_BHTE, key_BHTE, value_BHTE = (part.unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in parts)
@@ -176,7 +176,7 @@ class GatedConvolution(nn.Module):
         self.taps = nn.Parameter(torch.zeros(CONVOLUTION_TAPS, width))
         self.project = nn.Linear(width, width, bias=False)
 
-    def forward(self, x_BTD: Tensor, past: Past | None = None) -> tuple[Tensor, None]:
+    def forward(self, x_BTD: Tensor, past: KVCache | None = None) -> tuple[Tensor, None]:
         """What each position takes from the few up to itself."""
         signal_BTD, gate_BTD = self.expand(x_BTD).chunk(2, dim=-1)
         if past is None:

@@ -1,4 +1,4 @@
-"""The laws that a network must keep before its perplexities mean anything, tried on one of the user's own.
+"""Conformance checks: what a custom network must pass before its perplexities mean anything.
 
 Shapes: B sequences, T positions, V vocabulary.
 
@@ -31,10 +31,10 @@ from hpo_model.training.loop import Decision, TrainingResult, benchmark, train
 from hpo_model.training.memory_estimate import parameter_count
 from hpo_model.training.step import forward_with_phi, total_loss
 
-LEAST_SPEED = 0.1  # of the control arm's: a slower network is likely a loop in Python
-MOST_MEMORY = 4.0  # times the control arm's
+MIN_SPEED = 0.1  # of the control arm's: a slower network is likely a loop in Python
+MAX_MEMORY = 4.0  # times the control arm's
 ROUNDING = 1e-3  # of the largest logit: another length is another kernel
-LEAST_GAIN_NATS = 0.2  # per token of validation text, from the untrained network to the end
+MIN_GAIN_NATS = 0.2  # per token of validation text, from the untrained network to the end
 BENCHMARK_S = 1.0
 
 # A small network that learns in seconds; the control arm has its shape, and the width that makes parameters equal.
@@ -52,25 +52,25 @@ RUN: dict[str, Scalar] = {
 }
 BRIEF: dict[str, Scalar] = {"budget_tokens": 8 * 8 * 64, "evaluations": 2, "evaluation_tokens": 512}
 
-State = Literal["kept", "broken", "not tried"]
+State = Literal["passed", "failed", "not run"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Finding:
-    """A law, and what was seen of it."""
+    """The result of one check."""
 
-    law: str
+    check: str
     state: State
     evidence: str
 
 
-class Broken(Exception):
-    """A law does not hold; the message is the evidence."""
+class CheckFailed(Exception):
+    """A check has failed; the message is the evidence."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Trial:
-    """What the laws are tried on."""
+class CheckContext:
+    """What the checks run on."""
 
     network: str  # module:Class
     corpus: TokenizedCorpus
@@ -78,7 +78,7 @@ class Trial:
     brief: RunConfig  # the same, over a few updates
 
     def build(self, seed: int = 1) -> Network:
-        """The network as a run of this seed begins with it."""
+        """Build the network as a run of this seed does."""
         torch.manual_seed(seed)
         network = build_network(self.config.architecture, self.vocabulary)
         network.set_regularisation(dropout=self.config.training.dropout, noise=self.config.training.noise)
@@ -97,82 +97,82 @@ class Trial:
 
 
 def validate(network: str, corpus: TokenizedCorpus) -> Iterator[Finding]:
-    """Try every law on a network, one after the other; each is told as it is known.
+    """Run every check on a network, one after the other; each result is yielded as it is known.
 
     Args:
         network: `module:Class`; importing it runs its code.
-        corpus: some real text, at least 20,000 tokens of it.
+        corpus: real text of at least 20,000 tokens.
 
     Raises:
         ConfigError, NetworkError: there is no such class.
         CorpusError: the text is too short.
     """
-    trial = trial_of(network, corpus)
-    broken: str | None = None  # without it nothing that trains can be tried
-    for law, look in LAWS.items():
-        finding = _tried(law, look, trial) if broken is None else _untried(law, broken)
-        if law in GROUNDS and finding.state == "broken":
-            broken = law
+    context = check_context(network, corpus)
+    failed: str | None = None  # a prerequisite: nothing is trained after it
+    for check, run in CHECKS.items():
+        finding = _run(check, run, context) if failed is None else _not_run(check, failed)
+        if check in PREREQUISITES and finding.state == "failed":
+            failed = check
         yield finding
 
 
-def trial_of(network: str, corpus: TokenizedCorpus) -> Trial:
-    """What the laws are tried on, for a network and a text; importing the network runs its code."""
+def check_context(network: str, corpus: TokenizedCorpus) -> CheckContext:
+    """Make the context of the checks for a network and a text; importing the network runs its code."""
     build_run({"network": network})  # refuses what is no name before anything is imported
     values: dict[str, Scalar] = {**RUN, "network": network, "iit": has_phi(network)}
     config, brief = build_run(values), build_run({**values, **BRIEF})
     corpus.check_length(8 * config.architecture.sequence_length)
-    return Trial(network=network, corpus=corpus, config=config, brief=brief)
+    return CheckContext(network=network, corpus=corpus, config=config, brief=brief)
 
 
-def _tried(law: str, look: Callable[[Trial], str], trial: Trial) -> Finding:
+def _run(check: str, run: Callable[[CheckContext], str], context: CheckContext) -> Finding:
     try:
-        return Finding(law=law, state="kept", evidence=look(trial))
-    except (Broken, ModelError) as error:
+        return Finding(check=check, state="passed", evidence=run(context))
+    except (CheckFailed, ModelError) as error:
         evidence = str(error)
     except Exception as error:  # of the user's code
         evidence = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
-    return Finding(law=law, state="broken", evidence=evidence)
+    return Finding(check=check, state="failed", evidence=evidence)
 
 
-def _untried(law: str, broken: str) -> Finding:
-    return Finding(law=law, state="not tried", evidence=f"nothing is trained that breaks this: {broken}")
+def _not_run(check: str, failed: str) -> Finding:
+    return Finding(check=check, state="not run", evidence=f"nothing is trained after this has failed: {failed}")
 
 
-def _interface(trial: Trial) -> str:
-    network = trial.build()
+def _interface(context: CheckContext) -> str:
+    network = context.build()
     parameters = sum(each.numel() for each in network.parameters())
-    arm = "with Φ and memory" if trial.config.architecture.iit else "as the control arm"
-    return f"built for {trial.vocabulary} tokens, {parameters:,} parameters, trains {arm}"
+    arm = "with Φ and memory" if context.config.architecture.iit else "as the control arm"
+    return f"built for {context.vocabulary} tokens, {parameters:,} parameters, trains {arm}"
 
 
-def _causality(trial: Trial) -> str:
-    network, tokens_BT = trial.build(), trial.tokens(4)[:, :-1]
+def _causality(context: CheckContext) -> str:
+    network, tokens_BT = context.build(), context.tokens(4)[:, :-1]
     changed_BT = tokens_BT.clone()
-    changed_BT[1:] = (changed_BT[1:] + 1) % trial.vocabulary
+    changed_BT[1:] = (changed_BT[1:] + 1) % context.vocabulary
     for training in (False, True):
         network.train(training)
         when = "in training" if training else "in evaluation"
         if moved := _moved(network, tokens_BT, tokens_BT):
-            raise Broken(
+            raise CheckFailed(
                 f"{when} equal tokens gave logits that differ by up to {moved:.2g}: draw random numbers from "
                 "torch, and keep what changes in buffers"
             )
         if moved := _moved(network, tokens_BT, changed_BT):
-            raise Broken(f"{when} other sequences of the batch moved a sequence's logits by up to {moved:.2g}")
+            raise CheckFailed(f"{when} other sequences of the batch moved a sequence's logits by up to {moved:.2g}")
     check_causality(network)
     return "later tokens and other sequences of the batch moved no logit, in training and in evaluation"
 
 
 @torch.no_grad()
-def _beginnings(trial: Trial) -> str:
-    network, tokens_BT = trial.build().eval(), trial.tokens(4)[:, :-1]
+def _beginnings(context: CheckContext) -> str:
+    network, tokens_BT = context.build().eval(), context.tokens(4)[:, :-1]
     whole_BTV = network.logits(network(tokens_BT).hidden_BTD)
     for length in (1, tokens_BT.shape[1] // 2):
         alone_BTV = network.logits(network(tokens_BT[:, :length]).hidden_BTD)
         moved = (alone_BTV - whole_BTV[:, :length]).abs().max().item()
         if not moved <= ROUNDING * whole_BTV.abs().max().item():
-            raise Broken(
+            raise CheckFailed(
                 f"the first {length} tokens alone gave logits that differ by up to {moved:.2g} from those within the "
                 "whole: text is generated from beginnings"
             )
@@ -190,18 +190,18 @@ def _moved(network: Network, one_BT: Tensor, other_BT: Tensor) -> float:
     return (logits[0] - logits[1]).abs().max().item()
 
 
-def _determinism(trial: Trial) -> str:
-    first, again = (_trained(trial.brief, trial.corpus) for _ in range(2))
+def _determinism(context: CheckContext) -> str:
+    first, again = (_trained(context.brief, context.corpus) for _ in range(2))
     if difference := _difference(first, again):
-        raise Broken(f"two runs of one seed differ in {difference}")
-    return f"two runs of one seed gave equal losses and weights, bit for bit, over {trial.brief.steps} updates"
+        raise CheckFailed(f"two runs of one seed differ in {difference}")
+    return f"two runs of one seed gave equal losses and weights, bit for bit, over {context.brief.steps} updates"
 
 
-def _finite_gradients(trial: Trial) -> str:
-    network = trial.build()
+def _finite_gradients(context: CheckContext) -> str:
+    network = context.build()
     network.train()
-    tokens = trial.tokens(trial.config.training.batch_size)
-    phi = trial.config.phi
+    tokens = context.tokens(context.config.training.batch_size)
+    phi = context.config.phi
     hidden_BTD, stats = forward_with_phi(network, phi.phi_objective, torch.tensor(phi.phi_target), tokens[:, :-1])
     loss = total_loss(network, hidden_BTD, tokens[:, 1:].contiguous(), stats, torch.tensor(phi.lambda_phi))
     loss.backward()  # type: ignore[no-untyped-call]
@@ -209,54 +209,54 @@ def _finite_gradients(trial: Trial) -> str:
     without = [name for name, each in wanted.items() if each.grad is None]
     infinite = [name for name, each in wanted.items() if each.grad is not None and not each.grad.isfinite().all()]
     if not loss.isfinite() or infinite:
-        raise Broken(f"loss {loss.item():.4g}; not finite: {', '.join(infinite[:3]) or 'the loss'}")
+        raise CheckFailed(f"loss {loss.item():.4g}; not finite: {', '.join(infinite[:3]) or 'the loss'}")
     if without:
-        raise Broken(f"no gradient reaches {', '.join(without[:3])}; remove it, or set requires_grad = False")
-    uniform = math.log(trial.vocabulary)
+        raise CheckFailed(f"no gradient reaches {', '.join(without[:3])}; remove it, or set requires_grad = False")
+    uniform = math.log(context.vocabulary)
     return f"all {len(wanted)} parameter tensors, at a loss of {loss.item():.3f} nats (uniform guess {uniform:.3f})"
 
 
-def _resume(trial: Trial) -> str:
-    whole = _trained(trial.brief, trial.corpus)
-    continued = _trained(trial.brief, trial.corpus, interrupted=True)
+def _resume(context: CheckContext) -> str:
+    whole = _trained(context.brief, context.corpus)
+    continued = _trained(context.brief, context.corpus, interrupted=True)
     if difference := _difference(whole, continued):
-        raise Broken(
+        raise CheckFailed(
             f"a run that was left and continued differs in {difference}; state belongs into parameters or buffers"
         )
     return "a run that was left at half and continued ended bit-identical to one that was not"
 
 
-def _memory(trial: Trial) -> str:
-    own, arm = (_peak_bytes(config, trial.corpus) for config in (trial.brief, _control_arm(trial, trial.brief)))
+def _memory(context: CheckContext) -> str:
+    own, arm = (_peak_bytes(config, context.corpus) for config in (context.brief, _control_arm(context, context.brief)))
     evidence = f"peak {own / 2**20:.1f} MiB of tensors, {own / arm:.2f} × the control arm's"
-    if own > MOST_MEMORY * arm:
-        raise Broken(f"{evidence}; at most {MOST_MEMORY:g} × is allowed")
+    if own > MAX_MEMORY * arm:
+        raise CheckFailed(f"{evidence}; at most {MAX_MEMORY:g} × is allowed")
     return evidence
 
 
-def _speed(trial: Trial) -> str:
-    configs = (trial.brief, _control_arm(trial, trial.brief))
-    own, arm = (benchmark(config, trial.corpus, seconds=BENCHMARK_S).tokens_per_s for config in configs)
+def _speed(context: CheckContext) -> str:
+    configs = (context.brief, _control_arm(context, context.brief))
+    own, arm = (benchmark(config, context.corpus, seconds=BENCHMARK_S).tokens_per_s for config in configs)
     evidence = f"{own:,.0f} tokens/s, {own / arm:.2f} × the control arm's at about equal parameters"
-    if own < LEAST_SPEED * arm:
-        raise Broken(f"{evidence}; at least {LEAST_SPEED:g} × is asked for")
+    if own < MIN_SPEED * arm:
+        raise CheckFailed(f"{evidence}; at least {MIN_SPEED:g} × is asked for")
     return evidence
 
 
-def _learning(trial: Trial) -> str:
-    result = train(trial.config, trial.corpus)
-    before, after = _untrained_loss(trial), result.history[-1].val_loss
+def _learning(context: CheckContext) -> str:
+    result = train(context.config, context.corpus)
+    before, after = _untrained_loss(context), result.history[-1].val_loss
     evidence = (
-        f"validation loss {before:.3f} → {after:.3f} nats per token in {trial.config.training.budget_tokens:,} tokens"
+        f"validation loss {before:.3f} → {after:.3f} nats per token in {context.config.training.budget_tokens:,} tokens"
     )
     if result.outcome != "complete" or result.suspicious:
-        raise Broken(f"{evidence}; {result.outcome}: {result.reason}")
-    if not before - after >= LEAST_GAIN_NATS:
-        raise Broken(f"{evidence}; a gain of {LEAST_GAIN_NATS:g} is asked for")
+        raise CheckFailed(f"{evidence}; {result.outcome}: {result.reason}")
+    if not before - after >= MIN_GAIN_NATS:
+        raise CheckFailed(f"{evidence}; a gain of {MIN_GAIN_NATS:g} is asked for")
     return evidence
 
 
-LAWS: dict[str, Callable[[Trial], str]] = {
+CHECKS: dict[str, Callable[[CheckContext], str]] = {
     "interface": _interface,
     "finite gradients": _finite_gradients,
     "causality": _causality,
@@ -267,10 +267,10 @@ LAWS: dict[str, Callable[[Trial], str]] = {
     "speed": _speed,
     "learns": _learning,
 }
-GROUNDS = ("interface", "finite gradients", "causality")
+PREREQUISITES = ("interface", "finite gradients", "causality")
 
 
-# ------------------------------------------------------------------------------------------------- what laws need
+# ------------------------------------------------------------------------------------------------- what checks need
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -303,20 +303,20 @@ def _timeless(evaluation: Evaluation) -> str:
     return repr(dataclasses.replace(evaluation, tokens_per_s=0.0, seconds=0.0, peak_memory_bytes=None))
 
 
-def _untrained_loss(trial: Trial) -> float:
-    span = trial.corpus.span("valid")
-    return score(trial.build(trial.config.training.seed), span, torch.device("cpu")).loss
+def _untrained_loss(context: CheckContext) -> float:
+    span = context.corpus.span("valid")
+    return score(context.build(context.config.training.seed), span, torch.device("cpu")).loss
 
 
-def _control_arm(trial: Trial, config: RunConfig) -> RunConfig:
+def _control_arm(context: CheckContext, config: RunConfig) -> RunConfig:
     """The same run of our transformer without Φ, of the width that makes its parameters as many as the network's."""
-    wanted = sum(each.numel() for each in trial.build().parameters())
+    wanted = sum(each.numel() for each in context.build().parameters())
     values: dict[str, Scalar] = {**config.parameters(), "network": "", "iit": False}
     heads = config.architecture.heads
     widths = range(heads, 4096, heads)
 
     def misses(width: int) -> int:
-        return abs(parameter_count(build_run({**values, "width": width}).architecture, trial.vocabulary) - wanted)
+        return abs(parameter_count(build_run({**values, "width": width}).architecture, context.vocabulary) - wanted)
 
     return build_run({**values, "width": min(widths, key=misses)})
 

@@ -20,7 +20,7 @@ from hpo_model.hardware import mixed_precision, peak_memory_bytes
 from hpo_model.network import phi
 from hpo_model.network.custom import Network
 from hpo_model.network.loss import NOT_A_TARGET, nats_of
-from hpo_model.network.transformer import States
+from hpo_model.network.transformer import ForwardOutput
 from hpo_model.training.history import Evaluation
 from hpo_model.training.run import Run
 from hpo_model.training.schedules import learning_rate_at
@@ -58,15 +58,15 @@ def evaluate(run: Run, milestone: int, stats: TrainingStats) -> Evaluation:
     training, iit = run.config.training, run.config.architecture.iit
     memory = run.network.memory
     sampled = training.evaluation_tokens < run.corpus.tokens("valid")
-    whole_split = milestone == training.evaluations or not sampled
-    valid = score(run.network, valid_span(run, full=whole_split), run.device, run.micro_batch)
+    full_split = milestone == training.evaluations or not sampled
+    valid = score(run.network, valid_span(run, full=full_split), run.device, run.micro_batch)
     trained = score(run.network, run.train_sample, run.device, run.micro_batch)
     return Evaluation(
         milestone=milestone,
         tokens=run.tokens,
         step=run.step,
         epoch=run.tokens / run.batches.tokens,
-        whole_split=whole_split,
+        whole_split=full_split,
         val_loss=valid.loss,
         val_ppl=valid.perplexity,
         val_word_ppl=valid.word_perplexity,
@@ -175,7 +175,7 @@ def score(
     )
 
 
-def _components(states: States, probes: int) -> Tensor:
+def _components(states: ForwardOutput, probes: int) -> Tensor:
     """The components of Φ (R, C); without attention its diversity is not a number, and so is Φ."""
     if states.attention is not None:
         return phi.components(states.hidden_BTD, phi.attention_received(states.attention, probes))

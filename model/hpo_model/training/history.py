@@ -13,7 +13,7 @@ class Evaluation:
     tokens: int  # training tokens read so far
     step: int  # updates made so far
     epoch: float  # passes over the training split so far
-    whole_split: bool  # measured on the whole validation split, not on a fixed sample of it
+    whole_split: bool  # of the full validation split, not of a fixed sample; stored histories have this name
     val_loss: float  # nats per token
     val_ppl: float  # per token; not comparable across tokenizers
     val_word_ppl: float  # per word and end of line, as the literature reports

@@ -60,25 +60,25 @@ def peak_tensor_bytes(
     """
     architecture, batch_size = config.architecture, config.training.batch_size
     rows = batch_size if micro_batch is None else min(micro_batch, batch_size)
-    account = Account(
+    estimate = MemoryEstimate(
         architecture=architecture,
         objective=config.phi.phi_objective,
         vocabulary=vocabulary,
         device_type=device_type,
         tokens=rows * architecture.sequence_length,
     )
-    moments = 2 * account.weights  # of AdamW
-    gathered = account.weights if rows < batch_size else 0  # gradients of the pieces before
+    moments = 2 * estimate.weights  # of AdamW
+    gathered = estimate.weights if rows < batch_size else 0  # gradients of the pieces before
     beside_weights = (
-        account.in_check(),
-        moments + gathered + account.in_update(),
-        moments + account.in_evaluation(rows_at_once(architecture.sequence_length, device_type, micro_batch)),
+        estimate.in_check(),
+        moments + gathered + estimate.in_update(),
+        moments + estimate.in_evaluation(rows_at_once(architecture.sequence_length, device_type, micro_batch)),
     )
-    return account.weights + TOKEN * train_tokens + max(beside_weights)
+    return estimate.weights + TOKEN * train_tokens + max(beside_weights)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Account:
+class MemoryEstimate:
     """Bytes that stand beside weights, moments and text, at each moment that can be the peak."""
 
     architecture: Architecture

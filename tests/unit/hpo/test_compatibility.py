@@ -6,7 +6,7 @@ import dataclasses
 
 from hpo.sweep.compatibility import check_compatible
 from hpo.sweep.record import Fingerprint
-from hpo_model.config import PRESETS, RUNS_VERSION, build_run
+from hpo_model.config import PRESETS, SEMANTICS_VERSION, build_run
 from tests.support.sweeps import make_record, make_spec
 
 
@@ -14,7 +14,7 @@ def test_a_fingerprint_has_all_values_of_each_preset_that_a_trial_may_take() -> 
     presets = ["nano", "large_iit"]
     spec = make_spec(run={"clip_norm": 0.5}, search={"preset": {"choices": presets}})
     assert Fingerprint.of(spec) == Fingerprint(
-        semantics_version=RUNS_VERSION,
+        semantics_version=SEMANTICS_VERSION,
         presets={name: build_run({"preset": name, "clip_norm": 0.5}).parameters() for name in presets},
     )
 

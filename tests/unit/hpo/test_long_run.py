@@ -15,7 +15,7 @@ from hpo.long_run.request import TrialRequest, prepare_trial_run
 from hpo.long_run.run import LongRun
 from hpo.search.launch import Request, prepare
 from hpo.sweep.sweep import Sweep, open_sweep
-from hpo_model.config import RUNS_VERSION, build_run
+from hpo_model.config import SEMANTICS_VERSION, build_run
 from hpo_reports.records.names import TRIAL_RUN
 from tests.support.sweeps import FAIL, complete, rewrite_record, run_slot
 from tests.support.texts import TOPICS, write_text
@@ -88,5 +88,5 @@ def test_a_study_whose_values_meant_something_else_is_told(study: Study) -> None
     rewrite_record(study.sweep, without_fingerprint)
     study.sweep = open_sweep(study.sweep.database, study.sweep.spec.name)
     assert study.long_run().config.training.learning_rate == 0.0007
-    assert RUNS_VERSION > 1
+    assert SEMANTICS_VERSION > 1
     assert study.said == ["the study's runs are of version 1; with equal values this program trains otherwise"]

@@ -18,7 +18,7 @@ from hpo_model.data.corpus import load_corpus
 from hpo_model.data.markov import shipped_chain, word
 from hpo_model.data.tokens import Span, TokenizedCorpus, tokenize_corpus
 from hpo_model.network import phi
-from hpo_model.network.transformer import States, Transformer
+from hpo_model.network.transformer import ForwardOutput, Transformer
 from hpo_model.training.evaluation import Scores, implausibly_low, score
 
 CPU = torch.device("cpu")
@@ -76,7 +76,7 @@ class SeesItsInput(Transformer):
 
     passes: list[list[list[int]]]
 
-    def forward(self, tokens_BT: Tensor) -> States:
+    def forward(self, tokens_BT: Tensor) -> ForwardOutput:
         self.passes.append(tokens_BT.tolist())
         return super().forward(tokens_BT)
 
@@ -221,7 +221,7 @@ def test_of_text_of_unknown_source_the_perplexity_must_be_that_of_a_language(
 class Table(Transformer):
     """Predicts each token from the one before alone: its state is that token, its output layer the table."""
 
-    def forward(self, tokens_BT: Tensor) -> States:
+    def forward(self, tokens_BT: Tensor) -> ForwardOutput:
         states = super().forward(tokens_BT)
         return states._replace(hidden_BTD=F.one_hot(tokens_BT, len(self.output.weight)).float())
 

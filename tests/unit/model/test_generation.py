@@ -18,17 +18,17 @@ from hpo_model.data.tokens import Span
 from hpo_model.errors import ConfigError
 from hpo_model.generation.sampling import (
     Reader,
-    Rules,
     Sampling,
+    StoppingCriteria,
+    apply_penalties,
     beam_search,
-    draw,
     generate,
-    penalised,
     phi_per_step,
     probabilities,
+    sample,
     window_start,
 )
-from hpo_model.network.custom import BareNetwork
+from hpo_model.network.custom import ControlArmAdapter
 from hpo_model.network.transformer import Transformer
 from hpo_model.training.evaluation import score
 from tests.support.networks import MixingPast, Recurrent
@@ -92,11 +92,11 @@ def test_logits_with_a_past_are_those_without(arm: str, double: bool, tolerance:
 def test_a_network_of_a_user_s_own_reads_its_whole_window_for_each_token(kind: type[nn.Module]) -> None:
     architecture = stirred().architecture
     built = kind(architecture, VOCABULARY)
-    network = built if isinstance(built, Transformer) else BareNetwork(built, architecture)
+    network = built if isinstance(built, Transformer) else ControlArmAdapter(built, architecture)
     for parameter in network.parameters():
         nn.init.normal_(parameter)
     [prompt] = prompts(5)
-    [made] = generate(network, [prompt], Sampling(temperature=0), Rules(max_tokens=2 * LENGTH))
+    [made] = generate(network, [prompt], Sampling(temperature=0), StoppingCriteria(max_tokens=2 * LENGTH))
     text = list(prompt)
     for token in made.tokens:
         window = text[window_start(len(text), LENGTH) :]
@@ -107,8 +107,8 @@ def test_a_network_of_a_user_s_own_reads_its_whole_window_for_each_token(kind: t
 
 def test_a_text_does_not_depend_on_what_stands_beside_it() -> None:
     network = stirred().double()
-    together = generate(network, prompts(3, 9, 1), Sampling(), Rules(max_tokens=40))
-    alone = [generate(network, [each], Sampling(), Rules(max_tokens=40))[0] for each in prompts(3, 9, 1)]
+    together = generate(network, prompts(3, 9, 1), Sampling(), StoppingCriteria(max_tokens=40))
+    alone = [generate(network, [each], Sampling(), StoppingCriteria(max_tokens=40))[0] for each in prompts(3, 9, 1)]
     assert together == alone
 
 
@@ -116,16 +116,18 @@ def test_the_memory_is_read_and_not_written() -> None:
     network = stirred()
     assert network.memory is not None
     before = {name: buffer.clone() for name, buffer in network.memory.named_buffers()}
-    text = generate(network.train(), prompts(4), GREEDY, Rules(max_tokens=20))
+    text = generate(network.train(), prompts(4), GREEDY, StoppingCriteria(max_tokens=20))
     assert all(torch.equal(before[name], buffer) for name, buffer in network.memory.named_buffers())
     assert network.training
     network.memory.written_M.fill_(float("-inf"))  # empty
-    assert generate(network, prompts(4), GREEDY, Rules(max_tokens=20)) != text
+    assert generate(network, prompts(4), GREEDY, StoppingCriteria(max_tokens=20)) != text
 
 
 def test_dropout_and_noise_are_off_in_a_network_in_training_mode() -> None:
     network = stirred().train()
-    assert generate(network, prompts(4), GREEDY, Rules()) == generate(network, prompts(4), GREEDY, Rules())
+    assert generate(network, prompts(4), GREEDY, StoppingCriteria()) == generate(
+        network, prompts(4), GREEDY, StoppingCriteria()
+    )
 
 
 # ---------------------------------------------------------------------------------------------- beyond the context
@@ -144,7 +146,7 @@ def test_the_window_moves_on_when_it_is_full(length: int) -> None:
 def test_a_long_text_goes_on_from_the_second_half_of_its_window(cached: bool) -> None:
     network = stirred().double()
     text = [*prompts(LENGTH)[0]]
-    text += generate(network, [text], GREEDY, Rules(max_tokens=9), cached=cached)[0].tokens
+    text += generate(network, [text], GREEDY, StoppingCriteria(max_tokens=9), cached=cached)[0].tokens
     window = text[-(LENGTH // 2) - 8 : -1]  # half of the prompt, and what has come since but the last
     with torch.no_grad():
         logits_1TV = network.eval().logits(network(torch.tensor([window])).hidden_BTD)
@@ -154,7 +156,7 @@ def test_a_long_text_goes_on_from_the_second_half_of_its_window(cached: bool) ->
 @pytest.mark.parametrize("length", [0, LENGTH + 1])
 def test_prompts_that_are_empty_or_too_long_are_refused(length: int) -> None:
     with pytest.raises(ConfigError, match=f"a prompt must have 1 to {LENGTH} tokens, got {length}"):
-        generate(stirred(), [[1], [0] * length], Sampling(), Rules())
+        generate(stirred(), [[1], [0] * length], Sampling(), StoppingCriteria())
 
 
 # ---------------------------------------------------------------------------------------------- shaping
@@ -195,7 +197,7 @@ def test_probabilities_against_written_out_ones(values: dict[str, Any], expected
 def test_penalties_against_written_out_ones() -> None:
     logits, seen, said = (torch.tensor([row]) for row in ([2.0, -2.0, 1.0], [3.0, 1.0, 0.0], [2.0, 0.0, 0.0]))
     sampling = Sampling(repetition_penalty=2.0, frequency_penalty=0.5, presence_penalty=0.25)
-    assert penalised(logits, sampling, seen, said).tolist() == [[2 / 2 - 2 * 0.5 - 0.25, -2 * 2.0, 1.0]]
+    assert apply_penalties(logits, sampling, seen, said).tolist() == [[2 / 2 - 2 * 0.5 - 0.25, -2 * 2.0, 1.0]]
 
 
 def test_draws_follow_the_probabilities() -> None:
@@ -203,7 +205,7 @@ def test_draws_follow_the_probabilities() -> None:
     [prompt] = prompts(5)
     sampling = Sampling(temperature=1.5, top_k=6)
     expected = probabilities(Reader(network.eval(), [prompt]).logits(), sampling)[0]
-    drawn = next(draw(network, [prompt] * 4000, sampling, numbers=range(4000)))
+    drawn = next(sample(network, [prompt] * 4000, sampling, numbers=range(4000)))
     shares = torch.bincount(torch.tensor(drawn), minlength=VOCABULARY) / 4000
     assert (shares - expected).abs().max() < 4 * math.sqrt(0.25 / 4000)
     assert set(drawn) <= set(expected.nonzero()[:, 0].tolist())
@@ -215,7 +217,9 @@ def test_a_seed_and_a_number_give_a_text() -> None:
     def texts(seed: int, numbers: list[int]) -> list[tuple[int, ...]]:
         return [
             each.tokens
-            for each in generate(network, [prompt] * len(numbers), Sampling(seed=seed), Rules(), numbers=numbers)
+            for each in generate(
+                network, [prompt] * len(numbers), Sampling(seed=seed), StoppingCriteria(), numbers=numbers
+            )
         ]
 
     torch.manual_seed(1)
@@ -227,21 +231,21 @@ def test_a_seed_and_a_number_give_a_text() -> None:
 
 def test_the_global_generator_is_left_alone() -> None:
     before = torch.get_rng_state()
-    generate(NETWORK, prompts(3), Sampling(), Rules())
+    generate(NETWORK, prompts(3), Sampling(), StoppingCriteria())
     assert torch.equal(before, torch.get_rng_state())
 
 
 @pytest.mark.parametrize("penalty", ["repetition_penalty", "frequency_penalty", "presence_penalty"])
 def test_penalties_make_repetition_rarer(penalty: str) -> None:
-    [plain] = generate(NETWORK, prompts(3), GREEDY, Rules(max_tokens=40))
-    [other] = generate(NETWORK, prompts(3), Sampling(temperature=0, **{penalty: 20.0}), Rules(max_tokens=40))  # type: ignore[arg-type]
+    [plain] = generate(NETWORK, prompts(3), GREEDY, StoppingCriteria(max_tokens=40))
+    [other] = generate(NETWORK, prompts(3), Sampling(temperature=0, **{penalty: 20.0}), StoppingCriteria(max_tokens=40))  # type: ignore[arg-type]
     assert len(set(plain.tokens)) < len(set(other.tokens))
 
 
 def test_a_text_ends_after_an_ending_and_holds_nothing_banned() -> None:
     ends = [1, 2, 3, 4]
-    rules = Rules(max_tokens=30, ends=ends, banned=[0])
-    texts = generate(NETWORK, prompts(*[3] * 40), Sampling(temperature=3.0), rules, numbers=range(40))
+    stopping = StoppingCriteria(max_tokens=30, ends=ends, banned=[0])
+    texts = generate(NETWORK, prompts(*[3] * 40), Sampling(temperature=3.0), stopping, numbers=range(40))
     assert {each.end for each in texts} == {"line", "length"}
     for each in texts:
         assert 0 not in each.tokens
@@ -302,7 +306,7 @@ def test_wide_beams_find_what_trying_every_text_finds(cached: bool) -> None:
         if end not in text[:-1] and (text[-1] == end or length == 4)
     ]
     best = sorted(every, key=lambda text: -log_probability(network, prompt, text) / len(text))
-    found = beam_search(network, prompt, 5, Sampling(), Rules(max_tokens=4, ends=[end]), cached=cached)
+    found = beam_search(network, prompt, 5, Sampling(), StoppingCriteria(max_tokens=4, ends=[end]), cached=cached)
     assert found[0].tokens == best[0]
     assert found[0].mean_nats == pytest.approx(-log_probability(network, prompt, best[0]) / len(best[0]), abs=1e-5)
     assert found[0].end == ("line" if best[0][-1] == end else "length")
@@ -312,10 +316,10 @@ def test_wide_beams_find_what_trying_every_text_finds(cached: bool) -> None:
 
 def test_one_beam_is_greedy_and_more_are_no_worse() -> None:
     network, [prompt] = stirred(), prompts(4)
-    greedy = generate(network, [prompt], GREEDY, Rules(max_tokens=10))[0].tokens
-    one, *_ = beam_search(network, prompt, 1, Sampling(), Rules(max_tokens=10))
+    greedy = generate(network, [prompt], GREEDY, StoppingCriteria(max_tokens=10))[0].tokens
+    one, *_ = beam_search(network, prompt, 1, Sampling(), StoppingCriteria(max_tokens=10))
     assert one.tokens == greedy
-    many, *rest = beam_search(network, prompt, 8, Sampling(), Rules(max_tokens=10))
+    many, *rest = beam_search(network, prompt, 8, Sampling(), StoppingCriteria(max_tokens=10))
     assert many.mean_nats is not None
     assert one.mean_nats is not None
     assert many.mean_nats <= one.mean_nats
@@ -334,7 +338,7 @@ def test_phi_of_a_whole_window_is_that_of_the_evaluation() -> None:
 
 def test_phi_of_each_step_is_that_of_the_window_before_it() -> None:
     network, [prompt] = stirred(), prompts(1)
-    text = list(generate(network, [prompt], Sampling(), Rules(max_tokens=30))[0].tokens)
+    text = list(generate(network, [prompt], Sampling(), StoppingCriteria(max_tokens=30))[0].tokens)
     values = phi_per_step(network, prompt, text)
     assert values[:3] == [None] * 3  # one, two, three positions
     assert len(values) == 30

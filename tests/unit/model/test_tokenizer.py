@@ -8,7 +8,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from hpo_model.config import MIN_BPE_VOCABULARY, TokenizerChoice
-from hpo_model.data.tokenizer import BPE_START, Pieces, Tokenizer, load_tokenizer, train_tokenizer
+from hpo_model.data.tokenizer import BPE_START, StreamDecoder, Tokenizer, load_tokenizer, train_tokenizer
 from hpo_model.errors import ConfigError
 
 LINES = ["the cat sat on the mat\n", "the dog sat on the cat\n", "a bird\n"]
@@ -176,7 +176,7 @@ def test_lines_end_with_their_tokens(either: Tokenizer) -> None:
 
 def test_pieces_are_whole_characters_and_together_the_text(either: Tokenizer) -> None:
     ids = either.encode("".join(PAGES))
-    pieces = Pieces(either)
+    pieces = StreamDecoder(either)
     shown = [pieces.add(id_) for id_ in ids]
     assert "".join(shown) == either.decode(ids)
     assert "\ufffd" not in "".join(shown)
@@ -188,11 +188,11 @@ def test_pieces_are_whole_characters_and_together_the_text(either: Tokenizer) ->
 @given(st.lists(st.integers(0, 269), max_size=40))
 def test_pieces_of_any_tokens_are_what_decode_gives(ids: list[int]) -> None:
     tokenizer = train_tokenizer(TokenizerChoice(vocabulary=270), PAGES)
-    pieces = Pieces(tokenizer)
+    pieces = StreamDecoder(tokenizer)
     assert "".join([*map(pieces.add, ids), pieces.end()]) == tokenizer.decode(ids)
 
 
 def test_words_that_follow_a_text_are_set_off_by_a_blank() -> None:
     tokenizer = train_tokenizer(TokenizerChoice(kind="word"), PAGES)
-    pieces = Pieces(tokenizer, first=False)
+    pieces = StreamDecoder(tokenizer, first=False)
     assert pieces.add(tokenizer.encode("the")[0]) == " the"

@@ -29,7 +29,7 @@ from hpo_model.config import RunConfig, Scalar, TokenizerChoice, build_run
 from hpo_model.data.corpus import Corpus, load_corpus
 from hpo_model.data.tokens import Span, TokenizedCorpus, tokenize_corpus
 from hpo_model.errors import CausalityError, CheckpointError, CorpusError, OtherDeviceError
-from hpo_model.network.transformer import States, Transformer
+from hpo_model.network.transformer import ForwardOutput, Transformer
 from hpo_model.training.checkpoint import load_checkpoint, load_history, save_checkpoint
 from hpo_model.training.evaluation import PLAUSIBLE_WORD_PERPLEXITY, Scores
 from hpo_model.training.history import Evaluation
@@ -174,7 +174,7 @@ def test_a_run_killed_anywhere_ends_bit_identical(
     path = tmp_path_factory.mktemp("killed") / "checkpoint.pt"
     real, passes = Transformer.forward, 0
 
-    def mortal(network: Transformer, tokens_BT: Tensor) -> States:
+    def mortal(network: Transformer, tokens_BT: Tensor) -> ForwardOutput:
         nonlocal passes
         passes += 1
         if passes == fatal_pass:
@@ -550,7 +550,7 @@ def test_a_corpus_shorter_than_a_sequence_is_refused(small_corpus: TokenizedCorp
 
 
 class Leaky(Transformer):
-    def forward(self, tokens_BT: Tensor) -> States:
+    def forward(self, tokens_BT: Tensor) -> ForwardOutput:
         states = super().forward(tokens_BT)
         return states._replace(hidden_BTD=states.hidden_BTD + 0.01 * states.hidden_BTD.mean(1, keepdim=True))
 
@@ -572,7 +572,7 @@ class SmallDevice:
         self.error = error or torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
         real = Transformer.forward
 
-        def forward(network: Transformer, tokens_BT: Tensor) -> States:
+        def forward(network: Transformer, tokens_BT: Tensor) -> ForwardOutput:
             if network.training and torch.is_grad_enabled():  # the causality check trains nothing
                 self.tried.append(len(tokens_BT))
                 if len(tokens_BT) > self.rows:
@@ -781,7 +781,7 @@ def test_a_repeated_text_is_learned_by_heart_and_flagged_as_too_good(iit: bool, 
 class Leaking(Transformer):
     """Every fifth position is told the token that it shall predict."""
 
-    def forward(self, tokens_BT: Tensor) -> States:
+    def forward(self, tokens_BT: Tensor) -> ForwardOutput:
         states = super().forward(tokens_BT)
         answers_BTD = self.token_embedding(tokens_BT.roll(-1, dims=1))
         told_T1 = torch.arange(tokens_BT.shape[1])[:, None] % 5 == 0

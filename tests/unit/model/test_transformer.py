@@ -19,7 +19,7 @@ from torch import Tensor
 from hpo_model.config import PRESETS, Architecture, BlockPattern, build_run
 from hpo_model.errors import CausalityError
 from hpo_model.network.causality import check_causality
-from hpo_model.network.transformer import Dropout, GatedConvolution, SelfAttention, States, Transformer
+from hpo_model.network.transformer import Dropout, ForwardOutput, GatedConvolution, SelfAttention, Transformer
 from tests.support.pairs import pairwise
 
 if TYPE_CHECKING:
@@ -132,7 +132,7 @@ def build(architecture: Architecture) -> Transformer:
 class MeanLeak(Transformer):
     """Adds a little of the mean over all positions to each, as the public V5.2 code does."""
 
-    def forward(self, tokens_BT: Tensor) -> States:
+    def forward(self, tokens_BT: Tensor) -> ForwardOutput:
         states = super().forward(tokens_BT)
         leaked = states.hidden_BTD + 0.01 * states.hidden_BTD.mean(1, keepdim=True)
         return states._replace(hidden_BTD=leaked)
@@ -141,7 +141,7 @@ class MeanLeak(Transformer):
 class NextLeak(Transformer):
     """Shows each position the state of its right neighbour."""
 
-    def forward(self, tokens_BT: Tensor) -> States:
+    def forward(self, tokens_BT: Tensor) -> ForwardOutput:
         states = super().forward(tokens_BT)
         return states._replace(hidden_BTD=states.hidden_BTD + 0.01 * states.hidden_BTD.roll(-1, 1))
 
@@ -153,7 +153,7 @@ class ClosedLeak(Transformer):
         super().__init__(architecture, vocabulary)
         self.leak = torch.nn.Parameter(torch.zeros(()))
 
-    def forward(self, tokens_BT: Tensor) -> States:
+    def forward(self, tokens_BT: Tensor) -> ForwardOutput:
         states = super().forward(tokens_BT)
         return states._replace(hidden_BTD=states.hidden_BTD + self.leak * states.hidden_BTD.mean(1, keepdim=True))
 
@@ -170,7 +170,7 @@ def test_the_guard_refuses_a_network_that_leaks(leaky: type[Transformer]) -> Non
 class EarlyLeak(Transformer):
     """Adds the mean over the first half to each position of the first half."""
 
-    def forward(self, tokens_BT: Tensor) -> States:
+    def forward(self, tokens_BT: Tensor) -> ForwardOutput:
         states = super().forward(tokens_BT)
         half_BTD = states.hidden_BTD[:, : tokens_BT.shape[1] // 2]
         leaked = torch.cat((half_BTD + half_BTD.mean(1, keepdim=True), states.hidden_BTD[:, half_BTD.shape[1] :]), 1)
@@ -180,7 +180,7 @@ class EarlyLeak(Transformer):
 class TrainingLeak(MeanLeak):
     """Leaks in training alone, where the damage is done."""
 
-    def forward(self, tokens_BT: Tensor) -> States:
+    def forward(self, tokens_BT: Tensor) -> ForwardOutput:
         return super().forward(tokens_BT) if self.training else Transformer.forward(self, tokens_BT)
 
 
@@ -194,7 +194,7 @@ def test_the_guard_refuses_a_network_that_leaks_elsewhere(leaky: type[Transforme
 class BatchNorm(Transformer):
     """Normalises each state by those that stand at the same position in the batch."""
 
-    def forward(self, tokens_BT: Tensor) -> States:
+    def forward(self, tokens_BT: Tensor) -> ForwardOutput:
         states = super().forward(tokens_BT)
         return states._replace(hidden_BTD=states.hidden_BTD - 0.01 * states.hidden_BTD.mean(0, keepdim=True))
 
@@ -202,7 +202,7 @@ class BatchNorm(Transformer):
 class BatchAttention(Transformer):
     """Attends over the sequences of a batch, in evaluation alone."""
 
-    def forward(self, tokens_BT: Tensor) -> States:
+    def forward(self, tokens_BT: Tensor) -> ForwardOutput:
         states = super().forward(tokens_BT)
         if self.training:
             return states
@@ -213,7 +213,7 @@ class BatchAttention(Transformer):
 class LateMixing(Transformer):
     """Adds the neighbour's state in the batch at the last position but one alone."""
 
-    def forward(self, tokens_BT: Tensor) -> States:
+    def forward(self, tokens_BT: Tensor) -> ForwardOutput:
         states = super().forward(tokens_BT)
         hidden_BTD = states.hidden_BTD.clone()
         hidden_BTD[:, -2] += states.hidden_BTD[:, -2].roll(1, 0)
@@ -448,7 +448,7 @@ def test_gated_convolution_equals_the_written_out_reference() -> None:
 def test_states_carry_the_attention_of_the_last_attention_layer() -> None:
     network = build(nano(blocks="attention+convolution", layers=4)).eval()
     tokens_BT = torch.randint(VOCABULARY, (1, LENGTH))
-    seen: list[States] = []
+    seen: list[ForwardOutput] = []
     network.blocks[2].mixer.register_forward_hook(lambda module, args, output: seen.append(output[1]))
     states = network(tokens_BT)
     assert torch.equal(states.attention.query_BHTE, seen[0].query_BHTE)

@@ -14,7 +14,7 @@ from hpo_model.config import RunConfig, build_run
 from hpo_model.data.tokens import TokenizedCorpus
 from hpo_model.errors import CheckpointError, ConfigError, NetworkError
 from hpo_model.generation.trained import load_trained
-from hpo_model.network.custom import BareNetwork, build_network, has_phi, load_class, source_digest
+from hpo_model.network.custom import ControlArmAdapter, build_network, has_phi, load_class, source_digest
 from hpo_model.network.transformer import Transformer
 from hpo_model.training.loop import Decision, train
 from tests.support.paths import SUPPORT
@@ -36,7 +36,7 @@ def run_of(name: str, **values: Any) -> RunConfig:
 
 def test_a_module_with_three_members_is_a_control_arm() -> None:
     network = build_network(run_of("Recurrent").architecture, 50)
-    assert isinstance(network, BareNetwork)
+    assert isinstance(network, ControlArmAdapter)
     assert network.memory is None
     states = network(torch.zeros((2, 7), dtype=torch.int64))
     assert states.hidden_BTD.shape == (2, 7, 32)

@@ -1,4 +1,4 @@
-"""Each law is kept by a network that keeps it and broken by one that breaks it."""
+"""Each check passes for a conforming network and fails for one made to fail it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import hpo_model.training.conformance
 import hpo_model.training.loop
 from hpo_model.data.tokens import TokenizedCorpus
 from hpo_model.errors import ConfigError, NetworkError
-from hpo_model.training.conformance import LAWS, Broken, Finding, trial_of, validate
+from hpo_model.training.conformance import CHECKS, CheckFailed, Finding, check_context, validate
 from tests.support.paths import SUPPORT
 
 
@@ -31,20 +31,20 @@ def own_clock(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def findings(name: str, corpus: TokenizedCorpus) -> dict[str, Finding]:
-    return {finding.law: finding for finding in validate(f"networks:{name}", corpus)}
+    return {finding.check: finding for finding in validate(f"networks:{name}", corpus)}
 
 
-@pytest.mark.nightly  # by day the network of the document keeps them: test_own_networks.py
+@pytest.mark.nightly  # by day the network of the document passes them: test_own_networks.py
 @pytest.mark.parametrize("name", ["Recurrent", "WithPhi"])
-def test_a_good_network_keeps_all_laws(name: str, small_corpus: TokenizedCorpus) -> None:
+def test_a_conforming_network_passes_all_checks(name: str, small_corpus: TokenizedCorpus) -> None:
     found = findings(name, small_corpus)
-    assert list(found) == list(LAWS)
-    assert {finding.state for finding in found.values()} == {"kept"}, found
+    assert list(found) == list(CHECKS)
+    assert {finding.state for finding in found.values()} == {"passed"}, found
     assert "× the control arm's" in found["speed"].evidence
     assert "→" in found["learns"].evidence
 
 
-BREAKERS = {
+FAILING = {
     "Broken": ("interface", "cannot be used for 64 tokens: RuntimeError: on purpose"),
     "Fixed": ("interface", "must return states of shape (1, 1, 64) for `output`, got (1, 64, 64)"),
     "Infinite": ("finite gradients", "not finite: inner.embedding.weight"),
@@ -56,20 +56,20 @@ BREAKERS = {
 }
 
 
-@pytest.mark.parametrize("name", BREAKERS)
-def test_what_breaks_a_ground_is_told_and_nothing_is_trained(name: str, small_corpus: TokenizedCorpus) -> None:
-    law, evidence = BREAKERS[name]
+@pytest.mark.parametrize("name", FAILING)
+def test_nothing_is_trained_after_a_failed_prerequisite(name: str, small_corpus: TokenizedCorpus) -> None:
+    check, evidence = FAILING[name]
     found = findings(name, small_corpus)
-    assert found[law].state == "broken"
-    assert evidence in found[law].evidence
-    assert "\n" not in found[law].evidence
-    after = list(LAWS)[list(LAWS).index(law) + 1 :]
-    assert {found[each].state for each in after} == {"not tried"}
-    assert all(f"breaks this: {law}" in found[each].evidence for each in after)
+    assert found[check].state == "failed"
+    assert evidence in found[check].evidence
+    assert "\n" not in found[check].evidence
+    after = list(CHECKS)[list(CHECKS).index(check) + 1 :]
+    assert {found[each].state for each in after} == {"not run"}
+    assert all(f"after this has failed: {check}" in found[each].evidence for each in after)
 
 
 @pytest.mark.parametrize(
-    ("name", "law", "evidence"),
+    ("name", "check", "evidence"),
     [
         ("Anchored", "beginnings", "the first 1 tokens alone gave logits that differ by up to"),
         ("Counting", "resume", "state belongs into parameters or buffers"),
@@ -78,15 +78,15 @@ def test_what_breaks_a_ground_is_told_and_nothing_is_trained(name: str, small_co
         ("Dull", "learns", "a gain of 0.2 is asked for"),
     ],
 )
-def test_what_training_shows_is_told(name: str, law: str, evidence: str, small_corpus: TokenizedCorpus) -> None:
-    with pytest.raises(Broken, match=evidence):
-        LAWS[law](trial_of(f"networks:{name}", small_corpus))
+def test_checks_that_train(name: str, check: str, evidence: str, small_corpus: TokenizedCorpus) -> None:
+    with pytest.raises(CheckFailed, match=evidence):
+        CHECKS[check](check_context(f"networks:{name}", small_corpus))
 
 
-def test_runs_that_differ_are_told(small_corpus: TokenizedCorpus, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_runs_that_differ(small_corpus: TokenizedCorpus, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(hpo_model.training.loop, "check_causality", lambda network: None)
-    with pytest.raises(Broken, match="two runs of one seed differ in evaluation 1"):
-        LAWS["determinism"](trial_of("networks:Dice", small_corpus))
+    with pytest.raises(CheckFailed, match="two runs of one seed differ in evaluation 1"):
+        CHECKS["determinism"](check_context("networks:Dice", small_corpus))
 
 
 def test_bad_input(small_corpus: TokenizedCorpus) -> None:

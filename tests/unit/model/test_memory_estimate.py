@@ -21,7 +21,7 @@ from hpo_model.network.causality import check_causality
 from hpo_model.network.transformer import Transformer
 from hpo_model.training.evaluation import TrainingStats, evaluate
 from hpo_model.training.loop import train, update
-from hpo_model.training.memory_estimate import TOKEN, Account, parameter_count, peak_tensor_bytes
+from hpo_model.training.memory_estimate import TOKEN, MemoryEstimate, parameter_count, peak_tensor_bytes
 from hpo_model.training.run import Run
 from tests.support.paths import REPOSITORY, SUPPORT
 
@@ -120,13 +120,13 @@ def test_the_causality_check_is_predicted(values: dict[str, Scalar], vocabulary:
     network = Transformer(architecture, vocabulary)
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as seen:
         check_causality(network)
-    predicted = account_of(architecture, vocabulary).in_check()
+    predicted = estimate_of(architecture, vocabulary).in_check()
     assert predicted / most_bytes(seen) == pytest.approx(1, abs=0.05)
 
 
-def account_of(architecture: Architecture, vocabulary: int, device_type: str = "cpu") -> Account:
+def estimate_of(architecture: Architecture, vocabulary: int, device_type: str = "cpu") -> MemoryEstimate:
     """Of one sequence."""
-    return Account(
+    return MemoryEstimate(
         architecture=architecture,
         objective="v5.2",
         vocabulary=vocabulary,
@@ -172,10 +172,10 @@ def test_neither_an_evaluation_of_one_sequence_nor_the_check_needs_more_than_an_
     preset: str, iit: bool, vocabulary: int, device_type: str
 ) -> None:
     """Or a run would be out of memory before it has tried the smallest piece of its batch."""
-    account = account_of(build_run({"preset": preset, "iit": iit}).architecture, vocabulary, device_type)
-    moments = 2 * account.weights  # which the check does not find yet
-    assert account.in_evaluation(rows=1) < account.in_update()
-    assert account.in_check() < account.in_update() + moments
+    estimate = estimate_of(build_run({"preset": preset, "iit": iit}).architecture, vocabulary, device_type)
+    moments = 2 * estimate.weights  # which the check does not find yet
+    assert estimate.in_evaluation(rows=1) < estimate.in_update()
+    assert estimate.in_check() < estimate.in_update() + moments
 
 
 # ---------------------------------------------------------------------------------------------- short of memory
