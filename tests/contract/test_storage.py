@@ -29,6 +29,11 @@ PASSWORD = "s3cr3t-w0rd"
 
 
 @pytest.fixture
+def ready_file() -> None:
+    """None: here databases are made anew, since that is what is looked at."""
+
+
+@pytest.fixture
 def short_patience(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(hpo.database.connection, "SQLITE_PATIENCE_S", 0.1)
 

@@ -788,7 +788,7 @@ class Leaking(Transformer):
         return states._replace(hidden_BTD=states.hidden_BTD + told_T1 * answers_BTD)
 
 
-@pytest.fixture(scope="module", params=["word", "bpe"])
+@pytest.fixture(scope="module", params=["word", pytest.param("bpe", marks=pytest.mark.nightly)])
 def markov(request: pytest.FixtureRequest, cache: Path) -> TokenizedCorpus:
     """The corpus of a known source; under either tokenizer nearly every word is one token."""
     choice = TokenizerChoice(kind=request.param, vocabulary=512)
