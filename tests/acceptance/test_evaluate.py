@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+import hpo.inference.evaluate
 from hpo.inference.tables import table
 from hpo_model.config import TokenizerChoice, build_run
 from hpo_model.data.corpus import load_corpus
@@ -50,6 +51,25 @@ def make(text: Path, cache: Path, tmp_path_factory: pytest.TempPathFactory) -> M
     return make
 
 
+@pytest.fixture(scope="module")
+def measured() -> dict[Any, Any]:
+    return {}
+
+
+@pytest.fixture
+def measured_once(measured: dict[Any, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Checkpoints whose quality was measured before are not measured again: that writes two hundred texts."""
+    real = hpo.inference.evaluate.evaluate
+
+    def evaluate(trained: Any, request: Any, *others: Any) -> Any:
+        key = (*(each.path for each in trained), request)
+        if key not in measured:
+            measured[key] = real(trained, request, *others)
+        return measured[key]
+
+    monkeypatch.setattr(hpo.inference.evaluate, "evaluate", evaluate)
+
+
 def evaluated(hpo: Hpo, *arguments: str | Path) -> dict[str, Any]:
     answer = hpo("evaluate", *arguments, "--json")
     assert answer.code == 0, answer.err
@@ -60,6 +80,7 @@ def evaluated(hpo: Hpo, *arguments: str | Path) -> dict[str, Any]:
 # ---------------------------------------------------------------------------------------------- what is found
 
 
+@pytest.mark.usefixtures("measured_once")
 def test_one_checkpoint_beside_its_beginning_and_people(hpo: Hpo, make: Make) -> None:
     path = make("a.pt", 40_000)
     found = evaluated(hpo, path)
@@ -114,6 +135,7 @@ def test_a_network_does_not_differ_from_its_copy(hpo: Hpo, make: Make, tmp_path:
     assert len({column["name"] for column in found["networks"]}) == 2  # folders keep equal names apart
 
 
+@pytest.mark.usefixtures("measured_once")
 def test_the_page_of_one_checkpoint(hpo: Hpo, make: Make) -> None:
     page = hpo("evaluate", make("a.pt", 40_000)).out
     assert "| people's text |" in page
