@@ -281,7 +281,7 @@ def report(
     url, opened = open_studies(storage)
     with storage_errors(url):
         opened_study = load_study(opened, named_or_last(study, opened))
-        record, finalists = read_study(opened_study), read_finalists(opened_study)
+        record, finalists = read_study(opened_study), read_finalists(opened_study, opened.storage)
         long_runs = read_long_runs(opened_study)
     text = render(
         record, format, template=template, finalists=finalists, long_runs=long_runs, language=lang, plain=plain

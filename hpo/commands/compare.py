@@ -26,6 +26,6 @@ def compare(
     url, opened = open_studies(storage)
     with storage_errors(url):
         loaded = [load_study(opened, name) for name in studies]
-        read = [(read_study(study), read_finalists(study)) for study in loaded]
+        read = [(read_study(study), read_finalists(study, opened.storage)) for study in loaded]
     found = compare_studies(read)
     typer.echo(across_json(found) if format == "json" else across_markdown(found, lang), nl=False)

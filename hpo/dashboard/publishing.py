@@ -51,7 +51,7 @@ def publish(database: Database, name: str, *, final: bool = False) -> float:
     early_s = state.stamp.at + max(EVERY_S, state.stamp.seconds / LARGEST_SHARE) - time.time()
     if early_s > 0 and not final:
         return early_s
-    write_notes(database, state.study_id, _notes(load_study(database, name), state))
+    write_notes(database, state.study_id, _notes(database, load_study(database, name), state))
     return 0.0
 
 
@@ -153,7 +153,7 @@ class _Failures:
                 self.announce(f"notes and figures for the dashboard were not written ({words}); nothing else is lost")
 
 
-def _notes(study: optuna.Study, state: State) -> Notes:
+def _notes(database: Database, study: optuna.Study, state: State) -> Notes:
     """All that is to be shown of a study in this state, or a later one."""
     from hpo_reports.analysis.findings import analyse
     from hpo_reports.document.catalogue import catalogue
@@ -167,7 +167,7 @@ def _notes(study: optuna.Study, state: State) -> Notes:
 
     began = time.thread_time()  # processor time, and not that of the imports, which happen once
     record, t = read_study(study), catalogue("en")
-    findings = analyse(record, read_finalists(study), read_long_runs(study))
+    findings = analyse(record, read_finalists(study, database.storage), read_long_runs(study))
     comparison = findings.comparison
     ended = [trial for trial in record.trials if trial.outcome not in ("running", "waiting")]
     if len(ended) > MOST_TRIAL_NOTES:

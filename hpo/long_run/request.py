@@ -27,7 +27,7 @@ from hpo_model.data.corpus import load_corpus
 from hpo_model.data.tokens import TokenizedCorpus, tokenize_corpus
 from hpo_model.network.custom import source_digest
 from hpo_reports.analysis.judging import judge
-from hpo_reports.records.finalists import read_finalists
+from hpo_reports.records.finalists import read_companion
 from hpo_reports.records.names import TRIAL_RUN
 
 LEAST_EVALUATIONS = 10
@@ -177,7 +177,7 @@ def _stretched(values: Mapping[str, Scalar], corpus: TokenizedCorpus, epochs: in
 def _chosen(sweep: Sweep, announce: Callable[[str], None]) -> int:
     """The winner of the finalists once all of them have run, else the trial of lowest validation loss."""
     companion = None if sweep.spec.replication is not None else find_finalists(sweep)
-    record = None if companion is None else read_finalists(companion.study)
+    record = None if companion is None else read_companion(companion.study)
     judgement = None if record is None else judge(record)
     if judgement is not None and judgement.winner is not None and judgement.is_complete:
         announce(f"trial {judgement.winner} has the lowest mean loss of the finalists")

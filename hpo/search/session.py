@@ -23,7 +23,7 @@ from hpo.sweep.finalists import overtaken, plan_finalists
 from hpo.sweep.sweep import Sweep
 from hpo.worker.messages import Event
 from hpo_reports.analysis.judging import CandidateJudgement, Judgement, judge
-from hpo_reports.records.finalists import read_finalists
+from hpo_reports.records.finalists import read_companion
 
 INTERRUPTED = 130  # exit code of a command that a signal ended
 SIGNALS = ("Ctrl-C", "SIGTERM", "SIGHUP")
@@ -174,7 +174,7 @@ def _tell_of_overtaken(search: Sweep, companion: Sweep) -> None:
 
 
 def _conclude(session: Session, launch: Launch, companion: Sweep) -> None:
-    record = read_finalists(companion.study)
+    record = read_companion(companion.study)
     assert record is not None, "all of its runs have ended"
     judgement = judge(record)
     for candidate in judgement.candidates:

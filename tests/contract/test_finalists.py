@@ -21,7 +21,7 @@ from hpo.sweep.result import TrialResult
 from hpo.sweep.sweep import Sweep, create_sweep, find_sweep, open_sweep
 from hpo.transfer.copying import copy_studies
 from hpo_reports.analysis.judging import judge
-from hpo_reports.records.finalists import read_finalists
+from hpo_reports.records.finalists import read_companion, read_finalists
 from hpo_reports.records.names import TRIAL_CANDIDATE, TRIAL_ROLE
 from tests.support.sweeps import DIVERGED, PRUNED, complete, contents, make_record, make_spec, make_sweep, opened
 
@@ -279,9 +279,9 @@ def test_reports_read_what_was_run(database: Database) -> None:
     companion = planned(search, count=2, replicates=6)
     means = {0: 5.0, 3: 4.9, 1: 4.5}
     run_all(companion, lambda trial: means[trial.user_attrs[TRIAL_CANDIDATE]] + 0.01 * trial.number)
-    record = read_finalists(search.study)
+    record = read_finalists(search.study, database.storage)
     assert record is not None
-    assert record == read_finalists(companion.study)
+    assert record == read_finalists(companion.study, database.storage) == read_companion(companion.study)
     judgement = judge(record)
     assert judgement.winner == 1
     assert judgement.is_complete

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 import optuna
+from optuna.storages import BaseStorage
 
 from hpo_reports.records.attributes import Scalar, entries, number, scalars, section, text, whole
 from hpo_reports.records.names import FINALISTS_SUFFIX, STUDY_RECORD, STUDY_TEST_EVALUATIONS
@@ -101,25 +102,29 @@ class FinalistsRecord:
         return sum(candidate.count("pending") for candidate in self.candidates)
 
 
-def read_finalists(study: optuna.Study) -> FinalistsRecord | None:
+def read_finalists(study: optuna.Study, storage: BaseStorage) -> FinalistsRecord | None:
     """Read the finalists of a search.
 
     Args:
-        study: the search, whose companion is looked for in its storage; or the companion itself.
+        study: the search, whose companion is looked for; or the companion itself.
+        storage: that holds both.
 
     Returns:
         None where there is no companion, or it belongs to another search of the same name.
     """
     if study.study_name.endswith(FINALISTS_SUFFIX):
-        return _finalists(read_study(study), study.user_attrs)
+        return read_companion(study)
     try:
-        companion = optuna.load_study(study_name=study.study_name + FINALISTS_SUFFIX, storage=study._storage)
+        companion = optuna.load_study(study_name=study.study_name + FINALISTS_SUFFIX, storage=storage)
     except KeyError:
         return None
-    attributes = companion.user_attrs
-    if _replication(attributes).get("created_at") != section(study.user_attrs, STUDY_RECORD).get("created_at"):
-        return None
-    return _finalists(read_study(companion), attributes)
+    created_at = section(study.user_attrs, STUDY_RECORD).get("created_at")
+    return read_companion(companion) if _replication(companion.user_attrs).get("created_at") == created_at else None
+
+
+def read_companion(companion: optuna.Study) -> FinalistsRecord | None:
+    """Read the finalists out of their own study; None where it holds no candidates."""
+    return _finalists(read_study(companion), companion.user_attrs)
 
 
 def _replication(attributes: Mapping[str, object]) -> Mapping[str, object]:

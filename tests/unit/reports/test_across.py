@@ -5,7 +5,7 @@ import pytest
 
 from hpo_reports.analysis.across import compare_studies
 from hpo_reports.errors import IncomparableError
-from hpo_reports.records.finalists import read_finalists
+from hpo_reports.records.finalists import read_companion
 from hpo_reports.records.names import STUDY_TABLE, TRIAL_SUSPICIOUS
 from hpo_reports.records.study import read_study
 from hpo_reports.sections.across import across_json, across_markdown
@@ -17,7 +17,7 @@ def side(name="a", *trials, finalists=None, facts=None, **options):
     record = read_study(
         study_of(*(trials or (trial(5.0, slot=0), trial(4.5))), study_name=name, facts=facts or FACTS, **options)
     )
-    return record, None if finalists is None else read_finalists(companion_study(finalists))
+    return record, None if finalists is None else read_companion(companion_study(finalists))
 
 
 def facts(**changes):

@@ -3,7 +3,7 @@ import re
 
 import pytest
 
-from hpo_reports.records.finalists import read_finalists
+from hpo_reports.records.finalists import read_companion
 from hpo_reports.records.study import read_study
 from hpo_reports.render import render
 from tests.support.finalists import companion_study
@@ -12,7 +12,7 @@ from tests.support.studies import pruned, study_of, trial
 
 def report(losses, format="markdown", tests=None, language="en", plain=True, **options) -> str:
     record = read_study(study_of(trial(5.0, slot=0), trial(4.7), trial(4.8), pruned()))
-    finalists = read_finalists(companion_study(losses, tests=tests, **options))
+    finalists = read_companion(companion_study(losses, tests=tests, **options))
     return render(record, format, finalists=finalists, language=language, plain=plain)
 
 

@@ -9,7 +9,7 @@ import optuna
 import pytest
 
 from hpo_reports.analysis.judging import Judgement, judge, seed_noise
-from hpo_reports.records.finalists import FinalistsRecord, read_finalists
+from hpo_reports.records.finalists import FinalistsRecord, read_companion, read_finalists
 from hpo_reports.records.names import STUDY_RECORD
 from tests.support.finalists import Ending, companion_facts, companion_study
 from tests.support.studies import FACTS, study_of
@@ -24,7 +24,7 @@ def shifted(by: float, seeds: int = 7) -> list[Ending]:
 
 
 def record_of(losses: dict[int, list[Ending]], **options: object) -> FinalistsRecord:
-    record = read_finalists(companion_study(losses, **options))
+    record = read_companion(companion_study(losses, **options))
     assert record is not None
     return record
 
@@ -190,26 +190,26 @@ def test_the_first_look_at_the_test_split_counts_and_later_ones_are_named() -> N
 def test_the_search_finds_its_companion_and_no_other_studys() -> None:
     storage = optuna.storages.InMemoryStorage()
     search = study_of(storage=storage)
-    assert read_finalists(search) is None
+    assert read_finalists(search, storage) is None
     companion = optuna.create_study(study_name="lambda_phi--finalists", storage=storage)
     companion.set_user_attr(STUDY_RECORD, companion_facts([0, 3], [2, 3]))
-    record = read_finalists(search)
+    record = read_finalists(search, storage)
     assert record is not None
     assert (record.study, record.seeds, record.planned_runs, record.pending_runs) == ("lambda_phi", (2, 3), 4, 4)
     search.set_user_attr(STUDY_RECORD, {**FACTS, "created_at": 9.0})
-    assert read_finalists(search) is None, "the search was made anew"
+    assert read_finalists(search, storage) is None, "the search was made anew"
 
 
 def test_what_another_program_wrote_is_no_companion() -> None:
     study = optuna.create_study(study_name="x--finalists")
-    assert read_finalists(study) is None
+    assert read_companion(study) is None
     study.set_user_attr(STUDY_RECORD, {"spec": {"replication": {"candidates": [7, {"trial": "x"}], "seeds": "many"}}})
-    assert read_finalists(study) is None
+    assert read_companion(study) is None
     study.set_user_attr(
         STUDY_RECORD,
         {"spec": {"replication": {"candidates": [{"trial": 1}, {"trial": None}], "seeds": [2, True, "x"]}}},
     )
-    record = read_finalists(study)
+    record = read_companion(study)
     assert record is not None
     assert [each.trial for each in record.candidates] == [1]
     assert judge(record).winner is None

@@ -3,7 +3,7 @@ import tomllib
 
 import pytest
 
-from hpo_reports.records.finalists import read_finalists
+from hpo_reports.records.finalists import read_companion
 from hpo_reports.records.study import SearchRecord, TrialRecord, read_study
 from hpo_reports.render import render
 from hpo_reports.sections.next_steps import at_edge
@@ -13,7 +13,7 @@ from tests.support.studies import HOSTILE, pruned, running, study_of, trial
 
 def session(*trials, finalists=None, language="en", **options) -> str:
     record = read_study(study_of(*trials, **options))
-    read = None if finalists is None else read_finalists(finalists)
+    read = None if finalists is None else read_companion(finalists)
     return render(record, "markdown", template="session", finalists=read, language=language, plain=True)
 
 
