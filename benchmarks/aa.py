@@ -27,8 +27,8 @@ from hpo_model.config import Scalar, TokenizerChoice, build_run
 from hpo_model.data.corpus import Corpus, load_corpus
 from hpo_model.data.tokens import TokenizedCorpus, tokenize_corpus
 from hpo_model.training.loop import train
-from hpo_reports.analysis.judging import Judgement, judge
-from hpo_reports.records.finalists import Candidate, FinalistsRecord, Replicate
+from hpo_reports.analysis.judging import FinalistsJudgement, judge
+from hpo_reports.records.finalists import CandidateRecord, FinalistsRecord, ReplicateRecord
 from hpo_reports.records.names import FINALISTS_SUFFIX
 
 NOISE = 0.058  # standard deviation of a loss by its seed, as measured on nano (docs/decisions.md, 2026-11-21)
@@ -75,13 +75,13 @@ def record_of(chosen: Sequence[int], single: Losses, losses_CS: Losses) -> Final
     """Finalists as a report reads them."""
     seeds = range(2, 2 + losses_CS.shape[1])
     candidates = [
-        Candidate(
+        CandidateRecord(
             trial=trial,
             is_baseline=trial == 0,
             parameters={},
             screening_val_loss=float(single[trial]),
             replicates=tuple(
-                Replicate(seed=seed, state="complete", val_loss=float(loss))
+                ReplicateRecord(seed=seed, state="complete", val_loss=float(loss))
                 for seed, loss in zip(seeds, losses, strict=True)
             ),
         )
@@ -98,7 +98,7 @@ def record_of(chosen: Sequence[int], single: Losses, losses_CS: Losses) -> Final
     )
 
 
-def find(judged: Sequence[Judgement], truth: Losses) -> Findings:
+def find(judged: Sequence[FinalistsJudgement], truth: Losses) -> Findings:
     """Count what was declared, and hold it against the truth."""
     standings = [{each.trial: each.standing for each in judgement.candidates} for judgement in judged]
     held = [

@@ -4,7 +4,7 @@ python benchmarks/projection.py --data PATH                          # two minut
 python benchmarks/projection.py --data PATH --fresh FOLDER/runs.jsonl    # also runs that no reference run is like
 python benchmarks/projection.py --calibrate                          # rewrites reports/calibration.json
 
-Each source weighs alike. The stretches that a source is projected with are measured on the others alone, and so is the
+Each source weighs alike. The scales that a source is projected with are measured on the others alone, and so is the
 library; with siblings, other curves of its own source are given. The replay asks what was to be expected of a run whose
 validation perplexity after one of twenty epochs is 650.62: of all sources, of those that count in epochs as it does,
 and of the reference runs. These are projected in the same way, leaving one stretch of text out, also to epochs before
@@ -28,14 +28,14 @@ import numpy as np
 from results import keep
 
 from hpo_reports.projection.calibration import (
-    KIN,
+    SIBLING_COUNTS,
     Calibration,
     Target,
     calibrate,
     expected,
-    misses_of,
     observed,
     quantile,
+    residuals_of,
     siblings_of,
     truths_of,
 )
@@ -52,8 +52,8 @@ from hpo_reports.projection.project import (
 
 SHARES = (0.05, 0.2, 0.4, 0.6)
 BETWEEN = (1, 4, 8)  # epochs from which others before the horizon are projected
-MOST_OF_A_SOURCE = 60
-LEAST_POINTS = 8
+MAX_OF_A_SOURCE = 60
+MIN_POINTS = 8
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,9 +78,9 @@ def public_curves(folder: Path, *, in_epochs: bool = False) -> list[Curve]:
     curves: list[Curve] = []
     for path in sorted(folder.glob("*.jsonl")):
         rows = [json.loads(line) for line in path.read_text("utf-8").splitlines()]
-        rows = [row for row in rows if len(row["x"]) >= LEAST_POINTS and all(map(math.isfinite, row["val_ppl"]))]
+        rows = [row for row in rows if len(row["x"]) >= MIN_POINTS and all(map(math.isfinite, row["val_ppl"]))]
         rows = [row for row in rows if not in_epochs or row["x_unit"] == "epoch"]
-        chosen = np.random.default_rng(0).permutation(len(rows))[:MOST_OF_A_SOURCE]
+        chosen = np.random.default_rng(0).permutation(len(rows))[:MAX_OF_A_SOURCE]
         for row in (rows[place] for place in sorted(chosen)):
             losses = tuple(map(math.log, row["val_ppl"]))
             epochs = tuple(map(float, row["x"]))
@@ -88,16 +88,16 @@ def public_curves(folder: Path, *, in_epochs: bool = False) -> list[Curve]:
     return curves
 
 
-def leave_one_out(curves: Sequence[Curve], kin: int) -> list[Trial]:
+def leave_one_out(curves: Sequence[Curve], n_siblings: int) -> list[Trial]:
     """Project every curve of every source with what the other sources teach."""
     trials: list[Trial] = []
     for source in sorted({curve.group for curve in curves}):
-        calibration = calibrate(misses_of(curves, kin=kin, without=source, shares=SHARES))
+        calibration = calibrate(residuals_of(curves, n_siblings=n_siblings, without=source, shares=SHARES))
         library = [curve for curve in curves if curve.group != source]
         for curve in curves:
             if curve.group == source:
-                siblings = siblings_of(curve, curves, kin)
-                trials += tried(curve, library, siblings if len(siblings) == kin else [], calibration)
+                siblings = siblings_of(curve, curves, n_siblings)
+                trials += tried(curve, library, siblings if len(siblings) == n_siblings else [], calibration)
     return trials
 
 
@@ -170,7 +170,7 @@ def between(curves: Sequence[Curve]) -> list[dict[str, Any]]:
     held: dict[int, list[tuple[bool, bool]]] = {epoch: [] for epoch in BETWEEN}
     for group in sorted({curve.group for curve in curves}):
         library = [curve for curve in curves if curve.group != group]
-        calibration = calibrate(misses_of(library))
+        calibration = calibrate(residuals_of(library))
         for curve in (each for each in curves if each.group == group):
             for epoch in BETWEEN:
                 answer = project(curve.until(epoch), horizon=curve.horizon, library=library, calibration=calibration)
@@ -213,7 +213,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, help="folder with public curves")
     parser.add_argument("--fresh", type=Path, help="runs.jsonl of benchmarks/reference_runs.py --fresh")
-    parser.add_argument("--calibrate", action="store_true", help="measure the shipped stretches anew, and do no more")
+    parser.add_argument("--calibrate", action="store_true", help="measure the shipped scales anew, and do no more")
     arguments = parser.parse_args()
     own = list(reference_curves())
     if arguments.calibrate:
@@ -223,15 +223,15 @@ def main() -> None:
     figures: dict[str, Any] = {}
     if arguments.data:
         public = public_curves(arguments.data)
-        for kin in (0, 3):
-            figures[f"public_{kin}_siblings"] = rows = summary(leave_one_out(public, kin))
-            show(f"{len(public)} public curves, {kin} siblings, one source left out:", rows)
+        for n_siblings in (0, 3):
+            figures[f"public_{n_siblings}_siblings"] = rows = summary(leave_one_out(public, n_siblings))
+            show(f"{len(public)} public curves, {n_siblings} siblings, one source left out:", rows)
         for name, curves in (("all", public), ("in_epochs", public_curves(arguments.data, in_epochs=True))):
             print(f"replay, {len(curves)} curves ({name}):")
-            figures[f"replay_public_{name}"] = replayed(curves, calibrate(misses_of(curves)))
-    for kin in KIN:
-        figures[f"own_{kin}_siblings"] = rows = summary(leave_one_out(own, kin))
-        show(f"{len(own)} reference runs, {kin} siblings, one stretch of text left out:", rows)
+            figures[f"replay_public_{name}"] = replayed(curves, calibrate(residuals_of(curves)))
+    for n_siblings in SIBLING_COUNTS:
+        figures[f"own_{n_siblings}_siblings"] = rows = summary(leave_one_out(own, n_siblings))
+        show(f"{len(own)} reference runs, {n_siblings} siblings, one stretch of text left out:", rows)
     figures["own_between"] = between(own)
     figures["replay_own"] = replayed(own, shipped_calibration(0))
     if arguments.fresh:

@@ -24,7 +24,7 @@ from hpo.errors import UsageError
 from hpo.files import write_text
 from hpo_model.training.history import Evaluation
 from hpo_reports.projection.curves import Curve
-from hpo_reports.projection.project import Projection, Score, project
+from hpo_reports.projection.project import Projection, ProjectionScore, project
 from hpo_reports.records.long_runs import LongRunRecord, long_run
 from hpo_reports.records.names import STUDY_LONG_RUN
 
@@ -146,7 +146,7 @@ class RunRecord:
         self._write()
 
     @property
-    def scores(self) -> tuple[Score, ...]:
+    def scores(self) -> tuple[ProjectionScore, ...]:
         """The projections against what happened; none while the run has not come to its end."""
         run = self._run()
         return () if run is None else run.scores

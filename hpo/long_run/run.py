@@ -28,7 +28,7 @@ from hpo_model.training.checkpoint import load_history
 from hpo_model.training.history import Evaluation
 from hpo_model.training.loop import Decision, TrainingResult, train
 from hpo_model.training.schedules import evaluations_without_progress
-from hpo_reports.projection.project import Projection, Score
+from hpo_reports.projection.project import Projection, ProjectionScore
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -227,7 +227,7 @@ def _expectation(projection: Projection) -> str:
     )
 
 
-def _outcome(score: Score) -> str:
+def _outcome(score: ProjectionScore) -> str:
     """What a projection was worth, in one line."""
     best, word = score.projection.best, "inside" if score.best_inside[90] else "outside"
     error = f"{100 * math.expm1(score.best_log_error):+.0f} %"

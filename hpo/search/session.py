@@ -22,7 +22,7 @@ from hpo.study.spec import FinalistsSection
 from hpo.sweep.finalists import overtaken, plan_finalists
 from hpo.sweep.sweep import Sweep
 from hpo.worker.messages import Event
-from hpo_reports.analysis.judging import CandidateJudgement, Judgement, judge
+from hpo_reports.analysis.judging import CandidateJudgement, FinalistsJudgement, judge
 from hpo_reports.records.finalists import read_companion
 
 INTERRUPTED = 130  # exit code of a command that a signal ended
@@ -203,7 +203,7 @@ def _look(session: Session, launch: Launch, companion: Sweep, winner: int) -> No
         typer.echo(f"test split: {error}")
 
 
-def _line(candidate: CandidateJudgement, judgement: Judgement) -> str:
+def _line(candidate: CandidateJudgement, judgement: FinalistsJudgement) -> str:
     """`trial 7: mean val ppl 131.20 of 6 seeds · 3.1 % below the baseline, p 0.031`."""
     name = f"trial {candidate.trial}{' (baseline)' if candidate.is_baseline else ''}"
     ppl = candidate.mean_val_ppl

@@ -50,7 +50,7 @@ BASELINE = "baseline"  # whether the others are to be compared with this one; wi
 TRUTHS: Mapping[str, bool] = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
 UNKNOWN = "unknown"  # the same as an empty cell
 MOST_ROWS = 100_000
-LONGEST_NAME = 200  # of a study, as in its file
+MAX_NAME = 200  # of a study, as in its file
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,7 +115,7 @@ def import_experiments(database: Database, name: str, past: PastExperiments) -> 
         UsageError: no study may have this name.
         StudyError: there is a study of this name already.
     """
-    if not name.isprintable() or name != name.strip() or not 0 < len(name) <= LONGEST_NAME:
+    if not name.isprintable() or name != name.strip() or not 0 < len(name) <= MAX_NAME:
         raise UsageError(f"--name: must be printable text without blanks at its ends, got {name!r}")
     if name.endswith(FINALISTS_SUFFIX):
         raise UsageError(f"--name: {FINALISTS_SUFFIX} at its end is for studies that the program makes, got {name!r}")

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import Literal, get_args
 
 from hpo_reports.analysis.findings import Findings, analyse
-from hpo_reports.analysis.verdicts import Comparison
+from hpo_reports.analysis.verdicts import TrialComparison
 from hpo_reports.document.catalogue import Catalogue, Language, catalogue
 from hpo_reports.document.commands import run_command, train_command
 from hpo_reports.document.layout import Document, markdown_of
@@ -91,7 +91,7 @@ def _json(findings: Findings) -> str:
     return json.dumps(content, ensure_ascii=False, allow_nan=False, indent=2, default=_record_as_json) + "\n"
 
 
-def _winner(record: StudyRecord, comparison: Comparison, winner: TrialRecord) -> dict[str, object]:
+def _winner(record: StudyRecord, comparison: TrialComparison, winner: TrialRecord) -> dict[str, object]:
     return {
         "number": winner.number,
         "objective": winner.values[0],

@@ -20,13 +20,13 @@ from hpo_reports.analysis.findings import Findings, analyse
 from hpo_reports.analysis.judging import percent_of
 from hpo_reports.analysis.statistics import ALPHA, Interval
 from hpo_reports.errors import IncomparableError
-from hpo_reports.records.finalists import FinalistsRecord, Replicate
+from hpo_reports.records.finalists import FinalistsRecord, ReplicateRecord
 from hpo_reports.records.names import FINALISTS_SUFFIX
 from hpo_reports.records.study import Measurement, StudyRecord, TrialRecord
 
 Scale = Literal["token", "word"]  # of the perplexities that are compared
 Evidence = Literal["paired", "two_samples", "one_run"]
-Verdict = Literal["better", "worse", "not_distinguishable", "none"]
+StudyVerdict = Literal["better", "worse", "not_distinguishable", "none"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,7 +55,7 @@ class Difference:
     difference: float | None
     interval: Interval | None
     p_adjusted: float | None  # by Holm, over the studies
-    verdict: Verdict
+    verdict: StudyVerdict
 
     @property
     def percent(self) -> float | None:
@@ -80,7 +80,7 @@ class _Contender:
 
     findings: Findings
     winner: TrialRecord
-    replicates: tuple[Replicate, ...]  # complete ones; none: only the search's run
+    replicates: tuple[ReplicateRecord, ...]  # complete ones; none: only the search's run
 
 
 def compare_studies(studies: Sequence[tuple[StudyRecord, FinalistsRecord | None]]) -> Across:
@@ -239,7 +239,7 @@ def _judged(raw: Sequence[tuple[Difference, float | None]]) -> tuple[Difference,
 
 
 def _verdict(each: Difference, p: float) -> Difference:
-    found: Verdict = "not_distinguishable"
+    found: StudyVerdict = "not_distinguishable"
     if p <= ALPHA and each.difference is not None:
         found = "better" if each.difference < 0 else "worse"
     return dataclasses.replace(each, p_adjusted=p, verdict=found)

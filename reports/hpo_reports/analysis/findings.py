@@ -9,10 +9,10 @@ from dataclasses import dataclass
 
 from hpo_reports.analysis.importance import Importance
 from hpo_reports.analysis.insights import Insights, insights
-from hpo_reports.analysis.judging import CandidateJudgement, Judgement, SeedNoise, judge
-from hpo_reports.analysis.outlook import Outlook, Refused, outlook_of, refused
+from hpo_reports.analysis.judging import CandidateJudgement, FinalistsJudgement, SeedNoise, judge
+from hpo_reports.analysis.outlook import NoOutlook, TrialOutlook, no_outlook, outlook_of
 from hpo_reports.analysis.totals import Totals, sum_up
-from hpo_reports.analysis.verdicts import INDISTINGUISHABLE_PERCENT, SEED_NOISE_PERCENT, Comparison, compare
+from hpo_reports.analysis.verdicts import ASSUMED_MIN_DETECTABLE_PERCENT, SEED_NOISE_PERCENT, TrialComparison, compare
 from hpo_reports.records.finalists import FinalistsRecord
 from hpo_reports.records.long_runs import LongRunRecord
 from hpo_reports.records.study import StudyRecord, TrialRecord
@@ -23,9 +23,9 @@ class Findings:
     """A study with its comparison and, where there are any, its finalists."""
 
     record: StudyRecord
-    comparison: Comparison
-    judgement: Judgement | None = None
-    outlook: Outlook | Refused | None = None  # of the trial to go on with; None: there is none that we can train
+    comparison: TrialComparison
+    judgement: FinalistsJudgement | None = None
+    outlook: TrialOutlook | NoOutlook | None = None  # of the trial to go on with; None: there is none that we can train
 
     @property
     def single(self) -> bool:
@@ -87,9 +87,9 @@ def analyse(
     """
     judgement = None if finalists is None else judge(finalists)
     noise = None if judgement is None else judgement.noise
-    limit = noise.indistinguishable_percent if noise is not None and noise.is_enough else INDISTINGUISHABLE_PERCENT
-    findings = Findings(record=record, comparison=compare(record, limit_percent=limit), judgement=judgement)
+    limit = noise.min_detectable_percent if noise is not None and noise.is_enough else ASSUMED_MIN_DETECTABLE_PERCENT
+    findings = Findings(record=record, comparison=compare(record, min_detectable_percent=limit), judgement=judgement)
     chosen = findings.chosen
     if chosen is None or not chosen.is_ours:
         return findings
-    return dataclasses.replace(findings, outlook=outlook_of(chosen, long_runs) or refused(chosen))
+    return dataclasses.replace(findings, outlook=outlook_of(chosen, long_runs) or no_outlook(chosen))

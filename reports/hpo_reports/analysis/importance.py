@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from hpo_reports.analysis.verdicts import Comparison
+from hpo_reports.analysis.verdicts import TrialComparison
 from hpo_reports.records.attributes import Scalar
 from hpo_reports.records.study import Direction, SearchRecord, StudyRecord, TrialRecord
 
@@ -20,7 +20,7 @@ EVALUATOR = "PED-ANOVA"  # what separates the best tenth of the trials from the 
 GRID = 50  # cells into which the range of a number is divided, as in Optuna
 BEST_TENTH = 0.1
 NARROWEST_KERNEL = 0.5 / 1.64  # of a cell: 90 % of the kernel lies within its own
-SMALLEST_DENSITY = 1e-12  # so that no ratio of densities is infinite
+MIN_DENSITY = 1e-12  # so that no ratio of densities is infinite
 
 Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]
@@ -44,7 +44,7 @@ class Importance:
     shares: Mapping[str, Share]
 
 
-def importance(record: StudyRecord, comparison: Comparison) -> Importance | None:
+def importance(record: StudyRecord, comparison: TrialComparison) -> Importance | None:
     """Evaluate the searched parameters of a study with one objective.
 
     Only complete trials count: pruning hides the worst regions, and a sampler that learns crowds the best. The shares
@@ -125,7 +125,7 @@ class _Axis:
         """Probability of each cell, as the chosen trials have it."""
         counts_G = np.bincount(self.cells_N[chosen_N], minlength=self.size)
         density_G = _smoothed(counts_G) if self.ordered else _mixed(counts_G)
-        return density_G + SMALLEST_DENSITY
+        return density_G + MIN_DENSITY
 
 
 def _shares(axes: Mapping[str, _Axis], losses_N: Floats) -> dict[str, float]:

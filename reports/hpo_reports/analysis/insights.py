@@ -15,18 +15,18 @@ from numpy.typing import NDArray
 
 from hpo_reports.analysis.importance import Importance, importance
 from hpo_reports.analysis.statistics import holm
-from hpo_reports.analysis.verdicts import Comparison, percent_above
+from hpo_reports.analysis.verdicts import TrialComparison, percent_above
 from hpo_reports.records.attributes import Scalar
 from hpo_reports.records.study import StudyRecord, TrialRecord
 
-LEAST_FOR_A_TREND = 8  # trials
-MOST_FOR_INTERACTIONS = 1000  # drawn by a fixed seed
-LEAST_FOR_INTERACTIONS = 20
+MIN_FOR_A_TREND = 8  # trials
+MAX_FOR_INTERACTIONS = 1000  # drawn by a fixed seed
+MIN_FOR_INTERACTIONS = 20
 RESAMPLES = 1000
-MOST_DRAWN = 500_000  # values over all resamples of a large study
-MOST_PAIRED = 1000  # best trials among which pairs are looked for
-MOST_CONTRASTS = 12
-MOST_VALUES = 12  # different ones, beyond which a parameter is no set of groups
+MAX_DRAWN = 500_000  # values over all resamples of a large study
+MAX_PAIRED = 1000  # best trials among which pairs are looked for
+MAX_CONTRASTS = 12
+MAX_VALUES = 12  # different ones, beyond which a parameter is no set of groups
 
 Floats = NDArray[np.float64]
 
@@ -99,7 +99,7 @@ class Insights:
     pruned: int  # trials that are not in any of this
 
 
-def insights(record: StudyRecord, comparison: Comparison) -> Insights | None:
+def insights(record: StudyRecord, comparison: TrialComparison) -> Insights | None:
     """Compute what the compared trials tell; None for several objectives or nothing to compare."""
     trials = [trial for trial in comparison.ranked if trial.values and trial.values[0] is not None]
     if len(record.directions) != 1 or len(trials) < 2:
@@ -109,7 +109,7 @@ def insights(record: StudyRecord, comparison: Comparison) -> Insights | None:
     return Insights(
         parameters=tuple(_insight(name, trials, record.directions[0]) for name in names),
         importance=importance(record, comparison),
-        contrasts=tuple(_contrasts(trials[:MOST_PAIRED], comparison.baseline)[:MOST_CONTRASTS]),
+        contrasts=tuple(_contrasts(trials[:MAX_PAIRED], comparison.baseline)[:MAX_CONTRASTS]),
         interactions=tuple(interactions),
         pairs_tested=tested,
         pruned=sum(trial.outcome == "pruned" for trial in record.trials),
@@ -120,7 +120,7 @@ def _insight(name: str, trials: Sequence[TrialRecord], direction: str) -> Insigh
     """The trials come best first."""
     having = [trial for trial in trials if name in trial.searched]
     numbers = _numbers(name, having)
-    best = having[: len(having) // 4] if len(having) >= LEAST_FOR_A_TREND else []
+    best = having[: len(having) // 4] if len(having) >= MIN_FOR_A_TREND else []
     values = [trial.parameters[name] for trial in best]
     if numbers is not None:
         edges = numbers[: len(best)]
@@ -148,9 +148,9 @@ def _objectives(trials: Sequence[TrialRecord]) -> Floats:
 
 
 def _trend(numbers: Floats, objectives: Floats) -> Trend | None:
-    if len(numbers) < LEAST_FOR_A_TREND or len(set(numbers)) < 2 or len(set(objectives)) < 2:
+    if len(numbers) < MIN_FOR_A_TREND or len(set(numbers)) < 2 or len(set(objectives)) < 2:
         return None
-    resamples = min(max(MOST_DRAWN // len(numbers), 200), RESAMPLES)
+    resamples = min(max(MAX_DRAWN // len(numbers), 200), RESAMPLES)
     counts_RN = np.ones((1 + resamples, len(numbers)))  # how often each trial was drawn; in the first row once
     drawn_RN = np.random.default_rng(0).integers(len(numbers), size=(resamples, len(numbers)))
     for counts_N, drawn_N in zip(counts_RN[1:], drawn_RN, strict=True):
@@ -192,7 +192,7 @@ def _groups(name: str, trials: Sequence[TrialRecord], direction: str) -> tuple[G
     by_value: dict[Scalar, list[float]] = {}
     for trial in trials:
         by_value.setdefault(trial.parameters[name], []).append(trial.values[0] or 0.0)
-    if not 2 <= len(by_value) <= MOST_VALUES or len(by_value) > len(trials) / 2:
+    if not 2 <= len(by_value) <= MAX_VALUES or len(by_value) > len(trials) / 2:
         return ()
     groups = [Group(value=value, trials=len(each), mean=_mean(each)) for value, each in by_value.items()]
     return tuple(sorted(groups, key=lambda group: group.mean, reverse=direction == "maximize"))
@@ -206,7 +206,7 @@ def _mean(values: Sequence[float]) -> float:
 def _contrasts(trials: Sequence[TrialRecord], baseline: TrialRecord | None) -> Sequence[Contrast]:
     """Pairs with one difference, those with the baseline first; others only between the few values of a parameter."""
     names = {name for trial in trials for name in trial.searched}
-    few = {name for name in names if len({repr(trial.parameters.get(name)) for trial in trials}) <= MOST_VALUES}
+    few = {name for name in names if len({repr(trial.parameters.get(name)) for trial in trials}) <= MAX_VALUES}
     buckets: dict[tuple[str, str], list[TrialRecord]] = {}
     for trial in trials:
         for name in trial.searched:
@@ -243,13 +243,13 @@ def _contrast(name: str, first: TrialRecord, second: TrialRecord) -> list[Contra
 
 def _interactions(trials: Sequence[TrialRecord], names: Sequence[str]) -> tuple[list[Interaction], int]:
     """Pairs of numbers whose product of ranks explains what each one's ranks do not, and how many were tested."""
-    if len(trials) > MOST_FOR_INTERACTIONS:
-        drawn = np.random.default_rng(0).permutation(len(trials))[:MOST_FOR_INTERACTIONS]
+    if len(trials) > MAX_FOR_INTERACTIONS:
+        drawn = np.random.default_rng(0).permutation(len(trials))[:MAX_FOR_INTERACTIONS]
         trials = [trials[place] for place in sorted(drawn)]
     numbers = {name: _numbers(name, trials) for name in names}
     usable = [name for name, each in numbers.items() if each is not None and len(set(each)) >= 4]
     pairs = list(itertools.combinations(usable, 2))
-    if len(trials) < LEAST_FOR_INTERACTIONS or not pairs:
+    if len(trials) < MIN_FOR_INTERACTIONS or not pairs:
         return [], 0
     objectives = _objectives(trials)
     objectives = objectives / (np.abs(objectives).max() or 1.0)  # no square of them overflows then

@@ -10,11 +10,11 @@ from typing import Literal
 from hpo_reports.analysis import statistics
 from hpo_reports.analysis.statistics import ALPHA, Interval
 from hpo_reports.records.attributes import Scalar
-from hpo_reports.records.finalists import Candidate, FinalistsRecord, HeldOutEvaluation
+from hpo_reports.records.finalists import CandidateRecord, FinalistsRecord, TestEvaluation
 
-ENOUGH_DEGREES = 10  # of freedom, for the study's own seed noise to replace the assumed one: its error is a fifth then
+MIN_DEGREES = 10  # of freedom, for the study's own seed noise to replace the assumed one: its error is a fifth then
 
-Standing = Literal[
+CandidateStanding = Literal[
     "baseline",
     "better",
     "worse",
@@ -49,7 +49,7 @@ class CandidateJudgement:
     interval: Interval | None  # of the difference, 95 %
     p: float | None  # two-sided sign-flip test of the pairs
     p_adjusted: float | None  # by Holm, over the candidates
-    standing: Standing
+    standing: CandidateStanding
 
     @property
     def mean_val_ppl(self) -> float | None:
@@ -78,18 +78,18 @@ class SeedNoise:
         return 100 * self.deviation
 
     @property
-    def indistinguishable_percent(self) -> float:
+    def min_detectable_percent(self) -> float:
         """Two single runs closer than this may differ by their seeds alone; one pair in twenty is farther apart."""
-        return percent_of(statistics.smallest_visible(self.deviation, self.degrees))
+        return percent_of(statistics.min_detectable_difference(self.deviation, self.degrees))
 
     @property
     def is_enough(self) -> bool:
         """Whether it is known well enough to replace an assumption."""
-        return self.degrees >= ENOUGH_DEGREES
+        return self.degrees >= MIN_DEGREES
 
 
 @dataclass(frozen=True, kw_only=True)
-class Judgement:
+class FinalistsJudgement:
     """What the finalists say."""
 
     candidates: tuple[CandidateJudgement, ...]  # stable ones first, then by mean loss over the common seeds
@@ -104,8 +104,8 @@ class Judgement:
     noise: SeedNoise | None
     screened: int | None
     expected_optimism: float | None  # in nats: how far the best of the screened runs was to look better than it is
-    test: HeldOutEvaluation | None  # the first, whosever it is
-    later_tests: tuple[HeldOutEvaluation, ...]
+    test: TestEvaluation | None  # the first, whosever it is
+    later_tests: tuple[TestEvaluation, ...]
 
     @property
     def verdict_possible(self) -> bool:
@@ -122,7 +122,7 @@ def percent_of(difference: float) -> float:
     return 100 * math.expm1(min(difference, 700.0))  # e^700 still fits a float
 
 
-def judge(record: FinalistsRecord) -> Judgement:
+def judge(record: FinalistsRecord) -> FinalistsJudgement:
     """Hold the candidates against the baseline and each other.
 
     Differences are paired by seed. A replicate that was lost makes its candidate unstable: it is named and cannot win.
@@ -148,7 +148,7 @@ def judge(record: FinalistsRecord) -> Judgement:
     winner = ranked[0] if common else None
     noise = seed_noise(record)
     least = statistics.least_p(len(record.seeds)) * len(pairs) if pairs else None
-    return Judgement(
+    return FinalistsJudgement(
         candidates=tuple(_judgement(each, judged) for each in ranked),
         is_complete=record.pending_runs == 0,
         seeds=len(record.seeds),
@@ -182,15 +182,15 @@ def seed_noise(record: FinalistsRecord) -> SeedNoise | None:
     )
 
 
-def _stable(record: FinalistsRecord) -> list[Candidate]:
+def _stable(record: FinalistsRecord) -> list[CandidateRecord]:
     return [each for each in record.candidates if each.losses() and not each.count("lost")]
 
 
-def _common(stable: list[Candidate], seeds: Sequence[int]) -> list[int]:
+def _common(stable: list[CandidateRecord], seeds: Sequence[int]) -> list[int]:
     return [seed for seed in seeds if stable and all(seed in each.losses() for each in stable)]
 
 
-def _table(stable: list[Candidate], seeds: Sequence[int]) -> list[list[float]]:
+def _table(stable: list[CandidateRecord], seeds: Sequence[int]) -> list[list[float]]:
     """A row for each candidate, a column for each seed that all of them have."""
     return [[each.losses()[seed] for seed in _common(stable, seeds)] for each in stable]
 
@@ -199,7 +199,7 @@ def _table(stable: list[Candidate], seeds: Sequence[int]) -> list[list[float]]:
 class _Shared:
     """What judging one candidate takes from all of them; mappings by number in the search."""
 
-    baseline: Candidate | None
+    baseline: CandidateRecord | None
     pairs: Mapping[int, list[float]]  # differences to the baseline
     adjusted: Mapping[int, float]
     best: Mapping[int, float]
@@ -207,7 +207,7 @@ class _Shared:
     means: Mapping[int, float]
 
 
-def _judgement(candidate: Candidate, judged: _Shared) -> CandidateJudgement:
+def _judgement(candidate: CandidateRecord, judged: _Shared) -> CandidateJudgement:
     losses = list(candidate.losses().values())
     spread = statistics.pooled_deviation([losses])
     pairs = judged.pairs.get(candidate.trial, [])
@@ -236,13 +236,13 @@ def _judgement(candidate: Candidate, judged: _Shared) -> CandidateJudgement:
     )
 
 
-def _screening_difference(candidate: Candidate, baseline: Candidate | None) -> float | None:
+def _screening_difference(candidate: CandidateRecord, baseline: CandidateRecord | None) -> float | None:
     if candidate.screening_val_loss is None or baseline is None or baseline.screening_val_loss is None:
         return None
     return candidate.screening_val_loss - baseline.screening_val_loss
 
 
-def _standing(candidate: Candidate, pairs: list[float], judged: _Shared) -> Standing:
+def _standing(candidate: CandidateRecord, pairs: list[float], judged: _Shared) -> CandidateStanding:
     if candidate.is_baseline:
         return "baseline"
     if candidate.count("lost"):
@@ -257,7 +257,7 @@ def _standing(candidate: Candidate, pairs: list[float], judged: _Shared) -> Stan
     return "not_distinguishable" if possible else "too_few_seeds"
 
 
-def _pairs(candidate: Candidate, reference: Candidate) -> list[float]:
+def _pairs(candidate: CandidateRecord, reference: CandidateRecord) -> list[float]:
     """Differences in loss under the seeds that both have, in order."""
     mine, theirs = candidate.losses(), reference.losses()
     return [mine[seed] - theirs[seed] for seed in sorted(mine.keys() & theirs.keys())]
@@ -269,7 +269,7 @@ def _adjusted(pairs: Mapping[int, list[float]]) -> dict[int, float]:
     return dict(zip(pairs, statistics.holm(raw), strict=True))
 
 
-def _tied(winner: Candidate, stable: list[Candidate]) -> tuple[int, ...]:
+def _tied(winner: CandidateRecord, stable: list[CandidateRecord]) -> tuple[int, ...]:
     pairs = {each.trial: _pairs(each, winner) for each in stable if each is not winner}
     adjusted = _adjusted(pairs)
     return tuple(trial for trial in pairs if adjusted[trial] > ALPHA)
@@ -290,11 +290,11 @@ def _optimism(record: FinalistsRecord, noise: SeedNoise | None) -> float | None:
     return statistics.expected_optimism(record.screened, noise.paired_deviation or noise.deviation)
 
 
-def _by_trial(candidates: list[Candidate], values: Sequence[float] | None) -> dict[int, float]:
+def _by_trial(candidates: list[CandidateRecord], values: Sequence[float] | None) -> dict[int, float]:
     return {} if values is None else {each.trial: value for each, value in zip(candidates, values, strict=True)}
 
 
-def _seeds(candidate: Candidate | None) -> set[int]:
+def _seeds(candidate: CandidateRecord | None) -> set[int]:
     return set() if candidate is None else {each.seed for each in candidate.replicates}
 
 

@@ -14,7 +14,7 @@ from hpo_reports.records.attributes import whole
 from hpo_reports.records.long_runs import LongRunRecord
 from hpo_reports.records.study import TrialRecord, perplexity_of
 
-Reason = Literal[
+NoOutlookReason = Literal[
     "schedule",  # its learning rate ended: the curve is no beginning of a longer run's
     "thin",  # too few points, and no other run to learn from
     "diverged",
@@ -37,7 +37,7 @@ class ProjectedEpoch:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Outlook:
+class TrialOutlook:
     """A projection of one run."""
 
     trial: int
@@ -52,14 +52,14 @@ class Outlook:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Refused:
+class NoOutlook:
     """Nothing can be projected."""
 
     trial: int
-    reason: Reason
+    reason: NoOutlookReason
 
 
-def outlook_of(trial: TrialRecord, runs: Sequence[LongRunRecord]) -> Outlook | None:
+def outlook_of(trial: TrialRecord, runs: Sequence[LongRunRecord]) -> TrialOutlook | None:
     """The latest projection of a trial's long run, with how earlier ones came out; None where none was made.
 
     Args:
@@ -71,7 +71,7 @@ def outlook_of(trial: TrialRecord, runs: Sequence[LongRunRecord]) -> Outlook | N
         return None
     run, projection = max(made, key=lambda each: (each[0].epochs, each[1].observed_epochs))
     scores = [each for run in runs for each in run.scores]
-    return Outlook(
+    return TrialOutlook(
         trial=trial.number,
         epochs=tuple(_observed(_epoch(each), run) for each in projection.outlooks),
         best=_expected(projection.horizon_epochs, projection.best),
@@ -84,7 +84,7 @@ def outlook_of(trial: TrialRecord, runs: Sequence[LongRunRecord]) -> Outlook | N
     )
 
 
-def _epoch(outlook: projected.Outlook) -> ProjectedEpoch:
+def _epoch(outlook: projected.EpochOutlook) -> ProjectedEpoch:
     """An epoch of the projection: what was seen there, or what the last checkpoint is expected to have."""
     if outlook.at_epoch is None:
         return ProjectedEpoch(epoch=outlook.epoch, observed_ppl=outlook.observed_ppl)
@@ -111,13 +111,13 @@ def _expected(epoch: float, expected: projected.Range) -> ProjectedEpoch:
     )
 
 
-def refused(trial: TrialRecord) -> Refused:
+def no_outlook(trial: TrialRecord) -> NoOutlook:
     """Why a run of the search is no beginning of a long one.
 
     Its learning rate fell to the end of its own budget; over twenty epochs it would have been higher at that point.
     """
     if trial.is_imported:
-        return Refused(trial=trial.number, reason="thin")
+        return NoOutlook(trial=trial.number, reason="thin")
     epochs, decays = trial.measured.epoch, trial.parameters.get("learning_rate_schedule") != "constant"
     ended = epochs is not None and epochs < LONG_RUN_EPOCHS and whole(trial.parameters, "budget_tokens") is not None
-    return Refused(trial=trial.number, reason="schedule" if decays and ended else "none_made")
+    return NoOutlook(trial=trial.number, reason="schedule" if decays and ended else "none_made")

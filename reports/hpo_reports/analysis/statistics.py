@@ -242,7 +242,7 @@ def paired_deviation(losses_CS: ArrayLike) -> tuple[float, int] | None:
     return math.sqrt(float((rest_CS**2).sum()) / degrees), degrees
 
 
-def smallest_visible(deviation: float, degrees: int, level: float = 1 - ALPHA) -> float:
+def min_detectable_difference(deviation: float, degrees: int, level: float = 1 - ALPHA) -> float:
     """How far apart two single runs must be before their seeds are no likely reason, in nats.
 
     Args:

@@ -20,9 +20,9 @@ from hpo_reports.records.study import StudyRecord, TrialRecord
 # under five seeds each: standard deviation of the loss 3.8 % and 7.3 %, pooled 5.8 % (docs/decisions.md, 2026-11-21).
 # Two such runs differ by 16 % or more in one case of twenty (1.96 · √2 · 5.8 %).
 SEED_NOISE_PERCENT = 5.8
-INDISTINGUISHABLE_PERCENT = 16.0
+ASSUMED_MIN_DETECTABLE_PERCENT = 16.0
 
-Standing = Literal[
+TrialStanding = Literal[
     "baseline",
     "better",
     "worse",
@@ -41,15 +41,15 @@ Standing = Literal[
 
 
 @dataclass(frozen=True, kw_only=True)
-class Verdict:
+class TrialVerdict:
     """How a complete trial stands to the baseline."""
 
-    standing: Standing
+    standing: TrialStanding
     percent: float | None = None  # of the baseline's val PPL that the trial's is above it; below: negative
 
 
 @dataclass(frozen=True, kw_only=True)
-class Comparison:
+class TrialComparison:
     """The complete trials, those that may be compared apart from those that may not.
 
     Several objectives give no ranking: then all trials are unranked, and some of them are on the front.
@@ -60,8 +60,10 @@ class Comparison:
     ranked: tuple[TrialRecord, ...]  # best first; of equal ones the earlier first
     unranked: tuple[TrialRecord, ...]  # complete, but in no ranking
     front: tuple[TrialRecord, ...]  # of several objectives, best first by the first of them; of one empty
-    verdicts: Mapping[int, Verdict]  # of complete trials, by number
-    limit_percent: float = INDISTINGUISHABLE_PERCENT  # differences of single runs under it may be their seeds'
+    verdicts: Mapping[int, TrialVerdict]  # of complete trials, by number
+    min_detectable_percent: float = (
+        ASSUMED_MIN_DETECTABLE_PERCENT  # differences of single runs under it may be their seeds'
+    )
 
     @property
     def winner(self) -> TrialRecord | None:
@@ -78,18 +80,20 @@ class Comparison:
         """The trials that one run each cannot tell from the winner."""
         differences = ((trial, percent_above(trial, self.ranked[0])) for trial in self.ranked[1:])
         return tuple(
-            trial for trial, percent in differences if percent is not None and _is_small(percent, self.limit_percent)
+            trial
+            for trial, percent in differences
+            if percent is not None and _is_small(percent, self.min_detectable_percent)
         )
 
 
-def compare(record: StudyRecord, *, limit_percent: float = INDISTINGUISHABLE_PERCENT) -> Comparison:
+def compare(record: StudyRecord, *, min_detectable_percent: float = ASSUMED_MIN_DETECTABLE_PERCENT) -> TrialComparison:
     """Rank the complete trials that may be compared, and hold them against the baseline.
 
     Several objectives give neither rank nor verdict in per cent: there a trial is on the front or dominated.
 
     Args:
         record: a study.
-        limit_percent: the difference that two seeds of one configuration can make; assumed, unless it was measured.
+        min_detectable_percent: what two seeds of one configuration can differ by; assumed, unless it was measured.
     """
     complete = [trial for trial in record.trials if trial.outcome == "complete"]
     baseline = _baseline(record)
@@ -106,14 +110,14 @@ def compare(record: StudyRecord, *, limit_percent: float = INDISTINGUISHABLE_PER
         standings |= dict.fromkeys((trial.number for trial in front), "on_front")
     reference = next((trial for trial in ranked if trial is baseline), None)
     ranked_numbers = {trial.number for trial in ranked}
-    return Comparison(
+    return TrialComparison(
         baseline=baseline,
         budget_tokens=_tokens(budget, complete),
         ranked=tuple(ranked),
         unranked=tuple(trial for trial in complete if trial.number not in ranked_numbers),
         front=tuple(front),
-        verdicts={t.number: _verdict(t, reference, standings[t.number], limit_percent) for t in complete},
-        limit_percent=limit_percent,
+        verdicts={t.number: _verdict(t, reference, standings[t.number], min_detectable_percent) for t in complete},
+        min_detectable_percent=min_detectable_percent,
     )
 
 
@@ -186,7 +190,7 @@ def _budget_of(trial: TrialRecord) -> float | None:
     return trial.measured.epoch if trial.measured.tokens is None else trial.measured.tokens
 
 
-def _obstacle(trial: TrialRecord, budget: float | None) -> Standing | None:
+def _obstacle(trial: TrialRecord, budget: float | None) -> TrialStanding | None:
     """Why a complete trial may not be compared."""
     if trial.is_imported and trial.causal is not True:
         return "causality_unknown" if trial.causal is None else "not_causal"
@@ -201,22 +205,24 @@ def _obstacle(trial: TrialRecord, budget: float | None) -> Standing | None:
     return "other_budget" if _budget_of(trial) != budget else None
 
 
-def _verdict(trial: TrialRecord, reference: TrialRecord | None, standing: Standing | None, limit: float) -> Verdict:
+def _verdict(
+    trial: TrialRecord, reference: TrialRecord | None, standing: TrialStanding | None, limit: float
+) -> TrialVerdict:
     if standing is not None:
-        return Verdict(standing=standing)
+        return TrialVerdict(standing=standing)
     if trial is reference:
-        return Verdict(standing="baseline")
+        return TrialVerdict(standing="baseline")
     percent = None if reference is None else percent_above(trial, reference)
     if percent is None:
-        return Verdict(standing="not_compared")
+        return TrialVerdict(standing="not_compared")
     if _is_small(percent, limit):
-        return Verdict(standing="not_distinguishable", percent=percent)
-    return Verdict(standing=_better_or_worse(percent), percent=percent)
+        return TrialVerdict(standing="not_distinguishable", percent=percent)
+    return TrialVerdict(standing=_better_or_worse(percent), percent=percent)
 
 
-def _is_small(percent: float, limit_percent: float) -> bool:
+def _is_small(percent: float, min_detectable_percent: float) -> bool:
     """Whether the difference as printed is under the limit as printed."""
-    return round(abs(percent), 1) < round(limit_percent, 1)
+    return round(abs(percent), 1) < round(min_detectable_percent, 1)
 
 
 def _better_or_worse(percent: float) -> Literal["better", "worse"]:

@@ -18,7 +18,7 @@ from hpo_reports.document.formats import (
 )
 from hpo_reports.document.tables import PARAMETER, Table, Value
 
-LONGEST_CELL = 300  # characters of a text in a table; a log's path still fits
+MAX_CELL = 300  # characters of a text in a table; a log's path still fits
 
 _ENTITIES = str.maketrans({"&": "&amp;", "<": "&lt;", ">": "&gt;"})
 _SPECIAL = re.compile(r"[\\`*\[|~$#]|(?<![^\W_])_|_(?![^\W_])")  # an underscore inside a word is a letter
@@ -113,8 +113,8 @@ def _is_numeric(values: Sequence[Value]) -> bool:
 
 
 def _text(format_value: Callable[..., str], value: Value) -> str:
-    if isinstance(value, str) and len(value) > LONGEST_CELL:
-        value = value[: LONGEST_CELL - 1] + "…"
+    if isinstance(value, str) and len(value) > MAX_CELL:
+        value = value[: MAX_CELL - 1] + "…"
     return format_value(value)
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
-from hpo_reports.analysis.verdicts import Comparison, Verdict
+from hpo_reports.analysis.verdicts import TrialComparison, TrialVerdict
 from hpo_reports.records.attributes import Scalar
 from hpo_reports.records.study import OUTCOMES, StudyRecord, TrialRecord
 
@@ -44,7 +44,7 @@ class Table:
 
 
 def comparison_table(
-    record: StudyRecord, comparison: Comparison, words: Callable[[Verdict], str], most: int | None = None
+    record: StudyRecord, comparison: TrialComparison, words: Callable[[TrialVerdict], str], most: int | None = None
 ) -> Table:
     """The complete trials, best first, those that cannot be compared last.
 
@@ -70,7 +70,7 @@ def comparison_table(
     return _table(cells, kept)
 
 
-def front_table(record: StudyRecord, comparison: Comparison) -> Table:
+def front_table(record: StudyRecord, comparison: TrialComparison) -> Table:
     """The trials of the front: what they are and what they reach."""
     measured = _measured(("val_ppl", "phi")) if record.is_ours else _objectives(record)
     cells: dict[str, Cell] = {"number": lambda trial: trial.number, **_parameters(_shown(record)), **measured}
@@ -98,16 +98,16 @@ def incomplete_trials(record: StudyRecord) -> list[TrialRecord]:
     return sorted(begun, key=lambda trial: (OUTCOMES.index(trial.outcome), trial.number))
 
 
-def trial_table(record: StudyRecord, comparison: Comparison) -> Table:
+def trial_table(record: StudyRecord, comparison: TrialComparison) -> Table:
     """Every trial in order, with all that is known of it as raw numbers.
 
     Returns:
-        Where `whole_split` is false, perplexities and bits per byte are of a sample of the validation split, and not to
+        Where `full_split` is false, perplexities and bits per byte are of a sample of the validation split, and not to
         be compared with those of a complete trial.
     """
     names = dict.fromkeys(name for trial in record.trials for name in trial.parameters)
     measured = (
-        "milestone, tokens, step, epoch, whole_split, val_ppl, val_word_ppl, val_bits_per_byte, train_ppl, phi, "
+        "milestone, tokens, step, epoch, full_split, val_ppl, val_word_ppl, val_bits_per_byte, train_ppl, phi, "
         "train_phi, delta_phi_loss, seconds, tokens_per_s, peak_memory_bytes"
     )
     cells: dict[str, Cell] = {
@@ -166,11 +166,11 @@ def _objectives(record: StudyRecord) -> dict[str, Cell]:
     return {f"objective_{place}": cell(place) for place in range(len(record.directions))}
 
 
-def _standing(comparison: Comparison, trial: TrialRecord) -> str | None:
+def _standing(comparison: TrialComparison, trial: TrialRecord) -> str | None:
     verdict = comparison.verdicts.get(trial.number)
     return None if verdict is None else verdict.standing
 
 
-def _percent(comparison: Comparison, trial: TrialRecord) -> float | None:
+def _percent(comparison: TrialComparison, trial: TrialRecord) -> float | None:
     verdict = comparison.verdicts.get(trial.number)
     return None if verdict is None else verdict.percent

@@ -12,16 +12,16 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeGuard, TypeVar
 
-from hpo_reports.analysis.verdicts import Comparison
+from hpo_reports.analysis.verdicts import TrialComparison
 from hpo_reports.document.formats import MISSING
 from hpo_reports.records.attributes import Scalar
 from hpo_reports.records.study import StudyRecord, TrialRecord, perplexity_of
 
-MOST_POINTS = 1_000  # in one figure
+MAX_POINTS = 1_000  # in one figure
 ALWAYS_KEPT = 100  # of the best trials
-MOST_CURVES = 40
-MOST_SLICES = 24
-MOST_CATEGORIES = 30
+MAX_CURVES = 40
+MAX_SLICES = 24
+MAX_CATEGORIES = 30
 _LEFT_OUT = (
     *("suspicious", "infeasible", "other_budget", "not_finite"),
     *("not_causal", "causality_unknown", "budget_unknown"),
@@ -63,7 +63,7 @@ class Points:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Curve:
+class DrawnCurve:
     """What a trial reported on its way, in order."""
 
     number: int
@@ -72,10 +72,10 @@ class Curve:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Curves:
+class DrawnCurves:
     """The curves of the trials that matter most."""
 
-    curves: tuple[Curve, ...]
+    curves: tuple[DrawnCurve, ...]
     of: int
     perplexity: bool
 
@@ -91,7 +91,7 @@ class Slice:
     categories_of: int = 0
 
 
-def history(record: StudyRecord, comparison: Comparison, objective: int = 0) -> Points:
+def history(record: StudyRecord, comparison: TrialComparison, objective: int = 0) -> Points:
     """What each trial reached, by number, and the best of the comparable ones so far.
 
     Args:
@@ -112,12 +112,12 @@ def history(record: StudyRecord, comparison: Comparison, objective: int = 0) -> 
         points=tuple(thinned(points, _notable(comparison))),
         of=len(points),
         without=len(begun) - len(points),
-        line=tuple(_spread(line, MOST_POINTS)),
+        line=tuple(_spread(line, MAX_POINTS)),
         perplexity=record.is_ours and objective == 0,
     )
 
 
-def curves(record: StudyRecord, comparison: Comparison) -> Curves:
+def curves(record: StudyRecord, comparison: TrialComparison) -> DrawnCurves:
     """The learning curves of winner, baseline, what runs, and then of the best and the longest."""
     trials = [trial for trial in record.trials if any(value is not None for value in trial.curve)]
     rank = {trial.number: place for place, trial in enumerate(comparison.ranked)}
@@ -127,11 +127,11 @@ def curves(record: StudyRecord, comparison: Comparison) -> Curves:
         kind = first.get(kind_of(trial, comparison), 4)
         return kind, rank.get(trial.number, len(rank)), -len(trial.curve), trial.number
 
-    drawn = sorted(trials, key=relevance)[:MOST_CURVES]
+    drawn = sorted(trials, key=relevance)[:MAX_CURVES]
     perplexity = record.is_ours
-    return Curves(
+    return DrawnCurves(
         curves=tuple(
-            Curve(
+            DrawnCurve(
                 number=trial.number,
                 kind=kind_of(trial, comparison),
                 values=tuple(_shown(value, perplexity) for value in trial.curve),
@@ -143,16 +143,16 @@ def curves(record: StudyRecord, comparison: Comparison) -> Curves:
     )
 
 
-def slices(record: StudyRecord, comparison: Comparison) -> list[Slice]:
+def slices(record: StudyRecord, comparison: TrialComparison) -> list[Slice]:
     """A slice for each searched parameter, in the order in which they appear."""
     names = dict.fromkeys(name for trial in record.trials for name in trial.searched)
     logarithmic = {search.name for search in record.search if search.log}
     complete = _complete(record)
     found = (_slice(name, complete, record, comparison, name in logarithmic) for name in names)
-    return list(itertools.islice((each for each in found if each.points.points), MOST_SLICES))
+    return list(itertools.islice((each for each in found if each.points.points), MAX_SLICES))
 
 
-def phi_against_perplexity(record: StudyRecord, comparison: Comparison) -> Points:
+def phi_against_perplexity(record: StudyRecord, comparison: TrialComparison) -> Points:
     """The complete runs by validation perplexity and Φ."""
     points = [
         Point(number=trial.number, kind=kind_of(trial, comparison), x=trial.measured.val_ppl, y=trial.measured.phi)
@@ -162,7 +162,7 @@ def phi_against_perplexity(record: StudyRecord, comparison: Comparison) -> Point
     return Points(points=tuple(thinned(points, _notable(comparison))), of=len(points), perplexity=True)
 
 
-def pareto(record: StudyRecord, comparison: Comparison) -> Points | None:
+def pareto(record: StudyRecord, comparison: TrialComparison) -> Points | None:
     """The complete trials by both objectives, and the front; None where there are not two."""
     if len(record.directions) != 2:
         return None
@@ -176,12 +176,12 @@ def pareto(record: StudyRecord, comparison: Comparison) -> Points | None:
     return Points(
         points=tuple(thinned(points, _notable(comparison))),
         of=len(points),
-        line=tuple(_spread([(float(point.x), point.y) for point in front], MOST_POINTS)),
+        line=tuple(_spread([(float(point.x), point.y) for point in front], MAX_POINTS)),
         perplexity=record.is_ours,
     )
 
 
-def kind_of(trial: TrialRecord, comparison: Comparison) -> Kind:
+def kind_of(trial: TrialRecord, comparison: TrialComparison) -> Kind:
     """How a trial is marked in every figure."""
     if comparison.winner is not None and trial.number == comparison.winner.number:
         return "winner"
@@ -194,18 +194,18 @@ def kind_of(trial: TrialRecord, comparison: Comparison) -> Kind:
 
 
 def thinned(points: Sequence[Point], keep: Iterable[int]) -> list[Point]:
-    """At most `MOST_POINTS` of the points, evenly spread, in their order.
+    """At most `MAX_POINTS` of the points, evenly spread, in their order.
 
     Args:
         points: all of them.
         keep: numbers of trials that are not to be left out, as long as they are not too many themselves.
     """
-    if len(points) <= MOST_POINTS:
+    if len(points) <= MAX_POINTS:
         return list(points)
     wanted = set(keep)
-    kept = [point for point in points if point.number in wanted][:MOST_POINTS]
+    kept = [point for point in points if point.number in wanted][:MAX_POINTS]
     others = [point for point in points if point.number not in wanted]
-    numbers = {point.number for point in (*kept, *_spread(others, MOST_POINTS - len(kept)))}
+    numbers = {point.number for point in (*kept, *_spread(others, MAX_POINTS - len(kept)))}
     return [point for point in points if point.number in numbers]
 
 
@@ -216,7 +216,7 @@ def _spread(items: Sequence[Item], most: int) -> Sequence[Item]:
     return [items[(place + 1) * len(items) // most - 1] for place in range(most)]
 
 
-def _notable(comparison: Comparison) -> set[int]:
+def _notable(comparison: TrialComparison) -> set[int]:
     """Trials that are never left out: the best, the front, the baseline."""
     best = (*comparison.ranked[:ALWAYS_KEPT], *comparison.front[:ALWAYS_KEPT])
     return {trial.number for trial in (*best, *((comparison.baseline,) if comparison.baseline else ()))}
@@ -255,7 +255,9 @@ def _best_so_far(points: Sequence[Point], direction: str) -> list[tuple[float, f
     return best
 
 
-def _slice(name: str, complete: Sequence[TrialRecord], record: StudyRecord, comparison: Comparison, log: bool) -> Slice:
+def _slice(
+    name: str, complete: Sequence[TrialRecord], record: StudyRecord, comparison: TrialComparison, log: bool
+) -> Slice:
     """The trials by one parameter, on an axis of numbers if all its values are numbers."""
     placed = [(trial, trial.parameters.get(name), _value(trial, 0, record)) for trial in complete]
     rows = [(trial, x, y) for trial, x, y in placed if name in trial.searched and y is not None]
@@ -268,7 +270,7 @@ def _slice(name: str, complete: Sequence[TrialRecord], record: StudyRecord, comp
             points.append(Point(number=trial.number, kind=kind_of(trial, comparison), x=place, y=y))
     missing = len(rows) - len(points)
     counts = Counter(str(point.x) for point in points) if not numeric else Counter()
-    shown = [text for text, _ in counts.most_common(MOST_CATEGORIES)]
+    shown = [text for text, _ in counts.most_common(MAX_CATEGORIES)]
     points = [point for point in points if numeric or point.x in shown]
     return Slice(
         parameter=name,

@@ -15,13 +15,13 @@ from typing import Any
 import plotly.graph_objects as go
 
 from hpo_reports.analysis.importance import Importance
-from hpo_reports.analysis.verdicts import Comparison
+from hpo_reports.analysis.verdicts import TrialComparison
 from hpo_reports.document.catalogue import Catalogue
 from hpo_reports.document.formats import count, number
 from hpo_reports.document.markdown import Markdown
 from hpo_reports.document.tables import Value
 from hpo_reports.figures.data import (
-    Curves,
+    DrawnCurves,
     Kind,
     Points,
     Slice,
@@ -34,7 +34,7 @@ from hpo_reports.figures.data import (
 from hpo_reports.records.study import StudyRecord
 
 HEIGHT_PX = 450
-LONGEST_NAME = 60  # characters of a name on an axis or in a title
+MAX_NAME = 60  # characters of a name on an axis or in a title
 LINEAR_UP_TO = 4  # times the smallest: below that a logarithmic axis has hardly a number on it
 DIGITS = 6  # significant, of what is drawn
 
@@ -58,7 +58,7 @@ _CLEAR = "rgba(0, 0, 0, 0)"
 
 def figures(
     record: StudyRecord,
-    comparison: Comparison,
+    comparison: TrialComparison,
     t: Catalogue,
     *,
     importance: Importance | None = None,
@@ -92,7 +92,7 @@ def figures(
     return {name: figure for name, figure in drawn.items() if figure is not None}
 
 
-def escaped(text: str, longest: int = LONGEST_NAME) -> str:
+def escaped(text: str, longest: int = MAX_NAME) -> str:
     """Text that Plotly shows as it is: no tags, no entities, no TeX, no substitutions.
 
     Args:
@@ -117,7 +117,7 @@ def _history(found: Points, record: StudyRecord, objective: int, t: Catalogue) -
     return _with_scale(figure, [point.y for point in found.points], found.perplexity)
 
 
-def _curves(found: Curves, t: Catalogue) -> go.Figure | None:
+def _curves(found: DrawnCurves, t: Catalogue) -> go.Figure | None:
     if not found.curves:
         return None
     title = _text(t, "figure.curves")

@@ -31,12 +31,12 @@ RATES = (2.0, 4.0, 8.0, 16.0, 32.0)  # of exponential falls, per horizon
 HINGES = (0.0, 0.25, 0.5)  # shares of the remaining log-time at which a fall may end and a rise begin
 NOISES = (0.01, 0.03, 0.1)  # standard deviations of a point about its shape, in nats
 EFFECTIVE_NEIGHBOURS = 12.0
-LEAST_POINTS = 3  # of a prefix, from which on it is resampled and speaks for itself
-LEAST_TO_REGRESS = 8  # library curves
+MIN_POINTS = 3  # of a prefix, from which on it is resampled and speaks for itself
+MIN_TO_REGRESS = 8  # library curves
 SPREAD = 0.1  # nats of spread among levels, at which a slope is half the library's and half proportion
-WEIGHT_OF_A_SIBLING = 1 / 6  # a single one may be unlike the run; three have
-MOST_OF_SIBLINGS = 1 / 2
-SMALLEST_FALL = 0.02  # nats over an octave, under which the octave says nothing of what follows
+SIBLING_WEIGHT = 1 / 6  # a single one may be unlike the run; three have
+MAX_SIBLINGS_WEIGHT = 1 / 2
+MIN_FALL = 0.02  # nats over an octave, under which the octave says nothing of what follows
 
 
 Fall = Callable[[Floats], Floats]
@@ -80,7 +80,7 @@ def pooled(prefix: Curve, library: Sequence[Curve], siblings: Sequence[Curve]) -
     kin = _analogues(prefix, siblings, future_G)
     if not kin:
         return mixture
-    weight = min(len(siblings) * WEIGHT_OF_A_SIBLING, MOST_OF_SIBLINGS)
+    weight = min(len(siblings) * SIBLING_WEIGHT, MAX_SIBLINGS_WEIGHT)
     return _mixed([mixture, *kin], np.array([1 - weight, *[weight / len(kin)] * len(kin)]))
 
 
@@ -104,7 +104,7 @@ class Prior:
 
 def _prior(prefix: Curve, library: Sequence[Curve]) -> Prior:
     """What curves of a library did from this moment on, groups alike; enough points need no library's word."""
-    if len(prefix.epochs) >= LEAST_POINTS or not library:
+    if len(prefix.epochs) >= MIN_POINTS or not library:
         return Prior()
     here_L = np.array([float(curve.at(np.array(prefix.now))) for curve in library])
     low_L = np.minimum([min(curve.val_loss) for curve in library], here_L)
@@ -116,7 +116,7 @@ def _prior(prefix: Curve, library: Sequence[Curve]) -> Prior:
 
 def _mean_and_scale(values: Floats, weights: Floats) -> tuple[float, float]:
     mean = float(weights @ values)
-    return mean, max(float(np.sqrt(weights @ (values - mean) ** 2)), SMALLEST_FALL)
+    return mean, max(float(np.sqrt(weights @ (values - mean) ** 2)), MIN_FALL)
 
 
 @functools.lru_cache(maxsize=1024)  # a calibration asks for the same prefix under many libraries
@@ -124,7 +124,7 @@ def _alone(prefix: Curve, prior: Prior) -> tuple[Paths, ...]:
     """What the two predictors that know nothing but shapes answer."""
     future_G, random = future_of(prefix.now), np.random.default_rng(0)
     shapes = _shapes(prefix, prior, future_G, random)
-    return (shapes, _ensemble(prefix, future_G, random)) if len(prefix.epochs) >= LEAST_POINTS else (shapes,)
+    return (shapes, _ensemble(prefix, future_G, random)) if len(prefix.epochs) >= MIN_POINTS else (shapes,)
 
 
 def _falls(now: float) -> list[Fall]:
@@ -231,17 +231,17 @@ def _analogues(prefix: Curve, library: Sequence[Curve], future_G: Floats) -> lis
     here_L = np.array([curve.at(np.array(now)) for curve in library])
     change_LG = np.stack([curve.at(future_G) for curve in library]) - here_L[:, None]
     weights_L = _likeness(prefix, library, now, here_L)
-    if len(prefix.epochs) < LEAST_POINTS and len(library) >= LEAST_TO_REGRESS:
+    if len(prefix.epochs) < MIN_POINTS and len(library) >= MIN_TO_REGRESS:
         carried_LG = _regressed(level, here_L, change_LG + here_L[:, None], weights_L)
     else:
         carried_LG = level * (1 + change_LG / here_L[:, None])
     neighbours = Paths(np.maximum(carried_LG, 0.0), weights_L)
     before = now / 2
     fall = float(prefix.at(np.array(before))) - level
-    if prefix.epochs[0] / prefix.horizon > before * 1.3 or fall < SMALLEST_FALL:
+    if prefix.epochs[0] / prefix.horizon > before * 1.3 or fall < MIN_FALL:
         return [neighbours]
     fall_L = np.array([curve.at(np.array(before)) for curve in library]) - here_L
-    usable_L = fall_L >= SMALLEST_FALL
+    usable_L = fall_L >= MIN_FALL
     if not usable_L.any():
         return [neighbours]
     ratio_LG = np.clip(change_LG[usable_L] / fall_L[usable_L, None], -5.0, 5.0)

@@ -16,23 +16,23 @@ from typing import Any, Literal
 import numpy as np
 
 from hpo_reports.projection.calibration import (
-    KIN,
+    SIBLING_COUNTS,
     Calibration,
     Expected,
     calibrate,
     expected,
-    misses_of,
     outcomes,
+    residuals_of,
 )
 from hpo_reports.projection.curves import Curve, reference_curves
 from hpo_reports.projection.horizon import PROJECTED_EPOCHS
 from hpo_reports.projection.pool import Paths, pooled
 
 CALIBRATION = "calibration.json"
-LEAST_LIBRARY = 12  # curves, fewer of which calibrate nothing
-SLACK = 0.02  # of the horizon, by which a schedule's end may miss the one that is asked for
-HIGHEST = 700.0  # nats, whose exponential is still a number
-WIDEST_TO_RANK = 2.0  # ratio of the bounds of the 90 % interval, beyond which a projection ranks nothing
+MIN_LIBRARY = 12  # curves, fewer of which calibrate nothing
+SCHEDULE_TOLERANCE = 0.02  # of the horizon, by which a schedule's end may miss the one that is asked for
+MAX_NATS = 700.0  # nats, whose exponential is still a number
+MAX_WIDTH_TO_RANK = 2.0  # ratio of the bounds of the 90 % interval, beyond which a projection ranks nothing
 
 Obstacle = Literal["no_points", "diverged", "schedule_mismatch", "ended", "no_library"]
 
@@ -62,7 +62,7 @@ class Range:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Outlook:
+class EpochOutlook:
     """What is expected at one epoch."""
 
     epoch: float
@@ -82,7 +82,7 @@ class Projection:
     points: int  # evaluations known
     horizon_epochs: float
     target_ppl: float | None
-    outlooks: tuple[Outlook, ...]
+    outlooks: tuple[EpochOutlook, ...]
     siblings: int  # complete runs of the same study that were asked
     library: int  # reference runs that were asked
     groups: int  # into which these fall
@@ -102,7 +102,7 @@ class Projection:
     @property
     def ranks(self) -> bool:
         """Whether the range is narrow enough to rank runs by."""
-        return self.best.width <= WIDEST_TO_RANK
+        return self.best.width <= MAX_WIDTH_TO_RANK
 
     def as_json(self) -> dict[str, Any]:
         """Plain data for JSON."""
@@ -110,7 +110,7 @@ class Projection:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Score:
+class ProjectionScore:
     """A projection held against what happened."""
 
     projection: Projection
@@ -152,10 +152,12 @@ def project(
     obstacle = _obstacle(run, horizon, library)
     if obstacle is not None:
         return obstacle
-    kin = [each for each in siblings if each.is_finite and abs(each.horizon - horizon) <= SLACK * horizon]
-    calibration = calibration or shipped_calibration(len(kin))
-    paths = pooled(run, library, kin)
-    epochs = [*(e for e in PROJECTED_EPOCHS if e < horizon * (1 - SLACK)), horizon]
+    alike = [
+        each for each in siblings if each.is_finite and abs(each.horizon - horizon) <= SCHEDULE_TOLERANCE * horizon
+    ]
+    calibration = calibration or shipped_calibration(len(alike))
+    paths = pooled(run, library, alike)
+    epochs = [*(e for e in PROJECTED_EPOCHS if e < horizon * (1 - SCHEDULE_TOLERANCE)), horizon]
     log_target = None if target_ppl is None else math.log(target_ppl)
     return Projection(
         run=run.name,
@@ -164,18 +166,18 @@ def project(
         horizon_epochs=horizon,
         target_ppl=target_ppl,
         outlooks=tuple(_outlook(run, e, e / horizon, paths, calibration, log_target) for e in epochs),
-        siblings=len(kin),
+        siblings=len(alike),
         library=len(library),
         groups=len({each.group for each in library}),
     )
 
 
-def score(projection: Projection, run: Curve) -> Score | None:
+def score(projection: Projection, run: Curve) -> ProjectionScore | None:
     """Hold a projection against the run as it ended; None while it has not."""
-    if run.epochs[-1] < projection.horizon_epochs * (1 - SLACK) or not run.is_finite:
+    if run.epochs[-1] < projection.horizon_epochs * (1 - SCHEDULE_TOLERANCE) or not run.is_finite:
         return None
     best, final = math.exp(min(run.val_loss)), math.exp(run.val_loss[-1])
-    return Score(
+    return ProjectionScore(
         projection=projection,
         best_ppl=best,
         final_ppl=final,
@@ -191,7 +193,7 @@ def projection_from(content: Mapping[str, Any]) -> Projection:
         KeyError, TypeError: it is none.
     """
     outlooks = tuple(
-        Outlook(
+        EpochOutlook(
             epoch=each["epoch"],
             observed_ppl=each["observed_ppl"],
             at_epoch=None if each["at_epoch"] is None else Range(**each["at_epoch"]),
@@ -206,16 +208,16 @@ def projection_from(content: Mapping[str, Any]) -> Projection:
 
 @functools.cache
 def shipped_calibration(siblings: int) -> Calibration:
-    """The stretches of the reference runs that come with the program, measured with at most so many siblings."""
+    """The scales of the reference runs that come with the program, measured with at most so many siblings."""
     text = importlib.resources.files("hpo_reports.projection").joinpath(CALIBRATION).read_text(encoding="utf-8")
-    content = json.loads(text)[str(max(kin for kin in KIN if kin <= siblings))]
-    stretches = {name: tuple(values) for name, values in content.pop("stretches").items()}
-    return Calibration(**{**content, "shares": tuple(content["shares"])}, stretches=stretches)
+    content = json.loads(text)[str(max(count for count in SIBLING_COUNTS if count <= siblings))]
+    scales = {name: tuple(values) for name, values in content.pop("scales").items()}
+    return Calibration(**{**content, "shares": tuple(content["shares"])}, scales=scales)
 
 
 def calibration_json(curves: Sequence[Curve]) -> str:
     """What `shipped_calibration` reads, measured anew on these curves."""
-    content = {kin: dataclasses.asdict(calibrate(misses_of(curves, kin=kin))) for kin in KIN}
+    content = {n: dataclasses.asdict(calibrate(residuals_of(curves, n_siblings=n))) for n in SIBLING_COUNTS}
     return json.dumps({"curves": digest(curves), **content}, indent=1, default=dict) + "\n"
 
 
@@ -228,25 +230,25 @@ def digest(curves: Sequence[Curve]) -> str:
 def _obstacle(run: Curve, horizon: float, library: Sequence[Curve]) -> Refusal | None:
     if not run.is_finite:
         return Refusal(obstacle="diverged")
-    if abs(run.horizon - horizon) > SLACK * horizon:
+    if abs(run.horizon - horizon) > SCHEDULE_TOLERANCE * horizon:
         return Refusal(obstacle="schedule_mismatch", schedule_epochs=run.horizon)
-    if run.epochs[-1] >= horizon * (1 - SLACK):
+    if run.epochs[-1] >= horizon * (1 - SCHEDULE_TOLERANCE):
         return Refusal(obstacle="ended")
-    if len(library) < LEAST_LIBRARY:
+    if len(library) < MIN_LIBRARY:
         return Refusal(obstacle="no_library")
     return None
 
 
 def _outlook(
     run: Curve, epoch: float, share: float, paths: Paths, calibration: Calibration, log_target: float | None
-) -> Outlook:
+) -> EpochOutlook:
     if share <= run.now:
         return _observed(run, epoch, log_target)
     until = paths.until(run.now, run.val_loss[-1], share)
     found = expected(until, run, calibration, run.now)
     values = outcomes(until, run)
     risen_N = values["final"] > values["best"] + 1e-9
-    return Outlook(
+    return EpochOutlook(
         epoch=epoch,
         observed_ppl=None,
         at_epoch=_range(found["final"]),
@@ -256,11 +258,11 @@ def _outlook(
     )
 
 
-def _observed(run: Curve, epoch: float, log_target: float | None) -> Outlook:
+def _observed(run: Curve, epoch: float, log_target: float | None) -> EpochOutlook:
     """What was seen at an epoch that has passed."""
     lowest = min(run.until(epoch).val_loss)
     best = math.exp(lowest)
-    return Outlook(
+    return EpochOutlook(
         epoch=epoch,
         observed_ppl=math.exp(float(run.at(np.array(epoch / run.horizon)))),
         at_epoch=None,
@@ -272,7 +274,7 @@ def _observed(run: Curve, epoch: float, log_target: float | None) -> Outlook:
 
 def _range(loss: Expected) -> Range:
     edges = (loss.median, *loss.intervals[80], *loss.intervals[90])
-    median, low_80, high_80, low_90, high_90 = (math.exp(min(edge, HIGHEST)) for edge in edges)
+    median, low_80, high_80, low_90, high_90 = (math.exp(min(edge, MAX_NATS)) for edge in edges)
     return Range(median=median, low_80=low_80, high_80=high_80, low_90=low_90, high_90=high_90)
 
 

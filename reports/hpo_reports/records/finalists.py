@@ -13,7 +13,7 @@ from hpo_reports.records.attributes import Scalar, entries, number, scalars, sec
 from hpo_reports.records.names import FINALISTS_SUFFIX, STUDY_RECORD, STUDY_TEST_EVALUATIONS
 from hpo_reports.records.study import Measurement, StudyRecord, TrialRecord, read_study
 
-State = Literal[
+ReplicateState = Literal[
     "complete",
     "lost",  # the configuration's own doing: diverged, out of memory, too good to be true
     "failed",  # the program's or the machine's doing: the pair is missing
@@ -22,11 +22,11 @@ State = Literal[
 
 
 @dataclass(frozen=True, kw_only=True)
-class Replicate:
+class ReplicateRecord:
     """One run of a candidate under one of the fresh seeds."""
 
     seed: int
-    state: State
+    state: ReplicateState
     trial: int | None = None  # number in the companion study; None: not begun
     val_loss: float | None = None  # nats per token, which is log-perplexity, on the whole validation split
     outcome: str | None = None  # of the trial, as other reports name it
@@ -35,26 +35,26 @@ class Replicate:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Candidate:
+class CandidateRecord:
     """One configuration and its runs under the fresh seeds."""
 
     trial: int  # number in the search
     is_baseline: bool
     parameters: Mapping[str, Scalar]  # the searched ones
     screening_val_loss: float | None  # of its one run in the search, by which it was chosen
-    replicates: tuple[Replicate, ...]  # in the order of the seeds
+    replicates: tuple[ReplicateRecord, ...]  # in the order of the seeds
 
     def losses(self) -> dict[int, float]:
         """Validation loss by seed, of the complete replicates."""
         return {each.seed: each.val_loss for each in self.replicates if each.val_loss is not None}
 
-    def count(self, state: State) -> int:
+    def count(self, state: ReplicateState) -> int:
         """How many replicates are in a state."""
         return sum(each.state == state for each in self.replicates)
 
 
 @dataclass(frozen=True, kw_only=True)
-class HeldOutScore:
+class TestScore:
     """One replicate of the winner on the test split."""
 
     seed: int | None
@@ -66,12 +66,12 @@ class HeldOutScore:
 
 
 @dataclass(frozen=True, kw_only=True)
-class HeldOutEvaluation:
+class TestEvaluation:
     """A look at the test split. The first is worth something; later ones were chosen knowing it."""
 
     candidate: int  # number in the search
     evaluated_at: float | None  # seconds since 1970
-    scores: tuple[HeldOutScore, ...]
+    scores: tuple[TestScore, ...]
 
     @property
     def mean_loss(self) -> float:
@@ -85,11 +85,13 @@ class FinalistsRecord:
 
     name: str  # of the companion
     study: str  # the search
-    candidates: tuple[Candidate, ...]  # the baseline first, if it is among them; then in the order of the screening
+    candidates: tuple[
+        CandidateRecord, ...
+    ]  # the baseline first, if it is among them; then in the order of the screening
     seeds: tuple[int, ...]
     rounds: int  # times that seeds were planned; beyond one, some were added after a look at the others' results
     screened: int | None  # feasible complete trials among which the best were chosen, baseline included
-    tests: tuple[HeldOutEvaluation, ...]  # in the order in which they were made
+    tests: tuple[TestEvaluation, ...]  # in the order in which they were made
 
     @property
     def planned_runs(self) -> int:
@@ -140,7 +142,7 @@ def _finalists(record: StudyRecord, attributes: Mapping[str, object]) -> Finalis
     runs = {(trial.candidate, whole(trial.parameters, "seed")): trial for trial in record.trials}
     planned = {tuple(_wholes(run)) for run in _list(content.get("runs"))}
     candidates = [
-        Candidate(
+        CandidateRecord(
             trial=trial,
             is_baseline=text(each, "role") == "baseline",
             parameters=scalars(section(each, "parameters")),
@@ -161,11 +163,11 @@ def _finalists(record: StudyRecord, attributes: Mapping[str, object]) -> Finalis
     )
 
 
-def _replicate(trial: TrialRecord | None, seed: int) -> Replicate:
+def _replicate(trial: TrialRecord | None, seed: int) -> ReplicateRecord:
     if trial is None:
-        return Replicate(seed=seed, state="pending")
+        return ReplicateRecord(seed=seed, state="pending")
     state = _state(trial)
-    return Replicate(
+    return ReplicateRecord(
         seed=seed,
         state=state,
         trial=trial.number,
@@ -176,7 +178,7 @@ def _replicate(trial: TrialRecord | None, seed: int) -> Replicate:
     )
 
 
-def _state(trial: TrialRecord) -> State:
+def _state(trial: TrialRecord) -> ReplicateState:
     if trial.outcome in ("running", "waiting"):
         return "pending"
     if trial.outcome == "complete" and trial.feasible and not trial.suspicious and trial.values[0] is not None:
@@ -184,10 +186,10 @@ def _state(trial: TrialRecord) -> State:
     return "lost" if trial.outcome in ("complete", "diverged", "out_of_memory") else "failed"
 
 
-def _test(content: Mapping[str, object]) -> HeldOutEvaluation | None:
+def _test(content: Mapping[str, object]) -> TestEvaluation | None:
     candidate = whole(content, "candidate")
     scores = tuple(
-        HeldOutScore(
+        TestScore(
             seed=whole(each, "seed"),
             trial=whole(each, "trial"),
             loss=loss,
@@ -200,7 +202,7 @@ def _test(content: Mapping[str, object]) -> HeldOutEvaluation | None:
     )
     if candidate is None or not scores:
         return None
-    return HeldOutEvaluation(candidate=candidate, evaluated_at=number(content, "evaluated_at"), scores=scores)
+    return TestEvaluation(candidate=candidate, evaluated_at=number(content, "evaluated_at"), scores=scores)
 
 
 def _list(value: object) -> Sequence[object]:

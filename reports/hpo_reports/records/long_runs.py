@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import optuna
 
 from hpo_reports.projection.curves import Curve
-from hpo_reports.projection.project import Projection, Score, projection_from, score
+from hpo_reports.projection.project import Projection, ProjectionScore, projection_from, score
 from hpo_reports.records.attributes import entries, number, text, whole
 from hpo_reports.records.names import STUDY_LONG_RUN
 
@@ -31,7 +31,7 @@ class LongRunRecord:
         return self.outcome == "complete"
 
     @functools.cached_property
-    def scores(self) -> tuple[Score, ...]:
+    def scores(self) -> tuple[ProjectionScore, ...]:
         """Its projections against what happened; none while it has not ended."""
         if not self.is_complete or self.curve is None:
             return ()

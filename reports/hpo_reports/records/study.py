@@ -70,7 +70,7 @@ class Measurement:
     tokens: float | None = None  # training tokens read
     step: float | None = None  # updates made
     epoch: float | None = None  # passes over the training split
-    whole_split: bool | None = None  # whether it read the whole validation split, not a sample of it
+    full_split: bool | None = None  # whether it read the full validation split, not a sample of it
     val_ppl: float | None = None  # per token
     val_word_ppl: float | None = None
     val_bits_per_byte: float | None = None
@@ -302,8 +302,8 @@ def _measured(trial: FrozenTrial, curve: tuple[float | None, ...], is_ours: bool
     if history:
         last = history[-1]
         numbers = {name: number(last, name) for name in _MEASURED}
-        whole_split = last.get("whole_split")
-        return Measurement(whole_split=whole_split if isinstance(whole_split, bool) else None, **numbers)
+        full_split = truth(last, "full_split" if "full_split" in last else "whole_split")  # the stored name
+        return Measurement(full_split=full_split, **numbers)
     if not is_ours:
         return Measurement()
     losses = trial.values[:1] if trial.state is TrialState.COMPLETE else curve  # nats per token
@@ -351,4 +351,4 @@ def _tokenizer(content: Mapping[str, object]) -> TokenizerRecord:
 
 # as earlier versions stored them
 _PRUNER_NAMES = {"first_milestone": "min_resource", "reduction": "reduction_factor", "peers": "n_min_trials"}
-_MEASURED = tuple(field.name for field in dataclasses.fields(Measurement) if field.name != "whole_split")
+_MEASURED = tuple(field.name for field in dataclasses.fields(Measurement) if field.name != "full_split")

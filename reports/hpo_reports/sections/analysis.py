@@ -14,9 +14,9 @@ from hpo_reports.records.study import TrialRecord
 from hpo_reports.sections.comparison import curve_scale
 from hpo_reports.sections.phrases import describe_candidate, describe_change, describe_parameter, describe_verdict
 
-MOST_ANALYSED = 8
+MAX_ANALYSED = 8
 BEST_ANALYSED = 3
-MOST_CHANGES = 12  # of parameters, that are named
+MAX_CHANGES = 12  # of parameters, that are named
 
 
 def analysis(findings: Findings, t: Catalogue) -> Section | None:
@@ -35,10 +35,10 @@ def analysis(findings: Findings, t: Catalogue) -> Section | None:
 def analysed(findings: Findings) -> list[TrialRecord]:
     """The best, the baseline, configurations that were asked for and the worst; all where they are few."""
     compared = findings.comparison.ranked or findings.comparison.front
-    if len(compared) <= MOST_ANALYSED:
+    if len(compared) <= MAX_ANALYSED:
         return list(compared)
     asked_for = [trial for trial in compared if trial.is_baseline or trial.role == "enqueued"]
-    chosen = [*compared[:BEST_ANALYSED], *asked_for[: MOST_ANALYSED - BEST_ANALYSED - 1], compared[-1]]
+    chosen = [*compared[:BEST_ANALYSED], *asked_for[: MAX_ANALYSED - BEST_ANALYSED - 1], compared[-1]]
     numbers = {trial.number for trial in chosen}
     return [trial for trial in compared if trial.number in numbers]
 
@@ -52,8 +52,8 @@ def changes(trial: TrialRecord, baseline: TrialRecord) -> dict[str, tuple[Scalar
 
 def changes_text(changed: dict[str, tuple[Scalar, Scalar]], t: Catalogue) -> Markdown:
     """Changed values in a row."""
-    named = [_changed(name, *pair, t) for name, pair in list(changed.items())[:MOST_CHANGES]]
-    more = t("analysis.more", n=len(changed) - MOST_CHANGES) if len(changed) > MOST_CHANGES else ""
+    named = [_changed(name, *pair, t) for name, pair in list(changed.items())[:MAX_CHANGES]]
+    more = t("analysis.more", n=len(changed) - MAX_CHANGES) if len(changed) > MAX_CHANGES else ""
     return Markdown(f"{t.listed(named)}{more}")
 
 
@@ -134,7 +134,7 @@ def _confounded(
 
 def _curve(findings: Findings, trial: TrialRecord, t: Catalogue) -> Iterator[Markdown]:
     """The curve, and where it was lowest: of the evaluations on the sample, which alone compare with each other."""
-    sampled = trial.curve[:-1] if trial.measured.whole_split else trial.curve
+    sampled = trial.curve[:-1] if trial.measured.full_split else trial.curve
     values = [(value, place) for place, value in enumerate(sampled, 1) if value is not None]
     if len(values) < 2:
         return
@@ -155,7 +155,7 @@ def _why(findings: Findings, trial: TrialRecord, t: Catalogue) -> Iterator[Markd
         return
     if verdict.percent is None:
         return
-    facts = {"p": percent(abs(verdict.percent)), "limit": percent(findings.comparison.limit_percent)}
+    facts = {"p": percent(abs(verdict.percent)), "limit": percent(findings.comparison.min_detectable_percent)}
     if verdict.standing == "not_distinguishable":
         yield t("analysis.why_small", **facts)
     else:

@@ -15,9 +15,9 @@ from hpo_reports.document.catalogue import Catalogue
 from hpo_reports.document.layout import Block, Chart, Section
 from hpo_reports.records.study import TrialRecord
 
-MOST_POINTS = 50  # of a line
+MAX_POINTS = 50  # of a line
 COLORS = {"blue": "#1f77b4", "orange": "#ff7f0e", "green": "#2ca02c", "red": "#d62728"}  # of lines, in order
-MOST_LINES = len(COLORS)
+MAX_LINES = len(COLORS)
 LARGEST = 1e9  # that is drawn
 
 
@@ -73,7 +73,7 @@ def _curves(findings: Findings, t: Catalogue) -> list[Block]:
 def _drawn_trials(findings: Findings) -> list[TrialRecord]:
     """The best and the baseline, as far as their curves are whole and equally long."""
     comparison = findings.comparison
-    best = list((comparison.ranked or comparison.front)[: MOST_LINES - 1])
+    best = list((comparison.ranked or comparison.front)[: MAX_LINES - 1])
     if comparison.baseline is not None and comparison.baseline not in best:
         best.append(comparison.baseline)
     whole = [trial for trial in best if len(trial.curve) > 1 and None not in trial.curve]
@@ -115,10 +115,10 @@ def _xychart(title: str, x_axis: tuple[str, int, int], lines: Sequence[Sequence[
 
 def _thinned(values: Sequence[float]) -> list[float]:
     """Evenly spaced values, the first and the last among them."""
-    if len(values) <= MOST_POINTS:
+    if len(values) <= MAX_POINTS:
         return list(values)
-    step = (len(values) - 1) / (MOST_POINTS - 1)
-    return [values[round(place * step)] for place in range(MOST_POINTS)]
+    step = (len(values) - 1) / (MAX_POINTS - 1)
+    return [values[round(place * step)] for place in range(MAX_POINTS)]
 
 
 _PALETTE = '%%{init: {"themeVariables": {"xyChart": {"plotColorPalette": "' + ", ".join(COLORS.values()) + '"}}}}%%'

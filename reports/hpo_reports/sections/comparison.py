@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from hpo_reports.analysis.findings import Findings
-from hpo_reports.analysis.verdicts import Comparison
+from hpo_reports.analysis.verdicts import TrialComparison
 from hpo_reports.document.catalogue import Catalogue
 from hpo_reports.document.formats import count, percent
 from hpo_reports.document.layout import Section, bullets
@@ -14,7 +14,7 @@ from hpo_reports.document.tables import Table, comparison_table, incomplete_tabl
 from hpo_reports.sections.head import distinct
 from hpo_reports.sections.phrases import column_headings, describe_verdict
 
-MOST_ROWS = 100  # of a table; people read no more, and JSON and CSV have all
+MAX_ROWS = 100  # of a table; people read no more, and JSON and CSV have all
 
 
 def comparison(findings: Findings, t: Catalogue) -> Section:
@@ -23,23 +23,23 @@ def comparison(findings: Findings, t: Catalogue) -> Section:
     if not findings.comparison.verdicts:
         return Section(title=title, blocks=(t("comparison.none_complete"),))
     table = comparison_table(
-        findings.record, findings.comparison, lambda verdict: describe_verdict(verdict, t), MOST_ROWS
+        findings.record, findings.comparison, lambda verdict: describe_verdict(verdict, t), MAX_ROWS
     )
     blocks = [drawn(table, findings, t)]
-    if len(findings.comparison.verdicts) > MOST_ROWS:
-        blocks.append(t("comparison.shortened", n=len(findings.comparison.verdicts), rows=MOST_ROWS))
+    if len(findings.comparison.verdicts) > MAX_ROWS:
+        blocks.append(t("comparison.shortened", n=len(findings.comparison.verdicts), rows=MAX_ROWS))
     blocks.append(_reading(findings, t))
     return Section(title=title, blocks=tuple(blocks))
 
 
 def incomplete(findings: Findings, t: Catalogue) -> Section | None:
     """The trials that were pruned, failed or go on."""
-    table, begun = incomplete_table(findings.record, MOST_ROWS), len(incomplete_trials(findings.record))
+    table, begun = incomplete_table(findings.record, MAX_ROWS), len(incomplete_trials(findings.record))
     if not begun:
         return None
     blocks = [drawn(table, findings, t)]
-    if begun > MOST_ROWS:
-        blocks.append(t("incomplete.shortened", n=begun, rows=MOST_ROWS))
+    if begun > MAX_ROWS:
+        blocks.append(t("incomplete.shortened", n=begun, rows=MAX_ROWS))
     if findings.record.is_ours:
         blocks.append(t("incomplete.reading"))
     return Section(title=t("incomplete.title"), blocks=tuple(blocks))
@@ -57,7 +57,7 @@ def drawn(table: Table, findings: Findings, t: Catalogue) -> Markdown:
     )
 
 
-def curve_scale(comparison: Comparison) -> tuple[float, float]:
+def curve_scale(comparison: TrialComparison) -> tuple[float, float]:
     """The lowest and the highest value on the way of the trials that are compared; others are cut off there."""
     trials = comparison.ranked or comparison.unranked
     values = [value for trial in trials for value in trial.curve if value is not None]
@@ -96,7 +96,7 @@ def _of_a_table(findings: Findings, t: Catalogue) -> Iterator[Markdown]:
 
 def _limit(findings: Findings, t: Catalogue) -> Markdown:
     """Under which difference single runs are not distinguishable, and where that comes from."""
-    limit, noise = percent(findings.comparison.limit_percent), findings.measured_noise
+    limit, noise = percent(findings.comparison.min_detectable_percent), findings.measured_noise
     if noise is None:
         return t("comparison.limit_assumed", limit=limit, noise=percent(findings.noise_percent))
     return t("comparison.limit_measured", limit=limit, noise=percent(noise.percent), n=noise.candidates)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from hpo_reports.analysis.findings import Findings
-from hpo_reports.analysis.judging import CandidateJudgement, Judgement, percent_of
+from hpo_reports.analysis.judging import CandidateJudgement, FinalistsJudgement, percent_of
 from hpo_reports.analysis.statistics import ALPHA
 from hpo_reports.document.catalogue import Catalogue
 from hpo_reports.document.commands import replicate_command
@@ -13,7 +13,7 @@ from hpo_reports.document.formats import MISSING, bits_per_byte, percent, perple
 from hpo_reports.document.layout import Block, Section, bullets, fenced
 from hpo_reports.document.markdown import Markdown, markdown_table
 from hpo_reports.document.tables import Table
-from hpo_reports.records.finalists import HeldOutEvaluation
+from hpo_reports.records.finalists import TestEvaluation
 from hpo_reports.sections.phrases import describe_candidate, p_value
 
 
@@ -32,13 +32,13 @@ def finalists(findings: Findings, t: Catalogue) -> Section | None:
     return Section(title=t("finalists.title"), blocks=tuple(blocks))
 
 
-def _introduction(judgement: Judgement, t: Catalogue) -> Markdown:
+def _introduction(judgement: FinalistsJudgement, t: Catalogue) -> Markdown:
     candidates = len(judgement.candidates)
     text = t("finalists.introduction", n=judgement.seeds, candidates=candidates)
     return text if judgement.is_complete else Markdown(f"{text} {t('finalists.provisional')}")
 
 
-def _table(judgement: Judgement, t: Catalogue) -> Markdown:
+def _table(judgement: FinalistsJudgement, t: Catalogue) -> Markdown:
     labels = {
         "number": t("column.number"),
         "seeds": t("finalists.seeds"),
@@ -89,13 +89,13 @@ def _ppl(nats: float | None) -> str:
     return perplexity(None if nats is None else 1 + percent_of(nats) / 100)
 
 
-def _lines(judgement: Judgement, t: Catalogue) -> Iterator[Markdown]:
+def _lines(judgement: FinalistsJudgement, t: Catalogue) -> Iterator[Markdown]:
     yield t("finalists.method", alpha=percent(100 * ALPHA))
     if judgement.rounds > 1:
         yield t("finalists.rounds", n=judgement.rounds)
     if judgement.noise is not None:
         noise = judgement.noise
-        limit = percent(noise.indistinguishable_percent)
+        limit = percent(noise.min_detectable_percent)
         yield t("finalists.noise", noise=percent(noise.percent), n=noise.candidates, limit=limit)
     for candidate in judgement.candidates:
         if candidate.lost or candidate.failed:
@@ -103,7 +103,7 @@ def _lines(judgement: Judgement, t: Catalogue) -> Iterator[Markdown]:
     yield _test(judgement, t)
 
 
-def _test(judgement: Judgement, t: Catalogue) -> Markdown:
+def _test(judgement: FinalistsJudgement, t: Catalogue) -> Markdown:
     """What the test split gave, and how often it was looked at."""
     test = judgement.test
     if test is None:
@@ -114,6 +114,6 @@ def _test(judgement: Judgement, t: Catalogue) -> Markdown:
     return text if not again else Markdown(f"{text} {t('finalists.tested_again', n=again)}")
 
 
-def _bits(test: HeldOutEvaluation) -> str:
+def _bits(test: TestEvaluation) -> str:
     bits = [score.bits_per_byte for score in test.scores if score.bits_per_byte is not None]
     return bits_per_byte(sum(bits) / len(bits)) if len(bits) == len(test.scores) else MISSING

@@ -54,7 +54,7 @@ def _noise(findings: Findings, t: Catalogue) -> Iterator[Markdown]:
     """How much of a difference the seed alone makes, and how much the best of many flatters."""
     noise = None if findings.judgement is None else findings.judgement.noise
     if noise is not None:
-        limit = percent(noise.indistinguishable_percent)
+        limit = percent(noise.min_detectable_percent)
         yield t("lessons.noise_measured", noise=percent(noise.percent), n=noise.candidates, limit=limit)
         yield from _optimism(findings, t)
     elif len(findings.comparison.ranked) > 1:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Literal
 
 from hpo_reports.analysis.findings import Findings
-from hpo_reports.analysis.outlook import Outlook
+from hpo_reports.analysis.outlook import TrialOutlook
 from hpo_reports.document.catalogue import Catalogue
 from hpo_reports.document.formats import hours, moment, perplexity
 from hpo_reports.document.layout import Section, bullets, numbered
@@ -99,7 +99,7 @@ def _replication(findings: Findings, t: Catalogue) -> tuple[Status, Markdown]:
 
 
 def _projected(findings: Findings, t: Catalogue) -> tuple[Status, Markdown]:
-    if isinstance(findings.outlook, Outlook):
+    if isinstance(findings.outlook, TrialOutlook):
         return "done", t("objectives.projected", n=findings.outlook.references)
     return "open", t("objectives.not_projected")
 

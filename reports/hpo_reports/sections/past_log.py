@@ -41,7 +41,7 @@ def _evidence(findings: Findings, trials: Sequence[TrialRecord], t: Catalogue) -
     seeds = distinct(trials, "seed")
     repeats = _repeats(trials)
     known = t("log.seeds_given", seeds=t.listed(seeds)) if seeds else t("log.seed_unknown")
-    limit = percent(findings.comparison.limit_percent)
+    limit = percent(findings.comparison.min_detectable_percent)
     if repeats:
         yield t("log.some_repeated", trials=describe_trials(repeats, t), seeds=known, limit=limit, n=len(trials))
     else:

@@ -4,18 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 
-from hpo_reports.analysis.judging import CandidateJudgement
-from hpo_reports.analysis.judging import Standing as FinalStanding
-from hpo_reports.analysis.verdicts import Standing, Verdict
+from hpo_reports.analysis.judging import CandidateJudgement, CandidateStanding
+from hpo_reports.analysis.verdicts import TrialStanding, TrialVerdict
 from hpo_reports.document.catalogue import Catalogue
 from hpo_reports.document.formats import MISSING, percent
 from hpo_reports.document.markdown import Markdown, escape
 from hpo_reports.document.tables import PARAMETER, Table
 from hpo_reports.records.study import TrialRecord
 
-MOST_NAMED = 10  # trials in a sentence; the tables have them all
+MAX_NAMED = 10  # trials in a sentence; the tables have them all
 
-_SIGN: Mapping[Standing, str] = {
+_SIGN: Mapping[TrialStanding, str] = {
     "baseline": "baseline",
     "better": "one_run",
     "worse": "one_run",
@@ -24,7 +23,7 @@ _SIGN: Mapping[Standing, str] = {
 }
 
 
-_FINAL_SIGN: Mapping[FinalStanding, str] = {
+_FINAL_SIGN: Mapping[CandidateStanding, str] = {
     "baseline": "baseline",
     "better": "better",
     "worse": "worse",
@@ -37,8 +36,8 @@ _FINAL_SIGN: Mapping[FinalStanding, str] = {
 
 def describe_trials(trials: Sequence[TrialRecord], t: Catalogue) -> Markdown:
     """Trials by their numbers, in a sentence."""
-    numbers = t.listed(trial.number for trial in trials[:MOST_NAMED])
-    more = t("trials.more", n=len(trials) - MOST_NAMED) if len(trials) > MOST_NAMED else ""
+    numbers = t.listed(trial.number for trial in trials[:MAX_NAMED])
+    more = t("trials.more", n=len(trials) - MAX_NAMED) if len(trials) > MAX_NAMED else ""
     return Markdown(f"{t('trials.one' if len(trials) == 1 else 'trials.several', numbers=numbers)}{more}")
 
 
@@ -73,17 +72,17 @@ def describe_difference(percent_above: float, t: Catalogue) -> Markdown:
     return t("verdict.percent_better" if percent_above < 0 else "verdict.percent_worse", p=percent(abs(percent_above)))
 
 
-def describe_verdict(verdict: Verdict, t: Catalogue) -> Markdown:
+def describe_verdict(verdict: TrialVerdict, t: Catalogue) -> Markdown:
     """A verdict in words, with its evidence and its sign."""
     return Markdown(f"{verdict_sign(verdict, t)}{_verdict(verdict, t)}")
 
 
-def verdict_sign(verdict: Verdict, t: Catalogue) -> str:
+def verdict_sign(verdict: TrialVerdict, t: Catalogue) -> str:
     """The emoji of a verdict, if it has one."""
     return t.sign(_SIGN[verdict.standing]) if verdict.standing in _SIGN else ""
 
 
-def _verdict(verdict: Verdict, t: Catalogue) -> Markdown:
+def _verdict(verdict: TrialVerdict, t: Catalogue) -> Markdown:
     if verdict.percent is None:
         return t(f"standing.{verdict.standing}")
     key = "verdict.not_distinguishable" if verdict.standing == "not_distinguishable" else "verdict.one_run"

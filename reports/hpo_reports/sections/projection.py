@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from hpo_reports.analysis.findings import Findings
-from hpo_reports.analysis.outlook import Outlook, ProjectedEpoch, Refused
+from hpo_reports.analysis.outlook import NoOutlook, ProjectedEpoch, TrialOutlook
 from hpo_reports.document.catalogue import Catalogue
 from hpo_reports.document.formats import MISSING, epochs, percent, perplexity
 from hpo_reports.document.layout import Section, bullets
@@ -19,19 +19,19 @@ def projection(findings: Findings, t: Catalogue) -> Section | None:
     outlook = findings.outlook
     if outlook is None:
         return None
-    if isinstance(outlook, Refused):
+    if isinstance(outlook, NoOutlook):
         return Section(title=t("projection.title"), blocks=(_refusal(findings, outlook, t),))
     return Section(title=t("projection.title"), blocks=(_table(outlook, t), bullets(_lines(outlook, t))))
 
 
-def _refusal(findings: Findings, refused: Refused, t: Catalogue) -> Markdown:
+def _refusal(findings: Findings, refused: NoOutlook, t: Catalogue) -> Markdown:
     trial = next(trial for trial in findings.record.trials if trial.number == refused.trial)
     return t(
         f"refusal.{refused.reason}", number=trial.number, epochs=epochs(trial.measured.epoch), horizon=LONG_RUN_EPOCHS
     )
 
 
-def _table(outlook: Outlook, t: Catalogue) -> Markdown:
+def _table(outlook: TrialOutlook, t: Catalogue) -> Markdown:
     labels = {
         "epoch": t("projection.epoch"),
         "observed": t("projection.observed"),
@@ -61,7 +61,7 @@ def _range(low: float | None, high: float | None, t: Catalogue) -> Markdown:
     return t("projection.range", low=perplexity(low), high=perplexity(high))
 
 
-def _lines(outlook: Outlook, t: Catalogue) -> Iterator[Markdown]:
+def _lines(outlook: TrialOutlook, t: Catalogue) -> Iterator[Markdown]:
     best = outlook.best
     if best is not None:
         ends = _range(best.low_90_ppl, best.high_90_ppl, t)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 
-from hpo_reports.analysis.verdicts import Comparison
+from hpo_reports.analysis.verdicts import TrialComparison
 from hpo_reports.document.catalogue import Catalogue
 from hpo_reports.document.commands import train_command
 from hpo_reports.document.formats import number, sparkline
@@ -23,7 +23,7 @@ _OWN = ("budget_tokens", "seed")  # parameters that name what was spent, not wha
 _MEASURED = ("val_ppl", "val_word_ppl", "val_bits_per_byte", "train_ppl", "phi", "tokens", "seconds")
 
 
-def trial_note(record: StudyRecord, comparison: Comparison, trial: TrialRecord, t: Catalogue) -> str:
+def trial_note(record: StudyRecord, comparison: TrialComparison, trial: TrialRecord, t: Catalogue) -> str:
     """Write what a trial tried, what came of it, how it stands, why it ended, and what to run with it.
 
     Args:
@@ -69,7 +69,7 @@ def shortened(markdown: str, t: Catalogue) -> str:
     return f"{short[:MAX_CHARACTERS].rpartition(chr(10))[0]}\n\n…\n"
 
 
-def _verdict(record: StudyRecord, comparison: Comparison, trial: TrialRecord, t: Catalogue) -> Iterator[Markdown]:
+def _verdict(record: StudyRecord, comparison: TrialComparison, trial: TrialRecord, t: Catalogue) -> Iterator[Markdown]:
     """How a complete trial stands; nothing of others."""
     verdict = comparison.verdicts.get(trial.number)
     if verdict is None or (not record.is_ours and verdict.standing == "not_compared"):
@@ -84,7 +84,7 @@ def _verdict(record: StudyRecord, comparison: Comparison, trial: TrialRecord, t:
         yield t("note.one_run", difference=describe_difference(verdict.percent, t))
 
 
-def _parameters(comparison: Comparison, trial: TrialRecord, t: Catalogue) -> str:
+def _parameters(comparison: TrialComparison, trial: TrialRecord, t: Catalogue) -> str:
     """What the trial does otherwise than the baseline; all that was searched where there is none."""
     baseline = comparison.baseline
     labels = {"parameter": t("insights.parameter"), "trial": t("note.column", number=trial.number)}
@@ -119,7 +119,7 @@ def _measured(trial: TrialRecord, t: Catalogue) -> str:
     return markdown_table(table, column_headings(table, t))
 
 
-def _curve(comparison: Comparison, trial: TrialRecord, t: Catalogue) -> str:
+def _curve(comparison: TrialComparison, trial: TrialRecord, t: Catalogue) -> str:
     """The way of the loss, on the scale of the trials that are compared."""
     compared = comparison.ranked or comparison.unranked or (trial,)
     values = [value for each in compared for value in each.curve if value is not None]

@@ -5,9 +5,9 @@ from typing import get_args
 
 import pytest
 
-from hpo_reports.analysis.judging import Standing as FinalStanding
-from hpo_reports.analysis.outlook import Reason
-from hpo_reports.analysis.verdicts import Standing
+from hpo_reports.analysis.judging import CandidateStanding
+from hpo_reports.analysis.outlook import NoOutlookReason
+from hpo_reports.analysis.verdicts import TrialStanding
 from hpo_reports.document.catalogue import LANGUAGES, SIGNS, Catalogue, catalogue, load_messages
 from hpo_reports.figures.data import Kind
 from hpo_reports.records.study import OUTCOMES
@@ -22,15 +22,15 @@ SOURCES = "\n".join(path.read_text(encoding="utf-8") for path in sorted(REPORTS.
 FAMILIES = {  # keys whose last part is a value of the study's
     "outcome": OUTCOMES,
     "outcomes": OUTCOMES,
-    "standing": get_args(Standing),
+    "standing": get_args(TrialStanding),
     "direction": ("minimize", "maximize"),
     "list": ("and", "or"),
     "status": get_args(Status),
-    "refusal": get_args(Reason),
-    "final": get_args(FinalStanding),
+    "refusal": get_args(NoOutlookReason),
+    "final": get_args(CandidateStanding),
     "color": tuple(COLORS),
     "kind": get_args(Kind),
-    "remark": [each for each in get_args(Standing) if each not in ("better", "worse", "not_distinguishable")],
+    "remark": [each for each in get_args(TrialStanding) if each not in ("better", "worse", "not_distinguishable")],
     "title": TEMPLATES,
     "metric": tuple(METRICS),
 }

@@ -208,7 +208,7 @@ def test_ten_thousand_trials_are_thinned_and_the_best_are_kept() -> None:
     assert time.process_time() - began < 5
     for name in ("history", "slice-1", "slice-2"):
         points = sum(len(trace.x) for trace in found[name].data if trace.mode == "markers")
-        assert points == figure_data.MOST_POINTS
+        assert points == figure_data.MAX_POINTS
         assert "1,000 of 10,000 trials drawn" in found[name].layout.title.text
         assert len(found[name].to_json()) < 100_000
     assert list(named(found["history"])["best"].x) == [5000]

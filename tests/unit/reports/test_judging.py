@@ -8,7 +8,7 @@ import numpy as np
 import optuna
 import pytest
 
-from hpo_reports.analysis.judging import Judgement, judge, seed_noise
+from hpo_reports.analysis.judging import FinalistsJudgement, judge, seed_noise
 from hpo_reports.records.finalists import FinalistsRecord, read_companion, read_finalists
 from hpo_reports.records.names import STUDY_RECORD
 from tests.support.finalists import Ending, companion_facts, companion_study
@@ -29,11 +29,11 @@ def record_of(losses: dict[int, list[Ending]], **options: object) -> FinalistsRe
     return record
 
 
-def judged(losses: dict[int, list[Ending]], **options: object) -> Judgement:
+def judged(losses: dict[int, list[Ending]], **options: object) -> FinalistsJudgement:
     return judge(record_of(losses, **options))
 
 
-def standings(judgement: Judgement) -> dict[int, str]:
+def standings(judgement: FinalistsJudgement) -> dict[int, str]:
     return {each.trial: each.standing for each in judgement.candidates}
 
 
@@ -145,7 +145,7 @@ def test_the_studys_own_noise_is_pooled_within_candidates_and_says_whether_it_is
     groups = np.array([BASELINE, shifted(-0.5)], dtype=float)
     assert noise.deviation == pytest.approx(math.sqrt(groups.var(axis=1, ddof=1).mean()))
     assert (noise.degrees, noise.candidates, noise.is_enough) == (12, 2, True)
-    assert noise.indistinguishable_percent == pytest.approx(
+    assert noise.min_detectable_percent == pytest.approx(
         100 * math.expm1(2.179 * math.sqrt(2) * noise.deviation), rel=1e-3
     )
     few = seed_noise(record_of({0: BASELINE[:3], 3: shifted(-0.5, 3)}))

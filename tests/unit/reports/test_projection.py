@@ -16,7 +16,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hpo_reports.projection.calibration import Calibration, bounds, calibrate, misses_of, quantile, siblings_of
+from hpo_reports.projection.calibration import Calibration, bounds, calibrate, quantile, residuals_of, siblings_of
 from hpo_reports.projection.curves import Curve, read_curves, reference_curves
 from hpo_reports.projection.pool import pooled
 from hpo_reports.projection.project import (
@@ -44,7 +44,7 @@ def library() -> list[Curve]:
 
 @functools.cache
 def measured() -> Calibration:
-    return calibrate(misses_of(toy_library()))
+    return calibrate(residuals_of(toy_library()))
 
 
 @pytest.fixture(scope="module")
@@ -210,19 +210,19 @@ def test_a_projection_survives_json_and_is_scored_when_the_run_has_ended(
     assert result.best_ppl == pytest.approx(math.exp(min(run.val_loss)))
     assert result.best_inside[90] == (again.best.low_90 <= result.best_ppl <= again.best.high_90)
     lifted = dataclasses.replace(run, val_loss=tuple(loss + 3 for loss in run.val_loss))
-    missed = score(again, lifted)
-    assert missed is not None
-    assert not any((*missed.best_inside.values(), *missed.final_inside.values()))
+    residuals = score(again, lifted)
+    assert residuals is not None
+    assert not any((*residuals.best_inside.values(), *residuals.final_inside.values()))
 
 
 def test_a_stretch_is_what_the_truths_needed() -> None:
-    """Bounds stretched by the measured factor hold nine tenths of the truths that they were measured on."""
+    """Bounds scaled by the measured factor hold nine tenths of the truths that they were measured on."""
     library = toy_library(24)
-    misses = list(misses_of(library, shares=(0.2,)))
-    calibration = calibrate(misses)
+    residuals = list(residuals_of(library, shares=(0.2,)))
+    calibration = calibrate(residuals)
     for target in ("final", "best"):
-        needed = [miss.stretch[90] for miss in misses if miss.target == target]
-        assert np.mean(np.array(needed) <= calibration.stretch(target, 90, 0.2)) >= 0.9  # type: ignore[arg-type]
+        needed = [residual.scale[90] for residual in residuals if residual.target == target]
+        assert np.mean(np.array(needed) <= calibration.scale(target, 90, 0.2)) >= 0.9  # type: ignore[arg-type]
 
 
 def test_bounds_are_quantiles_about_the_median_stretched_on_each_side() -> None:
@@ -270,8 +270,8 @@ def test_the_shipped_stretches_are_those_of_the_shipped_runs() -> None:
     measured = json.loads(calibration_json(reference_curves()))
     for siblings in (0, 1, 3):
         shipped = shipped_calibration(siblings)
-        for key, values in measured[str(siblings)]["stretches"].items():
-            assert shipped.stretches[key] == pytest.approx(values, rel=1e-6), key
+        for key, values in measured[str(siblings)]["scales"].items():
+            assert shipped.scales[key] == pytest.approx(values, rel=1e-6), key
 
 
 def run_of_the_log() -> Projection:
@@ -306,6 +306,6 @@ def test_public_curves_of_sources_that_nothing_was_measured_on_are_held(monkeypa
         assert figures["median_abs_log_error"] <= error, (share, figures)
         assert figures["width_90"] <= width, (share, figures)
     curves = benchmark.public_curves(PUBLIC, in_epochs=True)
-    replay = benchmark.replayed(curves, calibrate(misses_of(curves)))
+    replay = benchmark.replayed(curves, calibrate(residuals_of(curves)))
     assert replay["holds_212"]
     assert replay["below_50"] < 0.01

@@ -5,10 +5,10 @@ import math
 import pytest
 
 from hpo_reports.analysis.findings import analyse
-from hpo_reports.analysis.outlook import Outlook, ProjectedEpoch, Refused
+from hpo_reports.analysis.outlook import NoOutlook, ProjectedEpoch, TrialOutlook
 from hpo_reports.document.catalogue import catalogue
 from hpo_reports.document.layout import markdown_of
-from hpo_reports.projection.calibration import calibrate, misses_of
+from hpo_reports.projection.calibration import calibrate, residuals_of
 from hpo_reports.projection.project import Projection, project
 from hpo_reports.records.long_runs import read_long_runs
 from hpo_reports.records.names import STUDY_LONG_RUN
@@ -32,7 +32,10 @@ def study_with_a_long_run(*, epochs: int = 20, outcome: str | None = None, reach
     curve = toy_curve("run", "lambda_phi", epochs=epochs)
     library = toy_library()
     answer = project(
-        curve.until(4), horizon=float(epochs), library=library, calibration=calibrate(misses_of(library, shares=(0.2,)))
+        curve.until(4),
+        horizon=float(epochs),
+        library=library,
+        calibration=calibrate(residuals_of(library, shares=(0.2,))),
     )
     assert isinstance(answer, Projection)
     history = [
@@ -93,7 +96,7 @@ def test_damaged_parts_of_a_record_are_missing_ones(part):
     assert "Nothing can be projected" in render(read_study(study), "markdown", long_runs=(run,))
 
 
-def projected(**options) -> Outlook:
+def projected(**options) -> TrialOutlook:
     last = ProjectedEpoch(
         epoch=20,
         median_ppl=180.0,
@@ -104,7 +107,7 @@ def projected(**options) -> Outlook:
         past_best=0.25,
     )
     first = ProjectedEpoch(epoch=1, observed_ppl=486.0)
-    return Outlook(trial=1, epochs=(first, last), best=last, references=48, siblings=3, **options)
+    return TrialOutlook(trial=1, epochs=(first, last), best=last, references=48, siblings=3, **options)
 
 
 def test_a_curve_whose_learning_rate_ended_is_no_beginning_of_a_longer_one():
@@ -115,8 +118,8 @@ def test_a_curve_whose_learning_rate_ended_is_no_beginning_of_a_longer_one():
 
 @pytest.mark.parametrize("reason", ["thin", "diverged", "none_made"])
 def test_a_refusal_gives_its_reason(reason):
-    assert "Nothing can be projected because" in report(Refused(trial=1, reason=reason))
-    assert "No se puede proyectar nada porque" in report(Refused(trial=1, reason=reason), language="es")
+    assert "Nothing can be projected because" in report(NoOutlook(trial=1, reason=reason))
+    assert "No se puede proyectar nada porque" in report(NoOutlook(trial=1, reason=reason), language="es")
 
 
 def test_a_projection_shows_ranges_and_what_was_observed():

@@ -193,3 +193,10 @@ def test_reports_load_neither_torch_nor_other_rooms_of_ours():
     program = "import hpo_reports.render, sys; print({'torch', 'hpo_model', 'hpo', 'hpo_studies'} & set(sys.modules))"
     result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "set()"
+
+
+@pytest.mark.parametrize("name", ["whole_split", "full_split"])
+def test_both_names_of_the_split_that_was_read_are_known(name):
+    history = [{"milestone": 10, "val_ppl": 20.0, name: False}]
+    (read,) = read_study(study_of(trial(attributes={TRIAL_HISTORY: history}))).trials
+    assert read.measured.full_split is False

@@ -363,7 +363,7 @@ def test_json_holds_head_rows_winner_and_totals():
 def test_rows_say_what_a_perplexity_was_measured_on():
     study = study_of(trial(5.0, slot=0), pruned(), running())
     rows = json.loads(render(read_study(study), "json"))["rows"]
-    assert [row["whole_split"] for row in rows] == [True, False, None]
+    assert [row["full_split"] for row in rows] == [True, False, None]
     assert [row["epoch"] for row in rows] == [pytest.approx(0.585), pytest.approx(0.117), None]
 
 

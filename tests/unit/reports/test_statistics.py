@@ -18,13 +18,13 @@ from hpo_reports.analysis.statistics import (
     expected_optimism,
     holm,
     least_p,
+    min_detectable_difference,
     paired_interval,
     pairs_needed,
     pooled_deviation,
     probability_best,
     shrink,
     sign_flip_p,
-    smallest_visible,
 )
 
 RANDOM = np.random.default_rng(5)
@@ -184,5 +184,5 @@ def test_two_single_runs_are_told_apart_by_chance_one_time_in_twenty() -> None:
         pooled = pooled_deviation(list(random.normal(0.0, 0.06, (2, 6))))
         assert pooled is not None
         first, second = random.normal(0.0, 0.06, 2)
-        apart += abs(first - second) > smallest_visible(*pooled)
+        apart += abs(first - second) > min_detectable_difference(*pooled)
     assert apart / 4000 == pytest.approx(0.05, abs=0.012)

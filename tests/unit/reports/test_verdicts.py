@@ -3,7 +3,7 @@ import math
 import pytest
 from optuna.trial import create_trial
 
-from hpo_reports.analysis.verdicts import Comparison, compare, expected_optimism_percent
+from hpo_reports.analysis.verdicts import TrialComparison, compare, expected_optimism_percent
 from hpo_reports.document.catalogue import catalogue
 from hpo_reports.records.names import TRIAL_SUSPICIOUS
 from hpo_reports.records.study import read_study
@@ -11,11 +11,11 @@ from hpo_reports.sections.phrases import describe_verdict
 from tests.support.studies import pruned, running, study_of, trial
 
 
-def compared(*trials, **options) -> Comparison:
+def compared(*trials, **options) -> TrialComparison:
     return compare(read_study(study_of(*trials, **options)))
 
 
-def texts(comparison: Comparison) -> list[str]:
+def texts(comparison: TrialComparison) -> list[str]:
     return [
         describe_verdict(comparison.verdicts[number], catalogue("en", emoji=False))
         for number in sorted(comparison.verdicts)
