@@ -10,10 +10,6 @@ has named it and never before; its code then runs with all rights of the process
 from __future__ import annotations
 
 import hashlib
-import importlib
-import importlib.util
-import sys
-from pathlib import Path
 from typing import Any, Protocol
 
 import torch
@@ -21,6 +17,7 @@ from torch import Tensor, nn
 
 from hpo_model.config import Architecture
 from hpo_model.errors import ConfigError, NetworkError
+from hpo_model.network.loading import import_module, one_line, source_file
 from hpo_model.network.transformer import ForwardOutput, Transformer
 
 
@@ -86,7 +83,7 @@ def build_network(architecture: Architecture, vocabulary: int) -> Network:
     try:
         built = found(architecture, vocabulary)
     except Exception as error:
-        raise NetworkError(f"{name} cannot be built for a vocabulary of {vocabulary}: {_words(error)}") from error
+        raise NetworkError(f"{name} cannot be built for a vocabulary of {vocabulary}: {one_line(error)}") from error
     network = built if isinstance(built, Transformer) else ControlArmAdapter(built, architecture)
     _check_members(name, built, architecture, vocabulary)
     return network
@@ -99,11 +96,7 @@ def load_class(name: str) -> type[nn.Module]:
         NetworkError: there is no such module or class, or it is no `nn.Module`.
     """
     module_name, _, class_name = name.partition(":")
-    source_file(name)
-    try:
-        found = getattr(importlib.import_module(module_name), class_name, None)
-    except Exception as error:
-        raise NetworkError(f"{name}: importing {module_name} failed: {_words(error)}") from error
+    found = getattr(import_module(name), class_name, None)
     if not (isinstance(found, type) and issubclass(found, nn.Module)):
         what = "has no class of this name" if found is None else "is no subclass of torch.nn.Module"
         raise NetworkError(f"{name}: {module_name if found is None else class_name} {what}")
@@ -124,26 +117,6 @@ def source_digest(name: str) -> str:
     return hashlib.sha256(source_file(name).read_bytes()).hexdigest()[:16]
 
 
-def source_file(name: str) -> Path:
-    """The file of the module in `module:Class`; the current folder is searched last.
-
-    Raises:
-        NetworkError: there is none.
-    """
-    module_name = name.partition(":")[0]
-    here = str(Path.cwd())
-    if here not in sys.path:
-        sys.path.append(here)  # what the program itself imports comes first
-        importlib.invalidate_caches()
-    try:
-        found = importlib.util.find_spec(module_name)
-    except Exception as error:  # a package on the way to the module is imported for it
-        raise NetworkError(f"{name}: importing a package of {module_name} failed: {_words(error)}") from error
-    if found is None or found.origin is None or not Path(found.origin).is_file():
-        raise NetworkError(f"{name}: there is no module {module_name} in {here} or on PYTHONPATH")
-    return Path(found.origin)
-
-
 @torch.no_grad()
 def _check_members(name: str, built: Any, architecture: Architecture, vocabulary: int) -> None:
     """Refuse a network that does not offer what `CustomNetwork` says, before anything trains on it."""
@@ -159,7 +132,7 @@ def _check_members(name: str, built: Any, architecture: Architecture, vocabulary
             with torch.random.fork_rng([]):  # a look changes no random number of the run
                 states = built(torch.zeros((1, length), dtype=torch.int64))
         except Exception as error:
-            raise NetworkError(f"{name}: cannot be used for {length} tokens: {_words(error)}") from error
+            raise NetworkError(f"{name}: cannot be used for {length} tokens: {one_line(error)}") from error
         if isinstance(built, Transformer):
             continue
         wanted = (1, length, output.in_features)
@@ -167,7 +140,3 @@ def _check_members(name: str, built: Any, architecture: Architecture, vocabulary
             got = tuple(states.shape) if isinstance(states, Tensor) else type(states).__name__
             raise NetworkError(f"{name}: must return states of shape {wanted} for `output`, got {got}")
     built.train()
-
-
-def _words(error: Exception) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"

@@ -107,16 +107,6 @@ def test_a_digest_imports_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert source_digest("unread_network:X") != digest
 
 
-def test_a_module_of_the_current_folder_does_not_hide_one_that_is_installed(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "path", list(sys.path))
-    (tmp_path / "optuna.py").write_text("raise SystemExit\n", encoding="utf-8")
-    with pytest.raises(NetworkError, match="optuna has no class of this name"):
-        load_class("optuna:Nobody")
-
-
 # ---------------------------------------------------------------------------------------------- training
 
 
