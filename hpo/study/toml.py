@@ -77,7 +77,8 @@ def parse_study(text: str, origin: str, profile: Profile) -> StudySpec:
 
 def _note_former_names(content: Mapping[str, Any], origin: str) -> None:
     for (section, old), new in FORMER_NAMES.items():
-        if old in (content if section is None else content.get(section, {})):
+        holder = content if section is None else content.get(section)
+        if isinstance(holder, dict) and old in holder:
             place = "" if section is None else f"{section}."
             logger.info("%s: %s%s is now called %s%s", origin, place, old, place, new)
 

@@ -82,7 +82,7 @@ def test_the_smallest_file_gets_the_documented_defaults() -> None:
     spec = parse_study(SMALLEST, "toy.toml", "cpu")
     assert spec.trials == 40
     assert (spec.sampler.kind, spec.sampler.startup_trials) == ("tpe", 8)
-    assert (spec.pruner.kind, spec.pruner.peers) == ("successive_halving", 3)
+    assert (spec.pruner.kind, spec.pruner.n_min_trials) == ("successive_halving", 3)
     assert spec.stopping.trials_without_improvement is None
     assert spec.text.corpus == "auto"
 
@@ -161,8 +161,8 @@ BAD_ADDITIONS = {  # appended to a good file: key, and a word of the rule
     "[sampler]\nseed = -1": ("sampler.seed", "got -1"),
     "[sampler]\nstartup_trials = 0": ("sampler.startup_trials", "got 0"),
     "[pruner]\nmin_resource = 0": ("pruner.min_resource", "got 0"),
-    "[pruner]\nreduction = 1": ("pruner.reduction", "got 1"),
-    "[pruner]\npeers = 0": ("pruner.peers", "got 0"),
+    "[pruner]\nreduction_factor = 1": ("pruner.reduction_factor", "got 1"),
+    "[pruner]\nn_min_trials = 0": ("pruner.n_min_trials", "got 0"),
     "[stopping]\ntrials_without_improvement = 0": ("stopping.trials_without_improvement", "got 0"),
     "baseline = 2026-11-21": ("baseline", "dictionary"),
     "baseline = [0.1]": ("baseline", "dictionary"),
@@ -550,7 +550,7 @@ name = "old"
 preset = "nano"
 [search]
 dropout = { low = 0.0, high = 0.4 }
-[[enqueued]]
+[[known]]
 dropout = 0.3
 [pruner]
 first_milestone = 2
