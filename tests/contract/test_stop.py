@@ -142,7 +142,7 @@ class Site:
     def kinds(self) -> list[str]:
         return [event.kind for event in self.heard]
 
-    def work(self, stops: int | None = None) -> None:
+    def work(self, stop_requests: int | None = None) -> None:
         facts: dict[str, Any] = {"study_name": self.sweep.spec.name, "total": None, "tokens": self.corpus.folder}
         work(
             WorkerSpec(
@@ -153,7 +153,7 @@ class Site:
                 threads=1,
                 name="worker-0",
                 owner=f"worker-{len(self.heard)}",
-                stop_requests=stops,
+                stop_requests=stop_requests,
                 lease_s=0.3,  # renewed every tenth of a second, which is when a worker looks for a stop
             ),
             self,
@@ -176,7 +176,7 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> threading.Event:
 
     def look_and_tell(worker: Any, *slots: Any) -> None:
         look(worker, *slots)
-        if worker.stop_asked:
+        if worker.stop_requested:
             found.set()
 
     monkeypatch.setattr(hpo.worker.worker._Worker, "look_for_stop", look_and_tell)
@@ -212,9 +212,9 @@ def test_an_order_from_after_the_stop_is_carried_out(site: Site) -> None:
 
 
 def test_an_order_from_before_the_stop_begins_no_trial(site: Site) -> None:
-    stops = site.sweep.row.stop_requests()
+    before = site.sweep.row.stop_requests()
     site.sweep.row.request_stop()
-    site.work(stop_requests=stops)
+    site.work(stop_requests=before)
     assert site.kinds() == []
     assert site.sweep.slots.counts(None) == SlotCounts(open=3)
 

@@ -98,7 +98,7 @@ def copied(source: str, target: str, name: str | None = None) -> list[str]:
 def fresh(database: Database, name: str) -> list[FrozenTrial]:
     """The trials as they are stored, without their ids."""
     study = load_study(database, name)
-    trials = database.storage._backend.get_all_trials(study._study_id)  # type: ignore[attr-defined]
+    trials = database.storage._inner._backend.get_all_trials(study._study_id)  # type: ignore[attr-defined]
     for trial in trials:
         trial._trial_id = 0
     return trials
@@ -163,7 +163,7 @@ def test_the_copy_goes_on_where_the_original_stands(url: str, source: Database, 
         assert sweep.slots.counts(None) == MIDDLE
         finishing = sweep.slots.claim("new", 9)
         assert finishing is not None
-        assert (finishing.slot, finishing.trial_number, finishing.outcome) == (6, 6, complete(2.0))
+        assert (finishing.slot, finishing.trial_number, finishing.result) == (6, 6, complete(2.0))
         with sweep.holding(finishing):
             sweep.finalize(finishing, 6, complete(2.0))
         assert [run_slot(sweep, COMPLETE) for _ in range(4)] == [4, 5, 7, 8]
@@ -187,7 +187,7 @@ def test_a_worker_that_the_original_lost_has_no_lease_on_the_copy(url: str, sour
         assert copy.slots.counts(None) == SlotCounts(released=1, open=9)
         taken = copy.slots.claim("new", 10)
         assert taken is not None
-        assert (taken.slot, taken.trial_number, taken.epoch) == (0, 0, 2)
+        assert (taken.slot, taken.trial_number, taken.fencing_token) == (0, 0, 2)
 
 
 def test_all_studies_are_copied_or_the_named_one(url: str, source: Database, new_url: Callable[[str], str]) -> None:
@@ -342,11 +342,11 @@ def test_slots_of_an_older_version_are_named_and_left_as_they_are(
     with opened(target_url) as target:
         run_slot(make_sweep(target, name="another"), COMPLETE)
         older = source if place == "source" else target
-        for statement in ("DROP TABLE hpo_schema", "ALTER TABLE hpo_studies DROP COLUMN stops"):
+        for statement in ("DROP TABLE hpo_schema", "ALTER TABLE hpo_studies DROP COLUMN stop_requests"):
             with older.engine.begin() as connection:
                 connection.exec_driver_sql(statement)
         before = contents(older)
-        assert "older schema 1; `hpo storage upgrade` brings it to 2" in refusal(StorageError, url, target_url)
+        assert "older schema 1; `hpo storage upgrade` brings it to 3" in refusal(StorageError, url, target_url)
         assert contents(older) == before
         assert tables.version(older.engine) == 1
 

@@ -91,7 +91,7 @@ def test_a_worker_whose_study_was_deleted_says_so_in_one_line(
         else:
             monkeypatch.setattr(Slots, "claim", delete_and_claim)
         with pytest.raises(
-            StudyError, match=r"\Astudy '.*' was deleted meanwhile: there is nothing left to work on\Z"
+            StudyError, match=r"\Astudy '.*' was deleted meanwhile: nothing is left to work on\Z"
         ) as end:
             work(order_for(sweep, sqlite_url, small_corpus, tmp_path), Deaf())
     note_end(end.value)
