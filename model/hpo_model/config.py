@@ -103,7 +103,7 @@ class Training:
     dropout: float = 0.1
     noise: float = 0.01  # standard deviation of the exploration noise on the last hidden states
     clip_norm: float = 1.0  # largest gradient norm
-    evaluations: int = 10  # evenly spaced over the budget; the last one reads the whole validation split
+    evaluations: int = 10  # evenly spaced over the budget; the last one reads the full validation split
     evaluation_tokens: int = 65_536  # validation and training tokens read at each interim evaluation
     seed: int = 1  # of initialisation, data order, dropout and noise
 

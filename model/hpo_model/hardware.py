@@ -56,7 +56,7 @@ def _quota(path: Path) -> int:
 
 
 def energy_joules(device: torch.device) -> float | None:
-    """What a GPU has taken since its driver was loaded, whoever used it; None where NVML does not tell."""
+    """Energy that a GPU has used since its driver was loaded, by all processes; None where NVML does not report it."""
     if device.type != "cuda":
         return None
     try:
@@ -103,7 +103,7 @@ def mixed_precision(device: torch.device) -> torch.autocast:
 
 
 def keep_freed_memory() -> None:
-    """Let the C library keep what tensors give back, for the next step to take again; only glibc is told.
+    """Let the C library (glibc only) keep freed memory for the next step.
 
     By its default every block of some MiB comes from the kernel anew, page by page: a third of a training step. Under
     a limit of address space each does all the same: what is kept in pieces would leave no room for a smaller batch.

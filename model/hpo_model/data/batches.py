@@ -12,7 +12,7 @@ from torch import Tensor
 
 from hpo_model.config import RunConfig
 
-if TYPE_CHECKING:  # who trains needs no tokenizer
+if TYPE_CHECKING:  # importing it loads the tokenizers package, which training does not need
     from hpo_model.data.tokens import TokenizedCorpus
 
 

@@ -78,7 +78,7 @@ def export_program(network: Network, path: Path) -> Program:
                 exported = torch.export.export(logits, (example_BT,), dynamic_shapes=({**free},))
                 torch.export.save(exported, path)
             return Program(freedom=freedom, difference=_difference(logits, path, example_BT))
-        except Exception as error:  # torch raises kinds of many kinds
+        except Exception as error:  # torch raises errors of many classes
             reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
     raise NetworkError(f"the network cannot be exported as a program: {reason}")
 

@@ -1,9 +1,9 @@
-"""What the layers of a network keep of the tokens that they have read, so that the next token is read alone.
+"""The KV cache: what layers keep of the tokens they have read, so that the next token is read alone.
 
 Shapes: B sequences, T positions, H heads, E channels per head, D channels, K positions kept.
 
-Sequences of different lengths stand side by side from position 0. What fills up a shorter one is read too, and kept
-behind its end: no position before it can see it, for the network is causal, and the next tokens are written over it.
+Sequences of different lengths lie side by side from position 0. The padding of a shorter one is read and kept as well,
+behind its end: as the network is causal, no position before it sees it, and the next tokens overwrite it.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ class KVCache:
         room: positions that a sequence may have, the network's sequence length.
         device: of the network.
 
-    Of the memory, which is frozen, it keeps what is the same for every position's reading.
+    Of the memory, which is frozen, it keeps the part of a reading that is the same for every position.
     """
 
     def __init__(self, rows: int, room: int, device: torch.device) -> None:
@@ -37,7 +37,7 @@ class KVCache:
         self._reading: Reading | None = None
 
     def begin(self, positions_BT: Tensor, end: int, *, aligned: bool) -> None:
-        """Tell where the tokens stand that are read next.
+        """Set the positions of the tokens that are read next.
 
         Args:
             positions_BT: of each.
@@ -51,7 +51,7 @@ class KVCache:
         self._visible_B1TK = None if aligned else (kept_K <= positions_BT[..., None])[:, None]
 
     def attend(self, query_BHTE: Tensor, key_BHTE: Tensor, value_BHTE: Tensor) -> Tensor:
-        """Keep the keys and values of an attention layer, and let its queries see all up to themselves."""
+        """Store the keys and values of an attention layer, and attend from its queries to what they may see."""
         heads, width = key_BHTE.shape[1], key_BHTE.shape[-1]
         kept = self._layer(2, (self.room, heads, width), key_BHTE)
         first = self.end - key_BHTE.shape[2]
@@ -66,20 +66,20 @@ class KVCache:
         return F.scaled_dot_product_attention(query_BHTE, key, value, attn_mask=self._visible_B1TK)
 
     def taps(self, signal_BTD: Tensor, taps: int) -> list[Tensor]:
-        """Keep the signal of a convolution, and give what stood taps - 1, …, 1, 0 positions before each token."""
+        """Store the signal of a convolution, and return it taps - 1, …, 1, 0 positions before each token."""
         (buffer,) = self._layer(1, (taps - 1 + self.room, signal_BTD.shape[-1]), signal_BTD)
         buffer[self.rows_B1, self.positions_BT + taps - 1] = signal_BTD
         return [buffer[self.rows_B1, self.positions_BT + tap] for tap in range(taps)]
 
     def reading_of(self, memory: PhiMemory) -> Reading:
-        """What all readings of the memory share, computed once."""
+        """Return what all readings of the memory share, computed once."""
         if self._reading is None:
             with torch.autocast(self.rows_B1.device.type, enabled=False):
                 self._reading = memory.reading()
         return self._reading
 
     def select(self, rows: list[int]) -> None:
-        """Go on with these rows, some of them perhaps more than once."""
+        """Keep these rows, some of them perhaps more than once."""
         device = self.rows_B1.device
         chosen_B = torch.tensor(rows, device=device)
         self.rows_B1 = torch.arange(len(rows), device=device)[:, None]

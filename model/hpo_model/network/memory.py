@@ -1,4 +1,4 @@
-"""External memory that keeps what was integrated best.
+"""External memory that keeps the best integrated states.
 
 Shapes: B sequences, T positions, D channels, K channels of a key, M slots.
 
@@ -32,7 +32,7 @@ class Candidates(NamedTuple):
 
 
 class Reading(NamedTuple):
-    """What a position's reading needs of the memory and its parameters, whatever the position."""
+    """The part of a reading that is the same for every position."""
 
     weight_DM: Tensor  # to scores from states; of a dynamic gate one column more
     bias_M: Tensor  # of the scores: shuts empty slots out; of a dynamic gate one element more
@@ -85,7 +85,7 @@ class PhiMemory(nn.Module):
             return self._read(stream_BTD, reading or self.reading())
 
     def reading(self) -> Reading:
-        """All of a reading that is the same for every position."""
+        """Compute the part of a reading that is the same for every position."""
         filled_M = self.written_M > float("-inf")
         bias_M = torch.where(filled_M, 0.0, -1e9).to(self.query.weight.dtype)
         weight_DM = self.query.weight.T @ self.key_MK.T / math.sqrt(self.key_MK.shape[-1])
@@ -152,7 +152,7 @@ class PhiMemory(nn.Module):
 
     @torch.no_grad()
     def fill(self) -> None:
-        """Fill every slot with random keys and values, and open the gate half: whoever reads now, reads something."""
+        """Fill every slot with random keys and values, and open the gate half, so that every reading is non-zero."""
         generator = torch.Generator().manual_seed(0)
         for buffer in (self.key_MK, self.value_MD):
             buffer.copy_(torch.randn(buffer.shape, generator=generator))

@@ -25,7 +25,7 @@ V5_2_TARGET = 3.5  # out of reach for a mean of components in [0, 1]; max(0, 3 Î
 
 
 class Attention(NamedTuple):
-    """What one attention layer asked and answered, from which attention can be recomputed where it is needed."""
+    """Queries and keys of an attention layer, from which attention is recomputed where it is needed."""
 
     query_BHTE: Tensor
     key_BHTE: Tensor

@@ -9,7 +9,7 @@ after Radford et al. 2019 (GPT-2): pre-norm, learned positions, GELU, tied embed
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -20,14 +20,11 @@ from hpo_model.network.kv_cache import KVCache
 from hpo_model.network.memory import PhiMemory
 from hpo_model.network.phi import Attention, initial_weight_logits
 
-if TYPE_CHECKING:  # which builds on this module
-    pass
-
 CONVOLUTION_TAPS = 4  # positions that a gated convolution sees, its own included
 
 
 class ForwardOutput(NamedTuple):
-    """What a forward pass leaves for the loss, Φ and the memory."""
+    """What a forward pass returns for the loss, Φ and the memory."""
 
     embedded_BTD: Tensor  # token plus position embedding
     stream_BTD: Tensor  # residual stream that the memory was read with
@@ -95,7 +92,8 @@ class Transformer(nn.Module):
     def forward(self, tokens_BT: Tensor, past: KVCache | None = None) -> ForwardOutput:
         """Run the network up to its final states; `logits` reads them.
 
-        With a `past`, in evaluation, the tokens stand where it says and see what it kept; their states are the same.
+        With a KV cache (evaluation only) the tokens are new ones, at the positions that the cache holds, and see what
+        it has kept of earlier ones; their states are the same as without.
         """
         positions = slice(tokens_BT.shape[1]) if past is None else past.positions_BT
         embedded_BTD = self.token_embedding(tokens_BT) + self.position_embedding.weight[positions]
@@ -133,7 +131,7 @@ class Block(nn.Module):
         self.dropout = dropout
 
     def forward(self, stream_BTD: Tensor, past: KVCache | None = None) -> tuple[Tensor, Attention | None]:
-        """The stream after this block, and what its attention asked, if it has one."""
+        """Return the stream after this block, and the queries and keys of its attention, if it has one."""
         mixed_BTD, attention = self.mixer(self.mixer_norm(stream_BTD), past)
         stream_BTD = self.add(stream_BTD, mixed_BTD)
         fed_BTD = self.contract(F.gelu(self.expand(self.feed_norm(stream_BTD))))
@@ -156,7 +154,7 @@ class SelfAttention(nn.Module):
         self.project = nn.Linear(width, width, bias=False)
 
     def forward(self, x_BTD: Tensor, past: KVCache | None = None) -> tuple[Tensor, Attention]:
-        """What each position takes from those up to itself."""
+        """Mix each position with those before it."""
         parts = self.query_key_value(x_BTD).chunk(3, dim=-1)
         query_BHTE, key_BHTE, value_BHTE = (part.unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in parts)
         if past is None:
@@ -177,7 +175,7 @@ class GatedConvolution(nn.Module):
         self.project = nn.Linear(width, width, bias=False)
 
     def forward(self, x_BTD: Tensor, past: KVCache | None = None) -> tuple[Tensor, None]:
-        """What each position takes from the few up to itself."""
+        """Mix each position with the few before it."""
         signal_BTD, gate_BTD = self.expand(x_BTD).chunk(2, dim=-1)
         if past is None:
             padded = F.pad(signal_BTD, (0, 0, CONVOLUTION_TAPS - 1, 0))
@@ -201,11 +199,11 @@ class Dropout(nn.Module):
         self.register_buffer("probability", torch.zeros(()), persistent=False)
 
     def set(self, probability: float) -> None:
-        """Drop elements with the nearest probability that there is."""
+        """Set the probability, rounded to a multiple of 1/65,536."""
         self.probability.fill_(min(round(probability * 2**16), 2**16 - 1) / 2**16)
 
     def forward(self, shape: torch.Size) -> Tensor:
-        """What to multiply elements of this shape with: 0 for the dropped ones, 1 / (1 - p) for the others."""
+        """Return the mask for elements of this shape: 0 for dropped ones, 1 / (1 - p) for the others."""
         device = self.probability.device
         if device.type == "cpu":
             words = torch.randint(-(2**63), 2**63 - 1, (-(-shape.numel() // 4),), dtype=torch.int64)

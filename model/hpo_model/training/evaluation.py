@@ -186,7 +186,7 @@ def _components(states: ForwardOutput, probes: int) -> Tensor:
 
 
 def implausibly_low(loss: float, span: Span) -> str | None:
-    """Tell why no network that has not seen a text could predict it this well.
+    """Say why no network that has not seen a text could predict it this well.
 
     Where the process that wrote the text is known, an honest network undercuts its nats by t with probability e^-t at
     most: Markov's inequality for the ratio of the text's probabilities under the two, whose mean under the process is

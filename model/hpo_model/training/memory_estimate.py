@@ -1,9 +1,9 @@
-"""How much memory a run's tensors hold at their peak, told from its configuration before anything is allocated.
+"""How much memory a run's tensors hold at their peak, estimated from its configuration beforehand.
 
 Letters: N tokens in a piece of the batch, T positions, D channels, V vocabulary.
 
-An account of what `train` keeps, term by term, and the largest of the few moments that can be the peak. On a CPU it is
-within a few percent of what the allocator counts (tests, decisions). For CUDA it is the same account with the element
+A sum of what `train` keeps, term by term, at the largest of the few moments that can be the peak. On a CPU it is
+within a few percent of what the allocator counts (tests, decisions). For CUDA it is the same sum with the element
 sizes of bf16 autocast, and without a compiler, which may save less for the backward pass: that was never measured. What
 a process holds besides, Python, libraries and a CUDA context, is not in it.
 """
@@ -79,7 +79,7 @@ def peak_tensor_bytes(
 
 @dataclass(frozen=True, kw_only=True)
 class MemoryEstimate:
-    """Bytes that stand beside weights, moments and text, at each moment that can be the peak."""
+    """Bytes held beside weights, moments and text, at each moment that can be the peak."""
 
     architecture: Architecture
     objective: PhiObjective

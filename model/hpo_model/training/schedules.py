@@ -1,4 +1,4 @@
-"""What changes over a run: the learning rate and λ_phi, by the share of the budget spent or by what came of it."""
+"""Schedules of the learning rate and of λ_phi, by the share of the budget spent or by the results so far."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def learning_rate_at(config: RunConfig, step: int, val_losses: Sequence[float] =
     Args:
         config: the run.
         step: updates made before this one.
-        val_losses: of all evaluations before it, in order; only the plateau schedule asks.
+        val_losses: of all evaluations before it, in order; used by the plateau schedule alone.
     """
     training = config.training
     warmup_steps = training.warmup * config.steps
@@ -57,7 +57,7 @@ def plateaus(val_losses: Sequence[float]) -> int:
 
 
 def set_lambda(config: RunConfig, step: int, lambda_phi: Tensor) -> None:
-    """Put λ_phi of update number `step` into the tensor; the adaptive schedule leaves it to `adapt_lambda`."""
+    """Set λ_phi of update number `step` in place; the adaptive schedule leaves it to `adapt_lambda`."""
     progress = step / config.steps
     share = {
         "constant": 1.0,
