@@ -89,7 +89,7 @@ def on_one_host(url: str) -> list[float]:
             assert event.trial == killed.trial, "another trial was taken up"
             killed = None
             if len(times) == DEATHS_HERE:
-                stop.wish(StopLevel.NOW, "measured")
+                stop.request_stop(StopLevel.IMMEDIATE, "measured")
 
     supervise(sweep, url, "worker-0", 30.0, hear, stop)
     database.engine.dispose()
@@ -116,7 +116,7 @@ def on_another_host(url: str, lease_s: float) -> float:
             moments.append(time.perf_counter())
         elif event.kind == "started":
             moments.append(time.perf_counter())
-            stop.wish(StopLevel.NOW, "measured")
+            stop.request_stop(StopLevel.IMMEDIATE, "measured")
 
     moments: list[float] = []
     supervise(sweep, url, "other", lease_s, hear, stop)

@@ -29,10 +29,12 @@ from torch import Tensor
 
 import hpo_model.training.loop
 from hpo.executors.local import run_local
-from hpo.executors.placement import Wish
+from hpo.executors.resources import ResourceRequest
 from hpo.executors.stop import Stop
 from hpo.home import Home
-from hpo.search.launch import Launch, Request, prepare
+from hpo.search.launch import Launch
+from hpo.search.prepare import prepare
+from hpo.search.request import Request
 from hpo.worker.messages import Event, EventSink, WorkerSpec
 from hpo.worker.worker import work
 from hpo_model.config import PRESETS, build_run
@@ -142,9 +144,9 @@ def make_study(folder: Path, preset: str, trials: int) -> Launch:
     text = STUDY.format(preset=preset, budget=budget, vocabulary=VOCABULARIES.get(preset, 8192))
     path = folder / "trial-start.toml"
     path.write_text(text, encoding="utf-8")
-    request = Request(study=str(path), trials=trials, wish=Wish(workers=1))
+    request = Request(study=str(path), trials=trials, resources=ResourceRequest(workers=1))
     home = Home(folder / "runs")
-    return prepare(request, f"sqlite:///{home.database}", home, print)
+    return prepare(request, f"sqlite:///{home.database}", home)
 
 
 def between_trials(launch: Launch, trials: int) -> tuple[list[float], list[float]]:
@@ -175,7 +177,7 @@ def run_worker(launch: Launch, total: int | None, work: Any) -> list[tuple[str, 
         what, _, moment = event.message.partition("@")
         told.append((what or event.kind, float(moment)))
 
-    orders = [(dataclasses.replace(order, total=total), log) for order, log in launch.orders]
+    orders = [(dataclasses.replace(order, total=total), log) for order, log in launch.workers]
     run_local(orders, launch.sweep.slots, hear, lambda: None, Stop(), work=work)
     return told
 

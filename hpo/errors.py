@@ -34,3 +34,8 @@ class StorageError(HpoError):
 
 class WorkerError(HpoError):
     """Workers cannot go on: their disk is full, they keep dying, every trial fails."""
+
+
+def one_line(error: BaseException) -> str:
+    """An error's message without line breaks."""
+    return " ".join(str(error).split())

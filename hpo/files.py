@@ -4,26 +4,45 @@ from __future__ import annotations
 
 import contextlib
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 from hpo.errors import UsageError
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write beside the target, then move into place; what is no file (a terminal, /dev/null) is written as it is.
+    """Write a file that a user named; what is no regular file (a terminal, /dev/null) is written as it is.
 
     Raises:
         UsageError: the path cannot be written; what was there is untouched.
     """
     target = path.resolve()
-    draft = target.parent / f".{target.name}.{os.getpid()}"
     try:
         if target.exists() and not target.is_file():
             target.write_text(text, encoding="utf-8")
-            return
-        draft.write_text(text, encoding="utf-8")
-        os.replace(draft, target)
+        else:
+            replace_text(target, text)
     except OSError as error:
-        with contextlib.suppress(OSError):
-            draft.unlink(missing_ok=True)
         raise UsageError(f"{path}: cannot be written ({error.strerror})") from error
+
+
+def replace_text(path: Path, text: str) -> None:
+    """Write a text beside its target, then move it into place.
+
+    Raises:
+        OSError: it cannot be written; what was there is untouched.
+    """
+    with replacing(path) as tmp:
+        tmp.write_text(text, encoding="utf-8")
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Yield a path for a new file, which takes its target's place when the block ends without an error."""
+    tmp = path.parent / f".{path.name}.{os.getpid()}"
+    try:
+        yield tmp
+        os.replace(tmp, path)
+    finally:
+        with contextlib.suppress(OSError):
+            tmp.unlink(missing_ok=True)

@@ -49,3 +49,26 @@ class Home:
     def worker_log(self, name: str, uid: str, worker: str) -> Path:
         """What a worker printed: warnings, tracebacks, the last words of a crash."""
         return self.study(name, uid) / "logs" / f"{worker}.log"
+
+    def slurm_jobs(self, name: str, uid: str) -> Path:
+        """Folder of what submitit keeps for a study's Slurm jobs."""
+        return self.study(name, uid) / "slurm"
+
+    def long_runs(self, name: str, uid: str) -> Path:
+        """Folder of the checkpoints of a study's long runs."""
+        return self.study(name, uid) / "long-runs"
+
+    @property
+    def corpora(self) -> Path:
+        """Texts that were downloaded or made."""
+        return self.cache / "corpora"
+
+    @property
+    def tokens(self) -> Path:
+        """Token files."""
+        return self.cache / "tokens"
+
+    @property
+    def throughputs(self) -> Path:
+        """File of what was measured about workers on this machine."""
+        return self.cache / "placements.json"

@@ -9,12 +9,14 @@ Heavy imports stay inside the fixtures, so that suites without a network start a
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import settings
 
+from tests.support.log import logged
 from tests.support.paths import REPOSITORY
 
 if TYPE_CHECKING:
@@ -38,6 +40,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.nightly)
         if item.get_closest_marker("xdist_group") is None:
             item.add_marker(pytest.mark.xdist_group(item.path.stem))
+
+
+@pytest.fixture
+def log() -> Iterator[list[str]]:
+    """What our packages log from now on, as a user sees it."""
+    with logged() as lines:
+        yield lines
 
 
 @pytest.fixture(scope="session")

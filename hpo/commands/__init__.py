@@ -1,1 +1,1 @@
-"""Commands in rooms of their own, which `hpo.cli` mounts. Heavy things are imported inside them, as there."""
+"""The commands, which `hpo.cli` mounts. Heavy modules are imported inside them, so that every command starts fast."""

@@ -28,7 +28,23 @@ NetworkOption = Annotated[
         "--network", metavar="MODULE:CLASS", help="A network of your own, whose code is run; again for another."
     ),
 ]
+TimeoutOption = Annotated[
+    float | None, typer.Option("--timeout", metavar="MIN", help="Stop after so many minutes, losing nothing.")
+]
 StudyArgument = Annotated[str | None, typer.Argument(metavar="[STUDY]", help="Default: the study that was run last.")]
+
+
+def timeout_in_s(timeout_min: float | None) -> float | None:
+    """`--timeout` in seconds.
+
+    Raises:
+        UsageError: not above 0.
+    """
+    from hpo.errors import UsageError
+
+    if timeout_min is not None and not timeout_min > 0:
+        raise UsageError(f"--timeout must be above 0 minutes, got {timeout_min:g}")
+    return None if timeout_min is None else 60 * timeout_min
 
 
 def open_studies(flag: str | None, retry: RetryPolicy | None = None) -> tuple[str, Database]:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from hpo.commands.options import INTERRUPTED, StorageOption, StudyArgument, named_or_last, open_studies
+from hpo.commands.options import INTERRUPTED, StorageOption, StudyArgument, named_or_last, open_studies, timeout_in_s
 
-PATIENCE_S = 600.0  # with a database that is away, as workers have
+if TYPE_CHECKING:
+    from rich.console import Console
+
+MAX_OUTAGE_S = 600.0  # of the database, as for workers
 
 
 def watch(
@@ -30,34 +33,38 @@ def watch(
     Exit codes: 0 the study is finished, 1 a wrong argument or a database that is gone, 3 it failed, 4 the time is up,
     5 nobody works on it, 130 interrupted.
     """
-    from rich.console import Console
-
     from hpo.database.connection import storage_errors
     from hpo.database.retry import RetryPolicy
     from hpo.errors import StorageError
-    from hpo.monitor.watch import ending_of_loss, timeout_in_s, watch_study
+    from hpo.monitor.watch import ending_of_loss, watch_study
     from hpo.monitor.webhook import Webhook
     from hpo.sweep.sweep import open_sweep
 
     limit_s = timeout_in_s(timeout)
     webhook = None if notify is None else Webhook.parse(notify)
-
-    def warn(line: str) -> None:
-        typer.echo(line, err=True)
-
-    url, opened = open_studies(storage, RetryPolicy(max_elapsed_s=PATIENCE_S, announce=warn))
+    url, opened = open_studies(storage, RetryPolicy(max_elapsed_s=MAX_OUTAGE_S, announce=_warn))
     with storage_errors(url):
         sweep = open_sweep(opened, named_or_last(study, opened))
     try:
         with storage_errors(url):
-            ending = watch_study(sweep, None if json else Console(), limit_s)
+            ending = watch_study(sweep, None if json else _console(), limit_s)
     except KeyboardInterrupt:
-        warn(f"no longer watched; study {sweep.spec.name} goes on")
+        _warn(f"no longer watched; study {sweep.spec.name} goes on")
         raise typer.Exit(INTERRUPTED) from None
     except StorageError as error:
         if webhook is not None:
-            webhook.send(ending_of_loss(sweep, str(error)).to_dict(), warn)
+            webhook.send(ending_of_loss(sweep, str(error)).to_dict())
         raise
     if webhook is not None and ending.outcome != "timeout":
-        webhook.send(ending.to_dict(), warn)
+        webhook.send(ending.to_dict())
     raise typer.Exit(ending.exit_code)
+
+
+def _console() -> Console:
+    from rich.console import Console
+
+    return Console()
+
+
+def _warn(line: str) -> None:
+    typer.echo(line, err=True)

@@ -20,7 +20,7 @@ from pathlib import Path
 
 from hpo.errors import HpoError, WorkerError
 from hpo.executors.stop import Stop, StopLevel
-from hpo.executors.supervisor import PULSE_S, Crew, note_end
+from hpo.executors.supervisor import PULSE_S, Supervisor, note_end
 from hpo.sweep.slots import Slots
 from hpo.worker.messages import Event, EventSink, WorkerSpec, new_owner
 from hpo.worker.worker import work
@@ -55,7 +55,7 @@ class _PipeSink:
 class _Process:
     """A worker's process as its supervisor sees it."""
 
-    order: WorkerSpec
+    spec: WorkerSpec
     log: Path
     process: BaseProcess
     line: Connection
@@ -90,7 +90,7 @@ class _Process:
 
 
 def run_local(
-    orders: Sequence[tuple[WorkerSpec, Path]],
+    workers: Sequence[tuple[WorkerSpec, Path]],
     slots: Slots,
     on_event: Callable[[Event], None],
     on_pulse: Callable[[], None],
@@ -101,7 +101,7 @@ def run_local(
     """Run workers until all have ended.
 
     Args:
-        orders: a worker's order and the file for what it prints.
+        workers: a worker's spec and the file for what it prints.
         slots: of the sweep, to free the leases of dead workers.
         on_event: told what workers tell.
         on_pulse: called a few times a second.
@@ -111,25 +111,27 @@ def run_local(
     Raises:
         WorkerError: a worker told that it cannot go on, or died too often. The others have left at an evaluation.
     """
-    crew = _Crew(slots, on_event, stop, work)
-    crew.run(orders, on_pulse)
-    if crew.faults:
-        raise WorkerError(crew.faults[0])
+    supervisor = _LocalSupervisor(slots, on_event, stop, work)
+    supervisor.run(workers, on_pulse)
+    if supervisor.faults:
+        raise WorkerError(supervisor.faults[0])
 
 
-class _Crew(Crew[_Process]):
+class _LocalSupervisor(Supervisor[_Process]):
     """Workers as processes."""
 
     def __init__(self, slots: Slots, on_event: Callable[[Event], None], stop: Stop, work: Work) -> None:
         super().__init__(slots, on_event, stop)
         self.work = work
 
-    def run(self, orders: Sequence[tuple[WorkerSpec, Path]], on_pulse: Callable[[], None]) -> None:
+    def run(self, workers: Sequence[tuple[WorkerSpec, Path]], on_pulse: Callable[[], None]) -> None:
         """Start the workers and watch them until all have ended or are to end at once."""
         try:
-            for order, log in orders:
-                self.running.append(self.start(order, log, restarts=0))
-            while self.running and self.stop.level < StopLevel.NOW and not self.only_stragglers(orders[0][0].total):
+            for spec, log in workers:
+                self.running.append(self.start(spec, log, restarts=0))
+            while (
+                self.running and self.stop.level < StopLevel.IMMEDIATE and not self.only_stragglers(workers[0][0].total)
+            ):
                 on_pulse()
                 if self.leaving():
                     for worker in self.running:
@@ -142,7 +144,7 @@ class _Crew(Crew[_Process]):
             for worker in self.running:
                 worker.process.kill()
                 worker.process.join()
-                self.gone.append((worker.order.owner, False))
+                self.gone.append((worker.spec.owner, False))
             self.free_leases()
 
     def look_at(self, worker: _Process) -> None:
@@ -155,19 +157,19 @@ class _Crew(Crew[_Process]):
             if worker.process.exitcode == 0:
                 self.left()
             else:
-                self.replace(worker, f"{worker.order.name} {worker.cause_of_death()}", died=True)
+                self.replace(worker, f"{worker.spec.name} {worker.cause_of_death()}", died=True)
 
-    def start(self, order: WorkerSpec, log: Path, restarts: int) -> _Process:
+    def start(self, spec: WorkerSpec, log: Path, restarts: int) -> _Process:
         """Start a worker's process."""
         context = process_context()
         ours, theirs = context.Pipe()
-        order = dataclasses.replace(order, owner=new_owner(order.name))
+        spec = dataclasses.replace(spec, owner=new_owner(spec.name))
         log_began = log.stat().st_size if log.is_file() else 0
-        arguments = (order, log, theirs, self.work)
-        process = context.Process(target=_run_worker, args=arguments, name=order.name, daemon=True)
+        arguments = (spec, log, theirs, self.work)
+        process = context.Process(target=_run_worker, args=arguments, name=spec.name, daemon=True)
         start_quietly(process)
         theirs.close()
-        return _Process(order, log, process, ours, restarts, log_began)
+        return _Process(spec, log, process, ours, restarts, log_began)
 
 
 def process_context() -> SpawnContext | ForkServerContext:
@@ -204,7 +206,7 @@ def start_quietly(process: BaseProcess) -> None:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _run_worker(order: WorkerSpec, log: Path, connection: Connection, work: Work) -> None:
+def _run_worker(spec: WorkerSpec, log: Path, connection: Connection, work: Work) -> None:
     """The process's main function: exit code 0 unless it dies."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the supervisor hears Ctrl-C and passes it on
     sink = _PipeSink(connection)
@@ -214,10 +216,10 @@ def _run_worker(order: WorkerSpec, log: Path, connection: Connection, work: Work
             os.dup2(file.fileno(), 1)
             os.dup2(file.fileno(), 2)
     except OSError as error:
-        sink.send(Event(kind="fatal", worker=order.name, message=f"{log}: cannot be written ({error.strerror})"))
+        sink.send(Event(kind="fatal", worker=spec.name, message=f"{log}: cannot be written ({error.strerror})"))
         return
     try:
-        work(order, sink)
+        work(spec, sink)
     except (HpoError, ModelError) as error:
         note_end(error)
-        sink.send(Event(kind="fatal", worker=order.name, message=str(error)))
+        sink.send(Event(kind="fatal", worker=spec.name, message=str(error)))

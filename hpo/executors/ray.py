@@ -19,10 +19,10 @@ import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from hpo.errors import HpoError, WorkerError
+from hpo.errors import HpoError, WorkerError, one_line
 from hpo.executors.ray_cluster import Share, amounts, connected, nodes
 from hpo.executors.stop import Stop, StopLevel
-from hpo.executors.supervisor import PULSE_S, Crew, note_end
+from hpo.executors.supervisor import PULSE_S, Supervisor, note_end
 from hpo.sweep.slots import Slots
 from hpo.worker.messages import Event, WorkerSpec, new_owner
 from hpo.worker.worker import work
@@ -48,12 +48,12 @@ class RayWorker:
     """A worker on its node: one thread works while Ray's answers.
 
     Args:
-        order: what to work on.
+        spec: what to work on.
         log: file for what it prints.
         folder: the supervisor's current folder, in which networks of the user's own are looked for.
     """
 
-    def __init__(self, order: WorkerSpec, log: Path, folder: Path) -> None:
+    def __init__(self, spec: WorkerSpec, log: Path, folder: Path) -> None:
         os.environ["PYTHONSAFEPATH"] = "1"
         with contextlib.suppress(OSError):  # on another node, where networks of the user's own come from PYTHONPATH
             os.chdir(folder)
@@ -61,7 +61,7 @@ class RayWorker:
         self.stopped = False
         self.ended = threading.Event()
         self.crash = ""
-        threading.Thread(target=self._work, args=(order, log), name="work", daemon=True).start()
+        threading.Thread(target=self._work, args=(spec, log), name="work", daemon=True).start()
 
     def answer(self, stop: bool) -> Answer:
         """What was told since the last answer, as soon as there is something, else after a moment.
@@ -89,25 +89,25 @@ class RayWorker:
         """Whether to leave at the next evaluation."""
         return self.stopped
 
-    def _work(self, order: WorkerSpec, log: Path) -> None:
+    def _work(self, spec: WorkerSpec, log: Path) -> None:
         try:
             log.parent.mkdir(parents=True, exist_ok=True)
             with log.open("a", encoding="utf-8") as file:
                 os.dup2(file.fileno(), 1)
                 os.dup2(file.fileno(), 2)
-            work(order, self)
+            work(spec, self)
         except (HpoError, ModelError) as error:
             note_end(error)
-            self.send(Event(kind="fatal", worker=order.name, message=str(error)))
+            self.send(Event(kind="fatal", worker=spec.name, message=str(error)))
         except Exception as error:
             traceback.print_exc()
-            self.crash = f"{type(error).__name__}: {' '.join(str(error).split())} (in {log})"
+            self.crash = f"{type(error).__name__}: {one_line(error)} (in {log})"
         finally:
             self.ended.set()
 
 
 def run_ray(
-    orders: Sequence[tuple[WorkerSpec, Path]],
+    workers: Sequence[tuple[WorkerSpec, Path]],
     slots: Slots,
     on_event: Callable[[Event], None],
     on_pulse: Callable[[], None],
@@ -120,7 +120,7 @@ def run_ray(
     """Run workers on a Ray cluster until all have ended.
 
     Args:
-        orders: a worker's order and the file for what it prints, on its node. Device, threads and memory of an order do
+        workers: a worker's spec and the file for what it prints, on its node. Device, threads and memory of an spec do
             not count: they follow from what each worker gets.
         slots: of the sweep, to free the leases of dead workers.
         on_event: told what workers tell.
@@ -137,22 +137,22 @@ def run_ray(
     share = Share(cpus=cpus_per_worker, gpus=gpus_per_worker)
     with connected(address):
         resources = [node["Resources"] for node in nodes()]
-        if not any(share.places(each) for each in resources):
+        if not any(share.fits(each) for each in resources):
             largest = ", ".join(sorted({amounts(each) for each in resources}))
             raise WorkerError(f"no node of the Ray cluster can hold a worker, which takes {share}: they have {largest}")
-        fleet = _Fleet(slots, on_event, stop, share)
-        fleet.run(orders, on_pulse)
-    if fleet.faults:
-        raise WorkerError(fleet.faults[0])
+        supervisor = _RaySupervisor(slots, on_event, stop, share)
+        supervisor.run(workers, on_pulse)
+    if supervisor.faults:
+        raise WorkerError(supervisor.faults[0])
 
 
 class _Actor:
     """A worker as its supervisor sees it."""
 
-    def __init__(self, order: WorkerSpec, log: Path, share: Share, restarts: int) -> None:
+    def __init__(self, spec: WorkerSpec, log: Path, share: Share, restarts: int) -> None:
         import ray
 
-        self.order = dataclasses.replace(share.placed(order), owner=new_owner(order.name))
+        self.spec = dataclasses.replace(share.apply(spec), owner=new_owner(spec.name))
         self.log = log
         self.restarts = restarts
         self.node = ""  # until it has answered
@@ -160,11 +160,11 @@ class _Actor:
         self.started_at = time.monotonic()
         self.told_of_waiting = False
         made = ray.remote(RayWorker).options(num_cpus=share.cpus, num_gpus=share.gpus)
-        self.handle = made.remote(self.order, log, Path.cwd())
+        self.handle = made.remote(self.spec, log, Path.cwd())
         self.ask(stop=False)
 
     def __str__(self) -> str:
-        return f"{self.order.name} on {self.host}" if self.host else self.order.name
+        return f"{self.spec.name} on {self.host}" if self.host else self.spec.name
 
     def ask(self, *, stop: bool) -> None:
         self.answer = self.handle.answer.remote(stop)
@@ -175,21 +175,23 @@ class _Actor:
         ray.kill(self.handle)
 
 
-class _Fleet(Crew[_Actor]):
+class _RaySupervisor(Supervisor[_Actor]):
     """Workers as actors."""
 
     def __init__(self, slots: Slots, on_event: Callable[[Event], None], stop: Stop, share: Share) -> None:
         super().__init__(slots, on_event, stop)
         self.share = share
 
-    def run(self, orders: Sequence[tuple[WorkerSpec, Path]], on_pulse: Callable[[], None]) -> None:
+    def run(self, workers: Sequence[tuple[WorkerSpec, Path]], on_pulse: Callable[[], None]) -> None:
         """Start the workers and watch them until all have ended or are to end at once."""
         import ray
 
         try:
-            for order, log in orders:
-                self.running.append(self.start(order, log, restarts=0))
-            while self.running and self.stop.level < StopLevel.NOW and not self.only_stragglers(orders[0][0].total):
+            for spec, log in workers:
+                self.running.append(self.start(spec, log, restarts=0))
+            while (
+                self.running and self.stop.level < StopLevel.IMMEDIATE and not self.only_stragglers(workers[0][0].total)
+            ):
                 on_pulse()
                 answers = [worker.answer for worker in self.running]
                 ray.wait(answers, num_returns=len(answers), timeout=PULSE_S)
@@ -201,9 +203,9 @@ class _Fleet(Crew[_Actor]):
                 self.dismiss(worker)
             self.free_leases()
 
-    def start(self, order: WorkerSpec, log: Path, restarts: int) -> _Actor:
+    def start(self, spec: WorkerSpec, log: Path, restarts: int) -> _Actor:
         """Start a worker's actor, where there is room for it."""
-        return _Actor(order, log, self.share, restarts)
+        return _Actor(spec, log, self.share, restarts)
 
     def look_at(self, worker: _Actor) -> None:
         """Take in what a worker has told, and its end."""
@@ -221,7 +223,7 @@ class _Fleet(Crew[_Actor]):
             self.running.remove(worker)
             worker.kill()
             if getattr(error, "actor_init_failed", False):
-                self.fault(f"{worker.order.name} cannot begin: {_words(error)}; every node needs this installation")
+                self.fault(f"{worker.spec.name} cannot begin: {_words(error)}; every node needs this installation")
             else:
                 self.replace(worker, f"{worker}: {_words(error)}", died=_is_up(worker.node))
         else:
@@ -254,13 +256,13 @@ class _Fleet(Crew[_Actor]):
 
             free = amounts(ray.available_resources())
             message = f"has not begun: it takes {self.share}, and {free} of the Ray cluster are free"
-            self.on_event(Event(kind="warned", worker=worker.order.name, message=message))
+            self.on_event(Event(kind="warned", worker=worker.spec.name, message=message))
             worker.told_of_waiting = True
 
     def dismiss(self, worker: _Actor) -> None:
         """End a worker at once; its trial goes on from its last checkpoint."""
         worker.kill()
-        self.gone.append((worker.order.owner, False))
+        self.gone.append((worker.spec.owner, False))
 
 
 def _is_up(node: str) -> bool:

@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from hpo.errors import WorkerError
+from hpo.errors import WorkerError, one_line
 from hpo.worker.messages import WorkerSpec
 
 CONNECT_S = 5.0
@@ -32,22 +32,22 @@ class Share:
     def __str__(self) -> str:
         return amounts({"CPU": self.cpus, "GPU": self.gpus})
 
-    def places(self, resources: Mapping[str, float]) -> int:
+    def fits(self, resources: Mapping[str, float]) -> int:
         """How many workers fit into a node's resources."""
-        places = int(resources.get("CPU", 0) / self.cpus)
-        return min(places, int(resources.get("GPU", 0) / self.gpus + 1e-6)) if self.gpus else places
+        workers = int(resources.get("CPU", 0) / self.cpus)
+        return min(workers, int(resources.get("GPU", 0) / self.gpus + 1e-6)) if self.gpus else workers
 
-    def placed(self, order: WorkerSpec) -> WorkerSpec:
-        """The order for such a place; Ray shows a worker no other GPU than its own."""
+    def apply(self, spec: WorkerSpec) -> WorkerSpec:
+        """A worker's specification with these resources; Ray shows a worker no other GPU than its own."""
         return dataclasses.replace(
-            order,
+            spec,
             device="cuda:0" if self.gpus else "cpu",
             threads=self.cpus,
             memory_fraction=min(1.0, self.gpus) if self.gpus else 1.0,
         )
 
 
-def places(address: str | None, gpus_per_worker: float, *, cpus_per_worker: int = 1) -> int:
+def capacity(address: str | None, gpus_per_worker: float, *, cpus_per_worker: int = 1) -> int:
     """How many workers a cluster can hold at once, when nothing else runs there.
 
     A cluster without GPUs holds workers that compute on CPUs.
@@ -55,7 +55,7 @@ def places(address: str | None, gpus_per_worker: float, *, cpus_per_worker: int 
     with connected(address):
         gpus = gpus_per_worker if has_gpus(address) else 0.0
         share = Share(cpus=cpus_per_worker, gpus=gpus)
-        return sum(share.places(node["Resources"]) for node in nodes())
+        return sum(share.fits(node["Resources"]) for node in nodes())
 
 
 def has_gpus(address: str | None) -> bool:
@@ -90,7 +90,7 @@ def connected(address: str | None) -> Iterator[None]:
             with contextlib.chdir(empty):
                 ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, include_dashboard=False)
         except (OSError, RuntimeError, ValueError) as error:
-            raise WorkerError(f"Ray{f' at {named}' if named else ''}: {' '.join(str(error).split())}") from error
+            raise WorkerError(f"Ray{f' at {named}' if named else ''}: {one_line(error)}") from error
         finally:
             if signal.getsignal(signal.SIGTERM) is not before:  # Ray's handler would end this process
                 signal.signal(signal.SIGTERM, before)

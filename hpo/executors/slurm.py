@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 from hpo.dashboard.publishing import publish_quietly
 from hpo.database.connection import open_database
 from hpo.database.url import has_password, is_sqlite, masked
-from hpo.errors import HpoError, StorageError, UsageError, WorkerError
+from hpo.errors import HpoError, StorageError, UsageError, WorkerError, one_line
 from hpo.sweep.sweep import open_sweep
 from hpo.worker.messages import Event, WorkerSpec, new_owner
 from hpo.worker.worker import work
@@ -54,14 +54,14 @@ OF_SLURM: dict[str, Callable[[str], Any]] = {
 
 
 def submit_slurm(
-    orders: Sequence[tuple[WorkerSpec, Path]], folder: Path, options: Mapping[str, str], *, cluster: str = "slurm"
+    workers: Sequence[tuple[WorkerSpec, Path]], folder: Path, options: Mapping[str, str], *, cluster: str = "slurm"
 ) -> list[str]:
     """Submit one array with a task for each worker.
 
-    Each task has its own share of a node, whatever its order says of device number, threads and memory.
+    Each task has its own share of a node, whatever its spec says of device number, threads and memory.
 
     Args:
-        orders: a worker's order, and the file in which people look for what it prints.
+        workers: a worker's spec, and the file in which people look for what it prints.
         folder: for the array's files alone, on a disk that all nodes see; made, and closed to other users.
         options: as submitit names them: partition, time (minutes), gpus_per_node, …
         cluster: "slurm", or "local" for processes of this machine.
@@ -78,8 +78,8 @@ def submit_slurm(
         import submitit
     except ImportError as error:
         raise WorkerError("the Slurm executor needs submitit: pip install 'assay-hpo[slurm]'") from error
-    check_slurm(orders[0][0].storage_url, options, cluster=cluster)
-    parameters = {"name": f"hpo-{orders[0][0].study_name}", **_parameters(options)}
+    check_slurm(workers[0][0].storage_url, options, cluster=cluster)
+    parameters = {"name": f"hpo-{workers[0][0].study_name}", **_parameters(options)}
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     folder.chmod(0o700)
     try:
@@ -90,9 +90,9 @@ def submit_slurm(
         )
         executor.update_parameters(stderr_to_stdout=True, **parameters)
         with contextlib.redirect_stderr(io.StringIO()):  # sbatch's words, which the error has as well
-            jobs = executor.submit_array([SlurmTask(order, log) for order, log in orders])
+            jobs = executor.submit_array([SlurmTask(spec, log) for spec, log in workers])
     except RuntimeError as error:
-        raise WorkerError(f"Slurm did not take the jobs: {' '.join(str(error).split())}") from error
+        raise WorkerError(f"Slurm did not take the jobs: {one_line(error)}") from error
     return [str(job.job_id) for job in jobs]
 
 
@@ -138,34 +138,34 @@ def _parameters(options: Mapping[str, str]) -> dict[str, Any]:
 class SlurmTask:
     """One worker as Slurm runs it, again and again if need be: each of its processes has leases of its own."""
 
-    order: WorkerSpec
+    spec: WorkerSpec
     log: Path
 
     def __call__(self) -> None:
         """Work until the study is done, a stop is wanted, or Slurm wants the node back."""
         import submitit
 
-        order = self._placed()
-        self._say_where_the_log_is(order.owner)
+        spec = self._placed()
+        self._say_where_the_log_is(spec.owner)
         sink = _LogSink()
         signal.signal(signal.SIGTERM, sink.request_stop)
         died = True
         try:
-            work(order, sink)
+            work(spec, sink)
             died = False
             if not sink.stopped:
-                publish_quietly(order.storage_url, order.study_name, lambda line: print(f"{_now()} {line}", flush=True))
+                publish_quietly(spec.storage_url, spec.study_name, lambda line: print(f"{_now()} {line}", flush=True))
         except SystemExit:  # submitit has queued the task again
             died = False
             raise
         except (HpoError, ModelError) as error:
             died = False
-            sink.send(Event(kind="fatal", worker=order.name, message=str(error)))
+            sink.send(Event(kind="fatal", worker=spec.name, message=str(error)))
             raise
         finally:
             with contextlib.suppress(HpoError):  # without a database the lease expires by itself
-                database = open_database(order.storage_url, create=False)
-                open_sweep(database, order.study_name).slots.release_owner(order.owner, crashed=died)
+                database = open_database(spec.storage_url, create=False)
+                open_sweep(database, spec.study_name).slots.release_owner(spec.owner, crashed=died)
         if sink.stopped and _only_makes_room():
             signal.raise_signal(signal.Signals[f"SIG{submitit.JobEnvironment.USR_SIG}"])  # submitit queues it again
 
@@ -176,13 +176,13 @@ class SlurmTask:
         return DelayedSubmission(self)
 
     def _placed(self) -> WorkerSpec:
-        """The order on what Slurm has given to this task, which sees no other GPU than its own."""
+        """The spec on what Slurm has given to this task, which sees no other GPU than its own."""
         return dataclasses.replace(
-            self.order,
-            device="cuda:0" if self.order.device.startswith("cuda") else "cpu",
-            threads=int(os.environ.get("SLURM_CPUS_ON_NODE", self.order.threads)),
+            self.spec,
+            device="cuda:0" if self.spec.device.startswith("cuda") else "cpu",
+            threads=int(os.environ.get("SLURM_CPUS_ON_NODE", self.spec.threads)),
             memory_fraction=1.0,
-            owner=new_owner(self.order.name),
+            owner=new_owner(self.spec.name),
         )
 
     def _say_where_the_log_is(self, owner: str) -> None:

@@ -29,18 +29,18 @@ def note_end(error: HpoError | ModelError) -> None:
         traceback.print_exception(error)
 
 
-class Member(Protocol):
+class WorkerHandle(Protocol):
     """A worker as its supervisor sees it."""
 
-    order: WorkerSpec
+    spec: WorkerSpec
     log: Path
     restarts: int
 
 
-_Member = TypeVar("_Member", bound=Member)
+_Handle = TypeVar("_Handle", bound=WorkerHandle)
 
 
-class Crew(Generic[_Member]):
+class Supervisor(Generic[_Handle]):
     """The workers of one run, from the first start to the last end.
 
     Args:
@@ -51,12 +51,12 @@ class Crew(Generic[_Member]):
 
     def __init__(self, slots: Slots, on_event: Callable[[Event], None], stop: Stop) -> None:
         self.slots, self.on_event, self.stop = slots.without_retry(), on_event, stop
-        self.running: list[_Member] = []
-        self.gone: list[tuple[str, bool]] = []  # owners whose leases are still to be freed, and whether they died
+        self.running: list[_Handle] = []
+        self.gone: list[tuple[str, bool]] = []  # owners whose leases are still to be freed, and whether they crashed
         self.faults: list[str] = []
         self.looked_at: float | None = None  # for stragglers; None until a worker has left of itself
 
-    def start(self, order: WorkerSpec, log: Path, restarts: int) -> _Member:
+    def start(self, spec: WorkerSpec, log: Path, restarts: int) -> _Handle:
         """Start a worker under a new owner's name."""
         raise NotImplementedError
 
@@ -64,7 +64,7 @@ class Crew(Generic[_Member]):
         """Whether workers are to leave."""
         return self.stop.level > StopLevel.NONE
 
-    def hear(self, worker: _Member, event: Event) -> None:
+    def hear(self, worker: _Handle, event: Event) -> None:
         """Take in what a worker has told."""
         self.on_event(event)
         if event.kind in ("evaluated", "finished"):
@@ -75,24 +75,24 @@ class Crew(Generic[_Member]):
     def fault(self, message: str) -> None:
         """Let all leave at their next evaluation, because of this."""
         self.faults.append(message)
-        self.stop.wish(StopLevel.AT_NEXT_EVALUATION, "a fault")
+        self.stop.request_stop(StopLevel.GRACEFUL, "a fault")
 
     def left(self) -> None:
         """Note that a worker has found nothing more to do, or was asked to leave."""
         if not self.leaving():
             self.looked_at = self.looked_at or time.monotonic()
 
-    def replace(self, worker: _Member, reason: str, *, died: bool) -> None:
+    def replace(self, worker: _Handle, reason: str, *, died: bool) -> None:
         """Free a dead worker's lease and start its successor, if it may have one."""
-        self.gone.append((worker.order.owner, died))
+        self.gone.append((worker.spec.owner, died))
         self.free_leases()
         if self.leaving():
             return
         if worker.restarts == RESTARTS:
             self.fault(f"{reason}; it died {RESTARTS + 1} times, so the run ends here")
             return
-        self.on_event(Event(kind="restarted", worker=worker.order.name, message=f"{reason}; it is started again"))
-        self.running.append(self.start(worker.order, worker.log, worker.restarts + 1))
+        self.on_event(Event(kind="restarted", worker=worker.spec.name, message=f"{reason}; it is started again"))
+        self.running.append(self.start(worker.spec, worker.log, worker.restarts + 1))
 
     def free_leases(self) -> None:
         """Give back what gone workers held; while the database is away, at a later pulse."""

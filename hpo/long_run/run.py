@@ -19,7 +19,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from hpo.errors import UsageError
 from hpo.long_run.record import RunRecord
 from hpo.long_run.tensorboard import EventFiles
-from hpo.monitor.console import clock
+from hpo.monitor.board import clock
 from hpo_model.config import RunConfig
 from hpo_model.data.tokens import TokenizedCorpus
 from hpo_model.errors import CheckpointError

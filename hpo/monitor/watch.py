@@ -9,19 +9,21 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from optuna.trial import FrozenTrial, TrialState
-from rich.console import Console
 
-from hpo.errors import UsageError
-from hpo.monitor.console import Board, Lines, Row, open_view, sentence
-from hpo.sweep.result import TrialResult
+from hpo.monitor.board import Board, EndedTrial, Row, Update
 from hpo.sweep.slots import LEASE_S
 from hpo.sweep.sweep import Sweep
-from hpo.worker.messages import MAX_FAILURES_IN_A_ROW, Event
+from hpo.worker.messages import MAX_FAILURES_IN_A_ROW
 from hpo_model.config import Scalar
 from hpo_reports.records.names import TRIAL_OUTCOME, TRIAL_REASON
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from hpo.monitor.console import Lines
 
 PULSE_S = 1.0  # between looks at the database
 IDLE_S = 2 * LEASE_S  # without a lease; a dead worker's trial is taken up when its lease expires, so longer than that
@@ -29,11 +31,6 @@ BETWEEN_TRIALS_S = 5.0  # a worker that is at work holds its next lease sooner
 
 Outcome = Literal["finished", "failed", "timeout", "nothing_running"]
 EXIT_CODES: Mapping[Outcome, int] = {"finished": 0, "failed": 3, "timeout": 4, "nothing_running": 5}
-_STATES: Mapping[TrialState, Literal["COMPLETE", "PRUNED", "FAIL"]] = {
-    TrialState.COMPLETE: "COMPLETE",
-    TrialState.PRUNED: "PRUNED",
-    TrialState.FAIL: "FAIL",
-}
 Kind = Literal["watching", "workers", "trial_started", "trial_evaluated", "trial_ended", "study_ended"]
 
 
@@ -79,7 +76,7 @@ class Ending:
 
     def to_dict(self) -> dict[str, Any]:
         """The body for a webhook: the change, and a sentence under the name that chat services read."""
-        return {"text": f"study {self.change.study} {_words(self.outcome)}: {self.reason}", **self.change.to_dict()}
+        return {"text": f"study {self.change.study} {_readable(self.outcome)}: {self.reason}", **self.change.to_dict()}
 
 
 @dataclass
@@ -101,7 +98,8 @@ class Watched:
         self.board.refresh()
         if at_work:
             self.busy_at = time.monotonic()
-        self.board.workers = {_shown(owner): self._row(trials[number]) for number, owner in owners.items()}
+        rows = {_shown(owner): self._row(trials[number]) for number, owner in owners.items()}
+        self.board.apply(Update(rows=rows, complete=True))
         self.ended = sorted(
             (trial for trial in trials if trial.state.is_finished()),
             key=lambda trial: (trial.datetime_complete, trial.number),
@@ -213,6 +211,8 @@ def watch_study(sweep: Sweep, console: Console | None, limit_s: float | None) ->
     watched = Watched(sweep, Board(sweep))
     if console is None:
         return _follow(watched, _tell_json, lambda: None, limit_s)
+    from hpo.monitor.console import open_view
+
     with open_view(watched.board, console) as view:
         return _follow(watched, lambda change, trial: _tell_people(view, change, trial), view.pulse, limit_s)
 
@@ -242,19 +242,9 @@ def _tell_people(view: Lines, change: Change, trial: FrozenTrial | None) -> None
         doing = f"at work: {names}" if names else f"nobody works on it now; waiting {IDLE_S:.0f} s for a worker"
         view.say(f"study {change.study}: {view.board.ending()} · {doing}" if change.event == "watching" else doing)
     elif change.event == "trial_ended" and trial is not None:
-        view.say(f"{sentence(_event(trial))}  [{view.board.summary()}]")
+        view.show(Update(ended=(EndedTrial.of_trial(trial),)))
     elif change.event == "study_ended" and change.outcome is not None:
-        view.say(f"{_words(change.outcome)}: {change.reason}")
-
-
-def _event(trial: FrozenTrial) -> Event:
-    """The end of a trial as its worker told it."""
-    outcome = TrialResult(
-        state=_STATES[trial.state],
-        values=tuple(trial.values or ()),
-        attributes=trial.user_attrs,
-    )
-    return Event(kind="finished", worker="", trial=trial.number, parameters=dict(trial.params), result=outcome)
+        view.say(f"{_readable(change.outcome)}: {change.reason}")
 
 
 def ending_of_loss(sweep: Sweep, reason: str) -> Ending:
@@ -270,21 +260,10 @@ def ending_of_loss(sweep: Sweep, reason: str) -> Ending:
     return Ending(outcome="failed", reason=reason, change=change)
 
 
-def timeout_in_s(timeout_min: float | None) -> float | None:
-    """`--timeout` in seconds.
-
-    Raises:
-        UsageError: not above 0.
-    """
-    if timeout_min is not None and not timeout_min > 0:
-        raise UsageError(f"--timeout must be above 0 minutes, got {timeout_min:g}")
-    return None if timeout_min is None else 60 * timeout_min
-
-
 def _shown(owner: str) -> str:
     """The owner of a lease without the digits that tell processes apart."""
     return owner.rpartition("-")[0] or owner
 
 
-def _words(outcome: str) -> str:
+def _readable(outcome: str) -> str:
     return outcome.replace("_", " ")

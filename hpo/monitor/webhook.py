@@ -5,12 +5,13 @@ from __future__ import annotations
 import base64
 import http.client
 import json
+import logging
 import threading
 import time
 import urllib.error
 import urllib.parse
 import urllib.request
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,8 +20,10 @@ from hpo.errors import UsageError
 ATTEMPTS = 4
 FIRST_PAUSE_S = 1.0  # doubled after each attempt
 ATTEMPT_S = 10.0  # for each step of an attempt: connecting, sending, the answer
-LONGEST_S = 45.0  # for all of it, whatever a server does
+MAX_TOTAL_S = 45.0  # for all of it, whatever a server does
 LATER = (408, 425, 429)  # answers below 500 after which another attempt may succeed
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,19 +61,19 @@ class Webhook:
         bare = urllib.parse.urlunsplit((parts.scheme, address, parts.path or "/", parts.query, ""))
         return cls(url=bare, authorization=authorization, shown=f"{parts.scheme}://{address}/***")
 
-    def send(self, body: Mapping[str, Any], warn: Callable[[str], None]) -> bool:
-        """Post a JSON object, again where that may help; whether it arrived, which a line tells if not."""
-        told: list[str] = []  # why the last attempt failed; empty: it arrived
-        sender = threading.Thread(target=self._try, args=(json.dumps(body).encode(), told), daemon=True)
-        told.append(f"no answer within {LONGEST_S:g} s")
+    def send(self, body: Mapping[str, Any]) -> bool:
+        """Post a JSON object, again where that may help; returns whether it arrived, and logs why not."""
+        failures: list[str] = []  # why the last attempt failed; empty: it arrived
+        sender = threading.Thread(target=self._try, args=(json.dumps(body).encode(), failures), daemon=True)
+        failures.append(f"no answer within {MAX_TOTAL_S:g} s")
         sender.start()
-        sender.join(LONGEST_S)
-        reasons = tuple(told)
+        sender.join(MAX_TOTAL_S)
+        reasons = tuple(failures)
         if reasons:
-            warn(f"webhook {self.shown}: not delivered ({reasons[-1]})")
+            logger.warning("webhook %s: not delivered (%s)", self.shown, reasons[-1])
         return not reasons
 
-    def _try(self, body: bytes, told: list[str]) -> None:
+    def _try(self, body: bytes, failures: list[str]) -> None:
         for attempt in range(ATTEMPTS):
             if attempt:
                 time.sleep(FIRST_PAUSE_S * 2 ** (attempt - 1))
@@ -78,13 +81,13 @@ class Webhook:
                 self._post(body)
             except urllib.error.HTTPError as error:
                 error.close()
-                told.append(f"HTTP {error.code}, attempt {attempt + 1}")
+                failures.append(f"HTTP {error.code}, attempt {attempt + 1}")
                 if error.code < 500 and error.code not in LATER:
                     return
             except (OSError, http.client.HTTPException, ValueError) as error:
-                told.append(f"{_kind(error)}, attempt {attempt + 1}")
+                failures.append(f"{_kind(error)}, attempt {attempt + 1}")
             else:
-                told.clear()
+                failures.clear()
                 return
 
     def _post(self, body: bytes) -> None:

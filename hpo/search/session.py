@@ -1,23 +1,28 @@
-"""Work before the user's eyes: a search to its end, then its finalists, then the winner's look at the test split."""
+"""One call of a command that works on a study: the search to its end, its finalists, the winner's test evaluation.
+
+What a user should see is logged; the progress of workers goes to the view that the caller opens.
+"""
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
 from shlex import quote
-
-import typer
-from rich.console import Console
+from typing import Literal, Protocol
 
 from hpo.dashboard.publishing import publish_quietly, publishing
 from hpo.database.connection import storage_errors
 from hpo.errors import StudyError, UsageError
 from hpo.executors.stop import Stop
 from hpo.home import Home
-from hpo.monitor.console import Board, open_view
-from hpo.search.launch import Launch, Request, connected_to, join_search, launch_finalists, run_workers, submit
-from hpo.search.test_split import look_at_test_split, looks
+from hpo.monitor.board import Board, Update
+from hpo.search.launch import Launch, OpenStudy, connected_to, launch, run_workers, submit
+from hpo.search.prepare import open_study
+from hpo.search.request import Request
+from hpo.search.test_split import evaluate_on_test_split, past_evaluations
 from hpo.study.spec import FinalistsSection
 from hpo.sweep.finalists import overtaken, plan_finalists
 from hpo.sweep.sweep import Sweep
@@ -25,44 +30,55 @@ from hpo.worker.messages import Event
 from hpo_reports.analysis.judging import CandidateJudgement, FinalistsJudgement, judge
 from hpo_reports.records.finalists import read_companion
 
-INTERRUPTED = 130  # exit code of a command that a signal ended
 SIGNALS = ("Ctrl-C", "SIGTERM", "SIGHUP")
 
-MakeReady = Callable[[Request, str, Home, Callable[[str], None]], Launch]
+Ending = Literal["done", "unfinished", "interrupted"]  # unfinished: a time limit, a stop, or workers elsewhere
+Prepare = Callable[[Request, str, Home], Launch]
+
+logger = logging.getLogger(__name__)
+
+
+class View(Protocol):
+    """Where a user sees what workers do."""
+
+    def show(self, update: Update) -> None:
+        """Show what has changed."""
+
+    def pulse(self) -> None:
+        """Called a few times a second."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Session:
-    """One call of a command that works on a study."""
+    """What a command asks for."""
 
     request: Request
     url: str
     home: Home
-    timeout_min: float | None = None
+    open_view: Callable[[Board], AbstractContextManager[View]]
+    timeout_s: float | None = None
     finalists: bool = True  # whether the search's finalists follow
-    concludes: bool = True  # whether it names the winner, which then looks at the test split
-    test_again: bool = False  # whether the test split may be looked at once more
-
-    def __post_init__(self) -> None:
-        if self.timeout_min is not None and not self.timeout_min > 0:
-            raise UsageError(f"--timeout must be above 0 minutes, got {self.timeout_min:g}")
+    concludes: bool = True  # whether it names the winner, and evaluates it on the test split
+    test_again: bool = False  # whether the test split may be used once more
 
 
-def search(session: Session, make_ready: MakeReady) -> None:
+def search(session: Session, prepare: Prepare) -> Ending:
     """Fill a study's slots; when all are done, those of its finalists.
 
     Args:
         session: what was asked for.
-        make_ready: opens the study or makes it.
+        prepare: opens the study or creates it.
     """
     deadline = _deadline(session)
     with connected_to(session.request.executor), storage_errors(session.url):
-        launch = make_ready(session.request, session.url, session.home, typer.echo)
-        if _worked_to_its_end(launch, deadline) and launch.sweep.spec.replication is None and session.finalists:
-            _finish(session, launch, launch.sweep.spec.finalists, deadline)
+        ready = prepare(session.request, session.url, session.home)
+        ending = _run(session, ready, deadline)
+        if ending == "done" and ready.sweep.spec.replication is None and session.finalists:
+            return _run_finalists(session, ready.study, ready.sweep.spec.finalists, deadline)
+        return ending
 
 
-def replicate(session: Session, candidates: int | None, replicates: int | None) -> None:
+def replicate(session: Session, candidates: int | None, replicates: int | None) -> Ending:
     """Run a study's finalists, more of them than there are where more are asked for.
 
     Args:
@@ -75,81 +91,87 @@ def replicate(session: Session, candidates: int | None, replicates: int | None) 
             raise UsageError(f"{flag} is the total that there is to be, at least 1, got {value}")
     deadline = _deadline(session)
     with connected_to(session.request.executor), storage_errors(session.url):
-        launch = join_search(session.request, session.url, session.home, typer.echo)
-        usual = launch.sweep.spec.finalists
+        study = open_study(session.request, session.url, session.home)
+        usual = study.sweep.spec.finalists
         wanted = FinalistsSection(count=candidates or usual.count or 1, replicates=replicates or usual.replicates or 1)
-        board = Board(launch.sweep)
+        board = Board(study.sweep)
         if not board.search_is_over():
-            typer.echo(f"the search goes on ({board.ending()}); finalists are the best so far")
-        _finish(session, launch, wanted, deadline)
+            logger.info("the search goes on (%s); finalists are the best so far", board.ending())
+        return _run_finalists(session, study, wanted, deadline)
 
 
 def _deadline(session: Session) -> float | None:
-    return None if session.timeout_min is None else time.monotonic() + 60 * session.timeout_min
+    return None if session.timeout_s is None else time.monotonic() + session.timeout_s
 
 
-def _worked_to_its_end(launch: Launch, deadline: float | None) -> bool:
-    """Run workers until the study is done or a stop is wanted; whether nothing is left to do."""
+def _run(session: Session, launch: Launch, deadline: float | None) -> Ending:
+    """Run workers until the study is done or a stop is requested."""
     name = launch.sweep.spec.name
     board = Board(launch.sweep, launch.total)
-    typer.echo(launch.describe(board.counts))
+    logger.info("%s", launch.describe(board.counts))
     if board.search_is_over():
-        typer.echo(f"nothing to do: {board.ending()}")
-        return True
-    if not launch.orders:
-        typer.echo(f"it waits for `hpo worker --study {quote(name)}`")
-    elif launch.request.executor.kind == "slurm":
+        logger.info("nothing to do: %s", board.ending())
+        return "done"
+    if not launch.workers:
+        logger.info("it waits for `hpo worker --study %s`", quote(name))
+    elif launch.study.request.executor.kind == "slurm":
         jobs = ", ".join(submit(launch))
-        typer.echo(f"submitted: {jobs}; `hpo status {name}` follows, `hpo stop {name}` ends it")
+        logger.info("submitted: %s; `hpo status %s` follows, `hpo stop %s` ends it", jobs, name, name)
     else:
-        _watch(launch, board, deadline)
-        return board.search_is_over()
-    return False
+        return _supervise(session, launch, board, deadline)
+    return "unfinished"
 
 
-def _watch(launch: Launch, board: Board, deadline: float | None) -> None:
+def _supervise(session: Session, launch: Launch, board: Board, deadline: float | None) -> Ending:
     stop = Stop(None if deadline is None else max(deadline - time.monotonic(), 0.0))
+    name = launch.sweep.spec.name
     with (
-        open_view(board, Console()) as view,
-        stop.on_signals(view.say),
-        publishing(launch.url, launch.sweep.spec.name, view.say) as also_hear,
+        session.open_view(board) as view,
+        stop.on_signals(),
+        publishing(session.url, name, logger.warning) as publish,
     ):
 
-        def hear(event: Event) -> None:
-            view.hear(event)
-            also_hear(event)
+        def on_event(event: Event) -> None:
+            view.show(Update.of_event(event, board.evaluations))
+            publish(event)
 
-        run_workers(launch, hear, view.pulse, stop)
+        run_workers(launch, on_event, view.pulse, stop)
     board.try_to_refresh()
     over = board.search_is_over()
-    reason = stop.reason or ("" if over else "somebody asked for it by `hpo stop`")
-    typer.echo(f"{board.ending()}{f' ({reason}); run again to go on' if reason else ''}")
+    reason = stop.reason or ("" if over else "requested by `hpo stop`")
+    logger.info("%s%s", board.ending(), f" ({reason}); run again to go on" if reason else "")
     if stop.reason in SIGNALS:
-        raise typer.Exit(INTERRUPTED)
+        return "interrupted"
+    return "done" if over else "unfinished"
 
 
 # ------------------------------------------------------------------------------------------------------- finalists
 
 
-def _finish(session: Session, launch: Launch, wanted: FinalistsSection, deadline: float | None) -> None:
-    """Plan the finalists, run them, name the winner, and let it look at the test split."""
-    spec = launch.sweep.spec
+def _run_finalists(session: Session, study: OpenStudy, wanted: FinalistsSection, deadline: float | None) -> Ending:
+    """Plan the finalists, run them, name the winner, and evaluate it on the test split."""
+    spec = study.sweep.spec
     if len(spec.objectives) > 1:
-        typer.echo("no finalists: with two objectives no trial is the best to run again")
-        return
-    companion = plan_finalists(launch.sweep, wanted.count, wanted.replicates)
+        logger.info("no finalists: with two objectives no trial is the best to run again")
+        return "done"
+    companion = plan_finalists(study.sweep, wanted.count, wanted.replicates)
     if companion is None:
         if wanted.count and wanted.replicates:
-            typer.echo("no finalists: no trial but the baseline is complete and feasible")
-        return
-    typer.echo(_announcement(companion))
-    _tell_of_overtaken(launch.sweep, companion)
-    if _worked_to_its_end(launch_finalists(launch, companion, typer.echo), deadline) and session.concludes:
-        _conclude(session, launch, companion)
-        publish_quietly(session.url, companion.spec.name, typer.echo)  # what the winner's look at the test split adds
+            logger.info("no finalists: no trial but the baseline is complete and feasible")
+        return "done"
+    logger.info("%s", _describe_finalists(companion))
+    _log_overtaken(study.sweep, companion)
+    with storage_errors(session.url):
+        stop_requests, total = companion.row.stop_requests(), companion.slots.total()
+        ready = launch(replace(study, sweep=companion), total, stop_requests)
+    ending = _run(session, ready, deadline)
+    if ending == "done" and session.concludes:
+        _conclude(session, study, companion)
+        publish_quietly(session.url, companion.spec.name, logger.warning)  # what the test evaluation adds
+    return ending
 
 
-def _announcement(companion: Sweep) -> str:
+def _describe_finalists(companion: Sweep) -> str:
     replication = companion.spec.replication
     assert replication is not None
     best = [candidate.trial for candidate in replication.candidates if candidate.role == "finalist"]
@@ -162,48 +184,49 @@ def _announcement(companion: Sweep) -> str:
     )
 
 
-def _tell_of_overtaken(search: Sweep, companion: Sweep) -> None:
+def _log_overtaken(search: Sweep, companion: Sweep) -> None:
     better = [trial.number for trial in overtaken(search, companion)]
     if better:
         count = sum(candidate.role == "finalist" for candidate in companion.spec.replication.candidates)  # type: ignore[union-attr]
-        typer.echo(
+        logger.info(
             f"since these were chosen, {_trials(better[:5])} did better in the search; "
             f"`hpo replicate {quote(search.spec.name)} --candidates {count + len(better)}` adds "
             f"{'it' if len(better) == 1 else 'them'}"
         )
 
 
-def _conclude(session: Session, launch: Launch, companion: Sweep) -> None:
+def _conclude(session: Session, study: OpenStudy, companion: Sweep) -> None:
     record = read_companion(companion.study)
     assert record is not None, "all of its runs have ended"
     judgement = judge(record)
     for candidate in judgement.candidates:
-        typer.echo(_line(candidate, judgement))
+        logger.info("%s", _describe_candidate(candidate, judgement))
     if judgement.winner is None:
-        typer.echo("no winner: no candidate is complete under a seed that the others are complete under")
+        logger.info("no winner: no candidate is complete under a seed that the others are complete under")
         return
     tied = f"; {_trials(judgement.tied)} cannot be told from it" if judgement.tied else ""
-    typer.echo(f"lowest mean: trial {judgement.winner}{tied}")
-    _look(session, launch, companion, judgement.winner)
+    logger.info("lowest mean: trial %d%s", judgement.winner, tied)
+    _evaluate_winner(session, study, companion, judgement.winner)
 
 
-def _look(session: Session, launch: Launch, companion: Sweep, winner: int) -> None:
-    """Let the winner look at the test split, which nobody has looked at yet."""
-    taken = looks(companion)
-    if taken and not session.test_again:
-        if taken[0].candidate != winner:
-            typer.echo(
-                f"the test split was looked at for trial {taken[0].candidate}, which won then; another look would be "
-                f"chosen knowing the first (`hpo replicate {quote(launch.sweep.spec.name)} --test-again` takes it)"
+def _evaluate_winner(session: Session, study: OpenStudy, companion: Sweep, winner: int) -> None:
+    """Evaluate the winner on the test split, unless that was used before."""
+    earlier = past_evaluations(companion)
+    if earlier and not session.test_again:
+        if earlier[0].candidate != winner:
+            logger.info(
+                "the test split was already used for trial %d, which won then; testing again would be biased by the "
+                "first result (`hpo replicate %s --test-again` does it)",
+                *(earlier[0].candidate, quote(study.sweep.spec.name)),
             )
         return
     try:
-        look_at_test_split(companion, winner, launch.corpus, launch.home, typer.echo)
+        evaluate_on_test_split(companion, winner, study.corpus, study.home)
     except StudyError as error:
-        typer.echo(f"test split: {error}")
+        logger.warning("test split: %s", error)
 
 
-def _line(candidate: CandidateJudgement, judgement: FinalistsJudgement) -> str:
+def _describe_candidate(candidate: CandidateJudgement, judgement: FinalistsJudgement) -> str:
     """`trial 7: mean val ppl 131.20 of 6 seeds · 3.1 % below the baseline, p 0.031`."""
     name = f"trial {candidate.trial}{' (baseline)' if candidate.is_baseline else ''}"
     ppl = candidate.mean_val_ppl

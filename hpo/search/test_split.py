@@ -1,9 +1,9 @@
-"""The test split, which is looked at once: by the winner of the finalists, under each of its seeds."""
+"""The test evaluation: the winner of the finalists on the test split, under each of its seeds, once."""
 
 from __future__ import annotations
 
+import logging
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,47 +22,48 @@ from hpo_model.hardware import cpu_cores, default_device
 from hpo_model.training.evaluation import Scores, score
 from hpo_reports.records.names import FINALISTS_SUFFIX, STUDY_TEST_EVALUATIONS, TRIAL_CANDIDATE, TRIAL_MACHINE
 
+logger = logging.getLogger(__name__)
+
 
 @dataclass(frozen=True, kw_only=True)
-class Look:
-    """A look at the test split that was taken."""
+class TestEvaluation:
+    """A test evaluation that was done."""
+
+    __test__ = False  # for pytest
 
     candidate: int  # number in the search
-    taken_at: float  # seconds since 1970
+    evaluated_at: float  # seconds since 1970
 
 
-def looks(companion: Sweep) -> tuple[Look, ...]:
-    """The looks that were taken so far, in order."""
+def past_evaluations(companion: Sweep) -> tuple[TestEvaluation, ...]:
+    """The test evaluations so far, in order."""
     stored = companion.study.user_attrs.get(STUDY_TEST_EVALUATIONS, [])
-    return tuple(Look(candidate=each["candidate"], taken_at=each["evaluated_at"]) for each in stored)
+    return tuple(TestEvaluation(candidate=each["candidate"], evaluated_at=each["evaluated_at"]) for each in stored)
 
 
-def look_at_test_split(
-    companion: Sweep, candidate: int, corpus: TokenizedCorpus, home: Home, announce: Callable[[str], None]
-) -> None:
-    """Measure a candidate's complete replicates on the test split, and store what was seen with the companion study.
+def evaluate_on_test_split(companion: Sweep, candidate: int, corpus: TokenizedCorpus, home: Home) -> None:
+    """Measure a candidate's complete replicates on the test split, and store the scores with the companion study.
 
     Args:
         companion: the finalists' study.
         candidate: number in the search.
         corpus: the study's text.
         home: where checkpoints lie.
-        announce: told of each replicate.
 
     Raises:
-        StudyError: the text has no test split, or a checkpoint is not on this machine; nothing was looked at.
+        StudyError: the text has no test split, or a checkpoint is not on this machine; nothing was measured.
         CheckpointError: a checkpoint cannot be read.
     """
     if "test" not in corpus.splits:
         raise StudyError(f"{corpus.corpus_name} has no test split; the winner stays unmeasured on one")
-    taken = len(looks(companion))
+    earlier = len(past_evaluations(companion))
     checkpoints = _checkpoints(companion, candidate, home)
     torch.set_num_threads(cpu_cores())
     scores = []
     for trial, checkpoint in checkpoints:
         seed = int(trial.params["seed"])
         measured = _measured(checkpoint, corpus, companion.spec.model.network)
-        announce(f"test split, seed {seed}: ppl {measured.perplexity:.2f}, word ppl {measured.word_perplexity:.2f}")
+        logger.info("test split, seed %d: ppl %.2f, word ppl %.2f", seed, measured.perplexity, measured.word_perplexity)
         scores.append(
             {
                 "seed": seed,
@@ -73,11 +74,11 @@ def look_at_test_split(
                 "bits_per_byte": measured.bits_per_byte,
             }
         )
-    if len(looks(companion)) > taken:
-        return  # somebody else has looked meanwhile
-    look = {"candidate": candidate, "evaluated_at": time.time(), "scores": scores}
+    if len(past_evaluations(companion)) > earlier:
+        return  # another process has done it meanwhile
+    evaluation = {"candidate": candidate, "evaluated_at": time.time(), "scores": scores}
     before: list[Any] = companion.study.user_attrs.get(STUDY_TEST_EVALUATIONS, [])
-    companion.study.set_user_attr(STUDY_TEST_EVALUATIONS, [*before, look])
+    companion.study.set_user_attr(STUDY_TEST_EVALUATIONS, [*before, evaluation])
 
 
 def _measured(checkpoint: Path, corpus: TokenizedCorpus, own: str) -> Scores:

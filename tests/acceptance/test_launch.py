@@ -10,12 +10,14 @@ import optuna
 import pytest
 
 import hpo.executors.placement
-import hpo.search.launch
+import hpo.search.prepare
 from hpo.database.connection import open_database
 from hpo.errors import HpoError, StorageError, StudyError, StudyFileError, UsageError
-from hpo.executors.placement import Wish
+from hpo.executors.resources import ResourceRequest
 from hpo.home import Home
-from hpo.search.launch import Launch, Request, join, prepare
+from hpo.search.launch import Launch
+from hpo.search.prepare import join, prepare
+from hpo.search.request import Request
 from hpo.sweep.result import TrialResult
 from hpo.sweep.slots import SlotCounts
 from hpo.sweep.sweep import find_sweep, last_run, study_names
@@ -62,30 +64,30 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Home:
 class Place:
     """A study file, a corpus, a database: what `prepare` is asked with."""
 
-    def __init__(self, folder: Path, texts: tuple[Path, Path], home: Home) -> None:
+    def __init__(self, folder: Path, texts: tuple[Path, Path], home: Home, log: list[str]) -> None:
         self.folder, self.home = folder, home
         self.text, self.other_text = texts
         self.url = f"sqlite:///{folder}/studies.db"
         self.file = folder / "small.toml"
         self.write(STUDY)
         self.launches: list[Launch] = []
-        self.said: list[str] = []
+        self.said = log
 
     def write(self, text: str) -> None:
         self.file.write_text(text, encoding="utf-8")
 
     def prepare(self, **request: Any) -> Launch:
         wanted = self.request(**{"study": str(self.file), "data": self.text, **request})
-        self.launches.append(prepare(wanted, self.url, self.home, self.said.append))
+        self.launches.append(prepare(wanted, self.url, self.home))
         return self.launches[-1]
 
     def join(self, study: str = "small", **request: Any) -> Launch:
-        self.launches.append(join(self.request(study=study, **request), self.url, self.home, self.said.append))
+        self.launches.append(join(self.request(study=study, **request), self.url, self.home))
         return self.launches[-1]
 
     def request(self, **request: Any) -> Request:
         wish = {name: request.pop(name) for name in ("workers", "gpus", "trials_per_gpu") if name in request}
-        return Request(**request, wish=Wish(**wish))
+        return Request(**request, resources=ResourceRequest(**wish))
 
     def refusal(self, kind: type[Exception], ask: Callable[..., Launch] | None = None, **request: Any) -> str:
         """What is said of a request that cannot be met; always one line."""
@@ -105,24 +107,24 @@ class Place:
 
 
 @pytest.fixture
-def place(tmp_path: Path, texts: tuple[Path, Path], home: Home, monkeypatch: pytest.MonkeyPatch) -> Any:
-    monkeypatch.setattr(hpo.search.launch, "default_device", lambda: "cpu")
+def place(tmp_path: Path, texts: tuple[Path, Path], home: Home, monkeypatch: pytest.MonkeyPatch, log: list[str]) -> Any:
+    monkeypatch.setattr(hpo.search.prepare, "default_device", lambda: "cpu")
     monkeypatch.setattr(hpo.executors.placement, "cpu_cores", lambda: 8)
     monkeypatch.setattr(hpo.executors.placement, "_benchmark", each_worker_brings_as_much)
-    made = Place(tmp_path, texts, home)
+    made = Place(tmp_path, texts, home, log)
     yield made
     for launch in made.launches:
         launch.sweep.slots.database.engine.dispose()
 
 
-def each_worker_brings_as_much(spec: object, corpus: object, devices: list[tuple[str, int]]) -> list[Throughput]:
+def each_worker_brings_as_much(demand: object, devices: list[tuple[str, int]]) -> list[Throughput]:
     return [Throughput(tokens_per_s=1000.0, peak_memory_bytes=2**30)] * len(devices)
 
 
 def use_cuda(monkeypatch: pytest.MonkeyPatch, gpus: int) -> None:
-    monkeypatch.setattr(hpo.search.launch, "default_device", lambda: "cuda")
-    monkeypatch.setattr(hpo.search.launch, "describe", lambda device: "a GPU")
-    for room in (hpo.search.launch, hpo.executors.placement):
+    monkeypatch.setattr(hpo.search.prepare, "default_device", lambda: "cuda")
+    monkeypatch.setattr(hpo.search.prepare, "describe", lambda device: "a GPU")
+    for room in (hpo.search.prepare, hpo.executors.placement):
         monkeypatch.setattr(room, "gpu_count", lambda: gpus)
     monkeypatch.setattr(hpo.executors.placement, "gpu_memory", lambda gpu: 80 * 2**30)
 
@@ -201,7 +203,7 @@ def test_a_description_names_study_text_workers_and_database(place: Place) -> No
 
 def test_a_description_hides_the_password(place: Place) -> None:
     launch = place.prepare(workers=1)
-    ((order, log),) = launch.orders
+    ((order, log),) = launch.workers
     url = f"postgresql://user:{PASSWORD}@host/name"
     object.__setattr__(order, "storage_url", url)
     object.__setattr__(launch, "url", url)
@@ -271,7 +273,7 @@ def test_where_nothing_is_left_to_do_nothing_is_measured(place: Place, monkeypat
 
 def test_orders_know_how_often_a_stop_was_asked_before(place: Place) -> None:
     launch = place.prepare(workers=2)
-    assert [order.stop_requests for order, _ in launch.orders] == [0, 0]
+    assert [order.stop_requests for order, _ in launch.workers] == [0, 0]
     launch.sweep.row.request_stop()
     assert [order.stop_requests for order, _ in place.prepare(workers=2).orders] == [1, 1]
     assert [order.stop_requests for order, _ in place.join(workers=1).orders] == [1]
@@ -279,9 +281,9 @@ def test_orders_know_how_often_a_stop_was_asked_before(place: Place) -> None:
 
 def test_every_worker_has_a_name_and_a_log_of_its_own(place: Place) -> None:
     launch = place.prepare(workers=3)
-    assert [order.name for order, _ in launch.orders] == ["worker-0", "worker-1", "worker-2"]
-    assert len({log for _, log in launch.orders}) == 3
-    for order, log in launch.orders:
+    assert [order.name for order, _ in launch.workers] == ["worker-0", "worker-1", "worker-2"]
+    assert len({log for _, log in launch.workers}) == 3
+    for order, log in launch.workers:
         assert log.is_relative_to(place.home.study("small", launch.sweep.uid))
         assert (order.storage_url, order.study_name, order.total) == (place.url, "small", 6)
         assert order.tokens == launch.corpus.folder
@@ -302,7 +304,7 @@ def test_fewer_workers_than_none_are_refused(place: Place) -> None:
 
 def test_no_workers_make_the_study_ready_for_others(place: Place) -> None:
     launch = place.prepare(workers=0)
-    assert launch.orders == ()
+    assert launch.workers == ()
     assert launch.sweep.slots.counts(None) == SlotCounts(open=6)
 
 
@@ -335,7 +337,7 @@ def test_a_bad_argument_is_found_before_the_database_is_made(
 def test_a_database_of_another_program_is_refused_before_the_text_is_read(
     place: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(hpo.search.launch, "load_text", lambda *_: pytest.fail("the text was read"))
+    monkeypatch.setattr(hpo.search.prepare, "load_text", lambda *_: pytest.fail("the text was read"))
     (place.folder / "studies.db").write_text("not a database\n" * 100)
     assert "file is not a database" in place.refusal(StorageError)
 
@@ -477,14 +479,14 @@ def test_the_same_text_in_another_folder_is_the_same_text(place: Place) -> None:
 def test_a_study_that_another_process_makes_meanwhile_must_be_the_same(
     place: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = hpo.search.launch.load_text
+    real = hpo.search.prepare.load_text
 
     def meanwhile(*args: Any) -> Any:
-        monkeypatch.setattr(hpo.search.launch, "load_text", real)
+        monkeypatch.setattr(hpo.search.prepare, "load_text", real)
         place.prepare()
         return real(*args)
 
-    monkeypatch.setattr(hpo.search.launch, "load_text", meanwhile)
+    monkeypatch.setattr(hpo.search.prepare, "load_text", meanwhile)
     other = place.folder / "other.toml"
     other.write_text(STUDY.replace("high = 0.4", "high = 0.5"), encoding="utf-8")
     message = place.refusal(StudyError, study=str(other))

@@ -17,10 +17,12 @@ import hpo_model.errors
 import hpo_model.training.conformance
 from hpo.cli import app
 from hpo.errors import HpoError, StudyError, StudyFileError
-from hpo.executors.placement import Wish
+from hpo.executors.resources import ResourceRequest
 from hpo.home import Home
 from hpo.long_run.request import TrialRequest, prepare_trial_run
-from hpo.search.launch import Launch, Request, join, prepare
+from hpo.search.launch import Launch
+from hpo.search.prepare import join, prepare
+from hpo.search.request import Request
 from hpo.study.toml import parse_study
 from hpo.worker.messages import Event
 from hpo.worker.worker import work
@@ -76,8 +78,8 @@ class Place:
         self.study.write_text(STUDY, encoding="utf-8")
 
     def prepare(self) -> Launch:
-        request = Request(study=str(self.study), data=self.root / "text", wish=Wish(workers=1))
-        return prepare(request, self.url, self.home, print)
+        request = Request(study=str(self.study), data=self.root / "text", resources=ResourceRequest(workers=1))
+        return prepare(request, self.url, self.home)
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -101,7 +103,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Place]:
 def test_a_study_trains_it_and_goes_on_with_the_same_code_alone(place: Place) -> None:
     launch = place.prepare()
     assert launch.sweep.record["model"] == {"network": "mine:GatedConvolutions", "digest": digest_of(place)}
-    order = dataclasses.replace(launch.orders[0][0], threads=1)
+    order = dataclasses.replace(launch.workers[0][0], threads=1)
     work(order, Silent())
     (trial,) = launch.sweep.study.get_trials()
     assert trial.user_attrs[TRIAL_OUTCOME] == "complete"
@@ -113,7 +115,7 @@ def test_a_study_trains_it_and_goes_on_with_the_same_code_alone(place: Place) ->
     place.code.write_text(place.code.read_text() + "raise SystemExit  # is not even run\n", encoding="utf-8")
     for ask in (
         place.prepare,
-        lambda: join(Request(study="own"), place.url, place.home, print),
+        lambda: join(Request(study="own"), place.url, place.home),
         lambda: prepare_trial_run(place.url, place.home, TrialRequest(study="own", epochs=1), print),
         lambda: work(order, Silent()),
     ):

@@ -9,19 +9,19 @@ import sqlalchemy as sa
 from optuna.trial import TrialState, create_trial
 from rich.console import Console
 
-import hpo.monitor.console
+import hpo.monitor.board
 from hpo.database.connection import Database, open_database
-from hpo.monitor.console import (
+from hpo.monitor.board import (
     Board,
-    Lines,
-    LiveTable,
+    EndedTrial,
+    Update,
     clock,
     describe_best,
+    describe_ended,
     describe_parameters,
-    drained,
-    open_view,
-    sentence,
+    wait_until_idle,
 )
+from hpo.monitor.console import Lines, LiveTable, open_view
 from hpo.sweep.result import TrialResult
 from hpo_reports.records.names import TRIAL_HISTORY, TRIAL_OUTCOME, TRIAL_REASON
 from tests.support.sweeps import COMPLETE, complete, lost_connection, make_evaluation, make_event, make_sweep, run_slot
@@ -37,6 +37,10 @@ def own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Database]:
 @pytest.fixture
 def board(own: Database) -> Board:
     return Board(make_sweep(own), slots=10)
+
+
+def update(board: Board, kind: str, **facts: Any) -> Update:
+    return Update.of_event(make_event(kind, **facts), board.evaluations)
 
 
 class Screen:
@@ -83,20 +87,22 @@ ENDINGS = {
 def test_a_finished_trial_is_one_line_with_its_parameters_and_the_totals(ending: str, board: Board) -> None:
     told, line = ENDINGS[ending]
     screen = Screen(width=40)  # lines are not wrapped: a pipe has no width
-    Lines(board, screen.console).hear(make_event("finished", trial=3, parameters=PARAMETERS, result=told))
+    Lines(board, screen.console).show(
+        Update.of_event(make_event("finished", trial=3, parameters=PARAMETERS, result=told), board.evaluations)
+    )
     assert screen.text == f"{line} · dropout=0.1235 layers=2 iit=True blocks=attention  [0/10 trials]\n"
 
 
 def test_an_outcome_without_words_is_told_by_its_state() -> None:
     event = make_event("finished", trial=3, result=TrialResult(state="FAIL"))
-    assert sentence(event).startswith("trial 3 fail: ")
+    assert describe_ended(EndedTrial.of_event(event)).startswith("trial 3 fail: ")
 
 
 @pytest.mark.parametrize("kind", ["started", "evaluated", "waiting"])
 def test_what_is_no_news_is_no_line(kind: str, board: Board) -> None:
     screen = Screen()
     with Lines(board, screen.console) as view:
-        view.hear(make_event(kind, trial=3, evaluation=make_evaluation()))
+        view.show(update(board, kind, trial=3, evaluation=make_evaluation()))
         view.pulse()
     assert screen.text == ""
 
@@ -104,15 +110,17 @@ def test_what_is_no_news_is_no_line(kind: str, board: Board) -> None:
 def test_a_restart_is_told(board: Board) -> None:
     screen = Screen()
     message = "worker-0 was killed by SIGKILL (see worker-0.log); it is started again"
-    Lines(board, screen.console).hear(make_event("restarted", message=message))
+    Lines(board, screen.console).show(update(board, "restarted", message=message))
     assert screen.text == f"{message}\n"
 
 
 def test_a_warning_is_told_with_its_worker_and_leaves_the_table_as_it_is(board: Board) -> None:
     screen = Screen()
     view = Lines(board, screen.console)
-    view.hear(make_event("evaluated", trial=3, evaluation=make_evaluation()))
-    view.hear(make_event("warned", message="the database is away (x); waiting for it"))
+    view.show(update(board, "evaluated", trial=3, evaluation=make_evaluation()))
+    view.show(
+        Update.of_event(make_event("warned", message="the database is away (x); waiting for it"), board.evaluations)
+    )
     assert screen.text == "worker-0: the database is away (x); waiting for it\n"
     assert board.workers["worker-0"].trial == 3
 
@@ -124,7 +132,9 @@ MARKUP = ["[bold]not bold[/bold]", "[/nothing to close]", "[red", "ends in \\", 
 def test_markup_in_a_line_is_text(text: str, board: Board) -> None:
     screen = Screen(terminal=True)
     told = outcome("FAIL", "failed", text)
-    Lines(board, screen.console).hear(make_event("finished", trial=3, parameters={"blocks": text}, result=told))
+    Lines(board, screen.console).show(
+        Update.of_event(make_event("finished", trial=3, parameters={"blocks": text}, result=told), board.evaluations)
+    )
     assert screen.text.count(text) == 2
     Lines(board, screen.console).say(text)
     assert screen.text.endswith(f"{text}\n")
@@ -141,9 +151,9 @@ def drawn(view: LiveTable, screen: Screen) -> str:
 def test_the_table_shows_each_worker_s_trial(board: Board) -> None:
     screen = Screen()
     view = LiveTable(board, screen.console)
-    view.hear(make_event("started", trial=4, worker="worker-1"))
+    view.show(update(board, "started", trial=4, worker="worker-1"))
     evaluation = make_evaluation(3, val_ppl=123.456, tokens_per_s=45_678.9)
-    view.hear(make_event("evaluated", trial=3, evaluation=evaluation))
+    view.show(update(board, "evaluated", trial=3, evaluation=evaluation))
     lines = drawn(view, screen).splitlines()
     first, second = (next(line for line in lines if line.startswith(name)) for name in ("worker-0", "worker-1"))
     assert first.split()[1:3] == ["3", "dropout=0.1"]
@@ -155,14 +165,19 @@ def test_the_table_shows_each_worker_s_trial(board: Board) -> None:
 def test_a_worker_without_a_trial_waits(board: Board) -> None:
     screen = Screen()
     view = LiveTable(board, screen.console)
-    view.hear(make_event("waiting"))
+    view.show(update(board, "waiting"))
     assert "worker-0 waiting for other workers' trials" in " ".join(drawn(view, screen).split())
 
 
 def test_a_finished_trial_s_progress_is_full(board: Board) -> None:
     screen = Screen()
     view = LiveTable(board, screen.console)
-    view.hear(make_event("finished", trial=3, result=outcome("COMPLETE", "complete", "reached its budget")))
+    view.show(
+        Update.of_event(
+            make_event("finished", trial=3, result=outcome("COMPLETE", "complete", "reached its budget")),
+            board.evaluations,
+        )
+    )
     assert "10/10" in drawn(view, screen)
 
 
@@ -170,16 +185,21 @@ def test_a_finished_trial_s_progress_is_full(board: Board) -> None:
 def test_markup_in_the_table_is_text(text: str, board: Board) -> None:
     screen = Screen()
     view = LiveTable(board, screen.console)
-    view.hear(make_event("started", trial=3, parameters={"blocks": text}))
+    view.show(update(board, "started", trial=3, parameters={"blocks": text}))
     assert f"blocks={text} " in drawn(view, screen)
 
 
 def test_finished_trials_scroll_past_above_the_table(board: Board) -> None:
     screen = Screen(terminal=True)
     with LiveTable(board, screen.console) as view:
-        view.hear(make_event("started", trial=3))
+        view.show(update(board, "started", trial=3))
         view.pulse()
-        view.hear(make_event("finished", trial=3, result=outcome("PRUNED", "pruned", "behind at milestone 2")))
+        view.show(
+            Update.of_event(
+                make_event("finished", trial=3, result=outcome("PRUNED", "pruned", "behind at milestone 2")),
+                board.evaluations,
+            )
+        )
     assert "trial 3 pruned: val ppl 54.60, behind at milestone 2 · dropout=0.1  [0/10 trials]" in screen.text
     assert "worker-0" in screen.text
 
@@ -202,7 +222,7 @@ def test_totals_without_a_best_trial(board: Board) -> None:
 def test_totals_with_a_best_trial(board: Board) -> None:
     run_slot(board.sweep, complete(4.0))
     run_slot(board.sweep, complete(3.0))
-    board.hear(make_event("finished", trial=1, result=COMPLETE))
+    board.apply(update(board, "finished", trial=1, result=COMPLETE))
     assert board.summary().startswith("2/10 trials · best value 3 (trial 1) · ")
     assert board.summary().endswith(" left")
     assert board.ending() == "2 of 10 trials finished · best value 3 (trial 1)"
@@ -215,7 +235,7 @@ def test_totals_of_two_objectives_name_both_ends_of_the_front(own: Database) -> 
     board.refresh()
     assert board.ending() == "4 of 10 trials finished · front of 3, from value 3 (trial 1) to Φ 0.9000 (trial 0)"
     event = make_event("finished", trial=1, result=TrialResult(state="COMPLETE", values=(3.0, 0.7)))
-    assert sentence(event).startswith("trial 1 complete: Φ 0.7000, ")
+    assert describe_ended(EndedTrial.of_event(event)).startswith("trial 1 complete: Φ 0.7000, ")
 
 
 def test_the_time_left_counts_this_session_s_trials_alone(own: Database) -> None:
@@ -253,9 +273,13 @@ def test_a_search_that_stopped_improving_is_over(own: Database) -> None:
 def test_speed_is_that_of_all_workers_together(board: Board) -> None:
     for place, speed in enumerate((1000.0, 2000.0)):
         evaluation = make_evaluation(tokens_per_s=speed)
-        board.hear(make_event("evaluated", trial=place, worker=f"worker-{place}", evaluation=evaluation))
+        board.apply(
+            Update.of_event(
+                make_event("evaluated", trial=place, worker=f"worker-{place}", evaluation=evaluation), board.evaluations
+            )
+        )
     assert board.tokens_per_s() == 3000.0
-    board.hear(make_event("waiting", worker="worker-0"))
+    board.apply(update(board, "waiting", worker="worker-0"))
     assert board.tokens_per_s() == 2000.0
 
 
@@ -275,13 +299,13 @@ def test_what_was_known_stands_while_the_database_is_away(board: Board, monkeypa
     board.refresh()
     errors: list[Exception] = [sa.exc.OperationalError("SELECT", {}, lost_connection(board.sweep.database.engine))]
     monkeypatch.setattr(board.sweep.slots, "counts", lambda total: raise_(errors[-1]))
-    board.hear(make_event("finished", trial=1, result=COMPLETE))
+    board.apply(update(board, "finished", trial=1, result=COMPLETE))
     assert board.counts.done == 1
     with pytest.raises(sa.exc.OperationalError):
         board.refresh()  # when somebody has to know
     errors.append(ValueError("a defect"))
     with pytest.raises(ValueError, match="a defect"):
-        board.hear(make_event("finished", trial=1, result=COMPLETE))
+        board.apply(update(board, "finished", trial=1, result=COMPLETE))
 
 
 def raise_(error: Exception) -> None:
@@ -302,32 +326,34 @@ class Lull:
         self.left.pop(0)()
 
 
-def test_without_workers_nobody_is_waited_for(own: Database, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(hpo.monitor.console, "time", Lull())
-    drained(make_sweep(own).slots, (said := []).append)
-    assert said == ["no worker is left"]
+def test_without_workers_nobody_is_waited_for(own: Database, monkeypatch: pytest.MonkeyPatch, log: list[str]) -> None:
+    monkeypatch.setattr(hpo.monitor.board, "time", Lull())
+    wait_until_idle(make_sweep(own).slots)
+    assert log == ["no worker is left"]
 
 
-def test_workers_are_waited_for_and_named_when_they_change(own: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_workers_are_waited_for_and_named_when_they_change(
+    own: Database, monkeypatch: pytest.MonkeyPatch, log: list[str]
+) -> None:
     sweep = make_sweep(own)
     leases = {owner: sweep.slots.claim(owner, 10) for owner in ("b", "a")}
     for lease in leases.values():
         assert lease is not None
         sweep.start(lease)
     steps = [sweep.row.stop_requests, *(lambda lease=lease: sweep.slots.release(lease) for lease in leases.values())]
-    monkeypatch.setattr(hpo.monitor.console, "time", Lull(*steps))
-    drained(sweep.slots, (said := []).append)
-    assert said == ["at work: a, b", "at work: a", "no worker is left"]
+    monkeypatch.setattr(hpo.monitor.board, "time", Lull(*steps))
+    wait_until_idle(sweep.slots)
+    assert log == ["at work: a, b", "at work: a", "no worker is left"]
 
 
 def test_a_worker_that_is_about_to_begin_its_trial_is_waited_for(
-    own: Database, monkeypatch: pytest.MonkeyPatch
+    own: Database, monkeypatch: pytest.MonkeyPatch, log: list[str]
 ) -> None:
     slots = make_sweep(own).slots
     slots.claim("worker", 10)
-    monkeypatch.setattr(hpo.monitor.console, "time", Lull(lambda: slots.release_owner("worker", crashed=False)))
-    drained(slots, (said := []).append)
-    assert said == ["at work: worker", "no worker is left"]
+    monkeypatch.setattr(hpo.monitor.board, "time", Lull(lambda: slots.release_owner("worker", crashed=False)))
+    wait_until_idle(slots)
+    assert log == ["at work: worker", "no worker is left"]
 
 
 @pytest.mark.parametrize(
@@ -343,7 +369,7 @@ def test_the_best_trial_is_told_in_perplexity_where_it_is_known(history: Any, ex
     attributes = {} if history is None else {TRIAL_HISTORY: history}
     trial = create_trial(state=TrialState.COMPLETE, value=4.87654, user_attrs=attributes)
     trial.number = 7
-    assert describe_best(trial) == expected
+    assert describe_best([trial], 1) == f"best {expected}"
 
 
 def test_parameters_are_told_in_four_digits() -> None:
@@ -377,5 +403,5 @@ def test_a_name_between_colons_is_no_emoji(board: Board) -> None:
 def test_a_restarted_worker_is_told_so_in_the_table(board: Board) -> None:
     screen = Screen()
     view = LiveTable(board, screen.console)
-    board.hear(make_event("restarted", message="worker-0 was killed"))
+    board.apply(update(board, "restarted", message="worker-0 was killed"))
     assert "waiting" not in drawn(view, screen)

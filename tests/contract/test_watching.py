@@ -15,10 +15,11 @@ from typer.testing import CliRunner
 import hpo.monitor.watch
 import hpo.monitor.webhook
 from hpo.cli import app
+from hpo.commands.options import timeout_in_s
 from hpo.database.connection import Database, open_database
 from hpo.errors import UsageError
-from hpo.monitor.console import Board
-from hpo.monitor.watch import Change, Ending, Watched, timeout_in_s, watch_study
+from hpo.monitor.board import Board
+from hpo.monitor.watch import Change, Ending, Watched, watch_study
 from hpo.sweep.sweep import Sweep
 from tests.support.sweeps import COMPLETE, FAIL, PRUNED, complete, make_sweep, run_slot
 from tests.unit.hpo.test_webhook import Receiver

@@ -76,8 +76,8 @@ class Crew:
     def restarts(self) -> list[str]:
         return [event.message for event in self.heard if event.kind == "restarted"]
 
-    def stop_when(self, condition: Callable[[], bool], level: StopLevel = StopLevel.AT_NEXT_EVALUATION) -> None:
-        self.at_pulse = lambda: condition() and self.stop.wish(level, "enough")
+    def stop_when(self, condition: Callable[[], bool], level: StopLevel = StopLevel.GRACEFUL) -> None:
+        self.at_pulse = lambda: condition() and self.stop.request_stop(level, "enough")
 
 
 @pytest.fixture
@@ -106,7 +106,7 @@ def test_a_stop_is_passed_on_to_each(crew: Crew) -> None:
 
 
 def test_a_second_stop_waits_for_nobody(crew: Crew) -> None:
-    crew.stop_when(lambda: len(crew.processes()) == 1, StopLevel.NOW)
+    crew.stop_when(lambda: len(crew.processes()) == 1, StopLevel.IMMEDIATE)
     crew.run(hangs)
     assert not alive(crew.processes()[0]["pid"])
 
@@ -275,7 +275,7 @@ def test_a_database_that_stays_away_does_not_keep_the_run_from_ending(crew: Crew
 
 def test_who_was_ended_did_not_die(crew: Crew) -> None:
     crew.slots = slots = AwaySlots(crew, times=0)
-    crew.stop_when(lambda: len(crew.processes()) == 1, StopLevel.NOW)
+    crew.stop_when(lambda: len(crew.processes()) == 1, StopLevel.IMMEDIATE)
     crew.run(hangs)
     assert slots.freed == [(crew.processes()[0]["owner"], False)]
 

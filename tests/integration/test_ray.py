@@ -19,7 +19,7 @@ import hpo.executors.ray_cluster
 import hpo.executors.supervisor
 from hpo.errors import WorkerError
 from hpo.executors.ray import run_ray
-from hpo.executors.ray_cluster import Share, connected, has_gpus, import_ray, places
+from hpo.executors.ray_cluster import Share, capacity, connected, has_gpus, import_ray
 from hpo.executors.stop import Stop, StopLevel
 from hpo.sweep.slots import Slots
 from hpo.worker.messages import Event, WorkerSpec
@@ -190,7 +190,7 @@ class TestOnTwoNodes:
     ) -> None:
         study = far_study(trials=4, budget_tokens=40_000)
         run = start(study)
-        run.when_both_have_a_checkpoint(lambda: run.stop.wish(StopLevel.AT_NEXT_EVALUATION, "a test"))
+        run.when_both_have_a_checkpoint(lambda: run.stop.request_stop(StopLevel.GRACEFUL, "a test"))
         run.go(study.orders(3))  # one of them waits for room
         counts = study.sweep.slots.counts(4)
         assert (counts.done, counts.leased, counts.released, counts.open) == (0, 0, 2, 2)
@@ -205,7 +205,7 @@ class TestOnTwoNodes:
     ) -> None:
         study = far_study(trials=4, budget_tokens=400_000)
         run = start(study)
-        run.when_both_have_a_checkpoint(lambda: run.stop.wish(StopLevel.NOW, "a test"))
+        run.when_both_have_a_checkpoint(lambda: run.stop.request_stop(StopLevel.IMMEDIATE, "a test"))
         run.go(study.orders(2))
         assert sorted(run.freed) == [("worker-0", False), ("worker-1", False)]
         assert study.sweep.slots.counts(4).released == 2
@@ -288,15 +288,15 @@ class TestOnTwoNodes:
             start(study).go(study.orders(1), cpus_per_worker=2)
 
     def test_places_are_what_nodes_can_hold(self, cluster: Any) -> None:
-        assert places(cluster.address, 0.5) == 2
-        assert places(cluster.address, 0.5, cpus_per_worker=2) == 0
+        assert capacity(cluster.address, 0.5) == 2
+        assert capacity(cluster.address, 0.5, cpus_per_worker=2) == 0
         assert not has_gpus(cluster.address)
         node = cluster.add_node(num_cpus=3, num_gpus=1)
         try:
             assert has_gpus(cluster.address)
-            assert places(cluster.address, 0.25) == 3
-            assert places(cluster.address, 0.5) == 2
-            assert places(cluster.address, 0) == 5
+            assert capacity(cluster.address, 0.25) == 3
+            assert capacity(cluster.address, 0.5) == 2
+            assert capacity(cluster.address, 0) == 5
         finally:
             cluster.remove_node(node)
 

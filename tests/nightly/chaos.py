@@ -41,9 +41,10 @@ import sqlalchemy as sa
 import torch
 
 from hpo.database.connection import open_database
-from hpo.executors.placement import Wish
+from hpo.executors.resources import ResourceRequest
 from hpo.home import Home
-from hpo.search.launch import Request, prepare
+from hpo.search.prepare import prepare
+from hpo.search.request import Request
 from hpo.sweep.sweep import create_sweep, open_sweep
 from hpo_model.data.tokens import open_tokens
 from hpo_model.training.loop import train
@@ -374,8 +375,8 @@ def make_real(plan: Plan, url: str, home: Path) -> None:
     write_text(home)
     file = home / "chaos.toml"
     file.write_text(REAL_STUDY, encoding="utf-8")
-    request = Request(study=str(file), trials=plan.trials, data=home, wish=Wish(workers=0))
-    prepare(request, url, Home(home), lambda line: None).sweep.slots.database.engine.dispose()
+    request = Request(study=str(file), trials=plan.trials, data=home, resources=ResourceRequest(workers=0))
+    prepare(request, url, Home(home)).sweep.slots.database.engine.dispose()
 
 
 def check_curves(url: str, home: Path) -> None:

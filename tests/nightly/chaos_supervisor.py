@@ -23,10 +23,11 @@ import optuna
 from hpo.database.connection import open_database
 from hpo.errors import HpoError
 from hpo.executors.local import run_local
-from hpo.executors.placement import Wish
+from hpo.executors.resources import ResourceRequest
 from hpo.executors.stop import Stop
 from hpo.home import Home
-from hpo.search.launch import Request, join
+from hpo.search.prepare import join
+from hpo.search.request import Request
 from hpo.sweep.result import TrialResult
 from hpo.sweep.sweep import open_sweep
 from hpo.worker import objective
@@ -118,9 +119,9 @@ def main(setting: dict[str, Any]) -> int:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     try:
         if setting["real"]:
-            request = Request(study=setting["study"], wish=Wish(workers=setting["workers"]))
-            launch = join(request, setting["url"], home, lambda line: None)
-            orders = [(dataclasses.replace(order, lease_s=setting["lease_s"]), log) for order, log in launch.orders]
+            request = Request(study=setting["study"], resources=ResourceRequest(workers=setting["workers"]))
+            launch = join(request, setting["url"], home)
+            orders = [(dataclasses.replace(order, lease_s=setting["lease_s"]), log) for order, log in launch.workers]
             sweep = launch.sweep
         else:
             sweep = open_sweep(open_database(setting["url"], create=False), setting["study"], setting["lease_s"])

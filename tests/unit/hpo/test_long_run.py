@@ -9,11 +9,12 @@ from typing import Any
 import pytest
 
 from hpo.errors import StudyError
-from hpo.executors.placement import Wish
+from hpo.executors.resources import ResourceRequest
 from hpo.home import Home
 from hpo.long_run.request import TrialRequest, prepare_trial_run
 from hpo.long_run.run import LongRun
-from hpo.search.launch import Request, prepare
+from hpo.search.prepare import prepare
+from hpo.search.request import Request
 from hpo.sweep.sweep import Sweep, open_sweep
 from hpo_model.config import SEMANTICS_VERSION, build_run
 from hpo_reports.records.names import TRIAL_RUN
@@ -39,8 +40,8 @@ class Study:
         self.url, self.home = f"sqlite:///{folder}/studies.db", Home(folder / "home")
         self.text = write_text(folder / "text", {"train": TOPICS[:6], "valid": TOPICS[:6]})
         (folder / "small.toml").write_text(STUDY, encoding="utf-8")
-        request = Request(study=str(folder / "small.toml"), data=self.text, wish=Wish(workers=0))
-        self.sweep: Sweep = prepare(request, self.url, self.home, lambda line: None).sweep
+        request = Request(study=str(folder / "small.toml"), data=self.text, resources=ResourceRequest(workers=0))
+        self.sweep: Sweep = prepare(request, self.url, self.home).sweep
         self.said: list[str] = []
 
     def long_run(self, trial: int | None = None, epochs: int = 3) -> LongRun:
