@@ -206,7 +206,7 @@ def test_a_description_hides_the_password(place: Place) -> None:
     ((order, log),) = launch.workers
     url = f"postgresql://user:{PASSWORD}@host/name"
     object.__setattr__(order, "storage_url", url)
-    object.__setattr__(launch, "url", url)
+    object.__setattr__(launch.study, "url", url)
     assert "postgresql://user:***@host/name" in launch.describe(SlotCounts())
     for text in (launch.describe(SlotCounts()), repr(order), repr(launch), str(log)):
         assert PASSWORD not in text
@@ -228,7 +228,7 @@ def test_a_description_hides_the_password(place: Place) -> None:
     ],
 )
 def test_workers_share_the_cores(request_: dict[str, Any], count: int, threads: int, place: Place) -> None:
-    orders = [order for order, _ in place.prepare(**request_).orders]
+    orders = [order for order, _ in place.prepare(**request_).workers]
     assert len(orders) == count
     assert {order.threads for order in orders} == {threads}
     assert {order.device for order in orders} == {"cpu"}
@@ -236,18 +236,18 @@ def test_workers_share_the_cores(request_: dict[str, Any], count: int, threads: 
 
 def test_more_workers_than_cores_have_one_thread_each(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(hpo.executors.placement, "cpu_cores", lambda: 2)
-    assert [order.threads for order, _ in place.prepare(workers=5).orders] == [1] * 5
+    assert [order.threads for order, _ in place.prepare(workers=5).workers] == [1] * 5
 
 
 def test_workers_take_the_gpus_in_turn(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     use_cuda(monkeypatch, gpus=2)
-    assert [order.device for order, _ in place.prepare().orders] == ["cuda:0", "cuda:1"]
-    assert [order.device for order, _ in place.prepare(workers=3).orders] == ["cuda:0", "cuda:1", "cuda:0"]
+    assert [order.device for order, _ in place.prepare().workers] == ["cuda:0", "cuda:1"]
+    assert [order.device for order, _ in place.prepare(workers=3).workers] == ["cuda:0", "cuda:1", "cuda:0"]
 
 
 def test_a_worker_gets_its_share_of_a_gpu(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     use_cuda(monkeypatch, gpus=2)
-    orders = [order for order, _ in place.prepare(trials_per_gpu=2, gpus=(1, 0)).orders]
+    orders = [order for order, _ in place.prepare(trials_per_gpu=2, gpus=(1, 0)).workers]
     assert [(order.device, order.threads) for order in orders] == [("cuda:1", 2), ("cuda:0", 2)] * 2
     assert all(0.48 < order.memory_fraction < 0.5 for order in orders), "half, less what a context takes"
 
@@ -259,7 +259,7 @@ def test_memory_that_a_trial_was_seen_to_hold_needs_no_benchmark(place: Place, m
         machine = {"device": device, "peak_memory_bytes": peak}
         run_slot(sweep, TrialResult(state="COMPLETE", values=(4.0,), attributes={TRIAL_MACHINE: machine}))
     monkeypatch.setattr(hpo.executors.placement, "_benchmark", lambda *_: pytest.fail("it was measured again"))
-    assert len(place.prepare(trials=20, trials_per_gpu=5).orders) == 2
+    assert len(place.prepare(trials=20, trials_per_gpu=5).workers) == 2
     assert place.said == ["2 instead of 5 trials per GPU: one holds 30.0 GiB at its peak, and a GPU here has 80.0 GiB"]
 
 
@@ -268,15 +268,15 @@ def test_where_nothing_is_left_to_do_nothing_is_measured(place: Place, monkeypat
     for _ in range(20):
         run_slot(sweep, COMPLETE)
     monkeypatch.setattr(hpo.executors.placement, "_benchmark", lambda *_: pytest.fail("it was measured"))
-    assert place.prepare(trials=20).orders == ()
+    assert place.prepare(trials=20).workers == ()
 
 
 def test_orders_know_how_often_a_stop_was_asked_before(place: Place) -> None:
     launch = place.prepare(workers=2)
     assert [order.stop_requests for order, _ in launch.workers] == [0, 0]
     launch.sweep.row.request_stop()
-    assert [order.stop_requests for order, _ in place.prepare(workers=2).orders] == [1, 1]
-    assert [order.stop_requests for order, _ in place.join(workers=1).orders] == [1]
+    assert [order.stop_requests for order, _ in place.prepare(workers=2).workers] == [1, 1]
+    assert [order.stop_requests for order, _ in place.join(workers=1).workers] == [1]
 
 
 def test_every_worker_has_a_name_and_a_log_of_its_own(place: Place) -> None:
@@ -442,7 +442,7 @@ class Deaf:
 
 
 def test_a_worker_of_another_version_does_not_fill_the_study_s_slots(place: Place) -> None:
-    order, _ = place.prepare(workers=1).orders[0]
+    order, _ = place.prepare(workers=1).workers[0]
     as_made_when(place, with_runs_of_version_1)
     with pytest.raises(StudyError, match="runs were of version 1"):
         work(order, Deaf())
@@ -536,8 +536,8 @@ def test_who_joins_works_on_what_the_database_has(place: Place) -> None:
     assert joined.sweep.record == made.sweep.record
     assert joined.corpus.corpus_digest == made.corpus.corpus_digest
     assert joined.total is None
-    assert [order.total for order, _ in joined.orders] == [None, None]
-    assert len({log for _, log in (*made.orders, *joined.orders)}) == 4
+    assert [order.total for order, _ in joined.workers] == [None, None]
+    assert len({log for _, log in (*made.workers, *joined.workers)}) == 4
     assert place.said == []
 
 
@@ -545,7 +545,7 @@ def test_who_joins_a_study_that_is_done_has_nothing_to_do(place: Place) -> None:
     sweep = place.prepare(trials=2).sweep
     for _ in range(2):
         run_slot(sweep, complete(3.0))
-    assert place.join().orders == ()
+    assert place.join().workers == ()
 
 
 def test_who_joins_may_have_the_text_elsewhere_but_no_other_text(place: Place) -> None:
@@ -590,4 +590,4 @@ def test_another_profile_than_this_machine_s_is_told(place: Place, monkeypatch: 
     joined = place.join()
     assert place.said == ["study small was made with profile cpu; here it trains on cuda"]
     assert joined.sweep.spec == made.sweep.spec
-    assert [order.device for order, _ in joined.orders] == ["cuda:0"]
+    assert [order.device for order, _ in joined.workers] == ["cuda:0"]

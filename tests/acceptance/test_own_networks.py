@@ -110,7 +110,7 @@ def test_a_study_trains_it_and_goes_on_with_the_same_code_alone(place: Place) ->
     assert trial.user_attrs[TRIAL_RUN]["network"] == "mine:GatedConvolutions"
     assert trial.user_attrs[TRIAL_HISTORY][-1]["phi"] is None
     assert trial.user_attrs[TRIAL_MACHINE]["predicted_peak_bytes"] is None
-    assert place.prepare().orders == ()  # nothing left to do, and nothing against it
+    assert place.prepare().workers == ()  # nothing left to do, and nothing against it
 
     place.code.write_text(place.code.read_text() + "raise SystemExit  # is not even run\n", encoding="utf-8")
     for ask in (

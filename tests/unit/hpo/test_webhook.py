@@ -98,7 +98,7 @@ def test_nobody_there_is_one_line(receiver: Receiver, log: list[str]) -> None:
 
 
 def test_a_server_that_never_answers_is_not_waited_for(monkeypatch: pytest.MonkeyPatch, log: list[str]) -> None:
-    monkeypatch.setattr(hpo.monitor.webhook, "LONGEST_S", 0.3)
+    monkeypatch.setattr(hpo.monitor.webhook, "MAX_TOTAL_S", 0.3)
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     with socket.socket() as silent:
         silent.bind(("127.0.0.1", 0))
