@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -32,8 +33,17 @@ def replace_text(path: Path, text: str) -> None:
     Raises:
         OSError: it cannot be written; what was there is untouched.
     """
+    replace_bytes(path, text.encode())
+
+
+def replace_bytes(path: Path, content: bytes) -> None:
+    """The same with bytes.
+
+    Raises:
+        OSError: they cannot be written; what was there is untouched.
+    """
     with replacing(path) as tmp:
-        tmp.write_text(text, encoding="utf-8")
+        tmp.write_bytes(content)
 
 
 @contextlib.contextmanager
@@ -46,3 +56,17 @@ def replacing(path: Path) -> Iterator[Path]:
     finally:
         with contextlib.suppress(OSError):
             tmp.unlink(missing_ok=True)
+
+
+def replace_with_link(path: Path, source: Path) -> None:
+    """Make a path another name of a file, in the place of what was there; a copy where the file system has no links.
+
+    Raises:
+        OSError: it cannot be made; what was there is untouched.
+    """
+    with replacing(path) as tmp:
+        tmp.unlink(missing_ok=True)
+        try:
+            os.link(source, tmp)
+        except OSError:
+            shutil.copy2(source, tmp)

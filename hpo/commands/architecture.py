@@ -27,9 +27,9 @@ def validate_architecture(
     from hpo_model.data.tokens import tokenize_corpus
     from hpo_model.training.conformance import validate
 
-    cache = Home.from_environment().cache
-    text = load_corpus(str(data or "python-docs"), cache / "corpora")
-    corpus = tokenize_corpus(text, TokenizerChoice(kind="bpe", vocabulary=512), cache / "tokens")
+    home = Home.from_environment()
+    text = load_corpus(str(data or "python-docs"), home.corpora)
+    corpus = tokenize_corpus(text, TokenizerChoice(kind="bpe", vocabulary=512), home.tokens)
     failed = []
     for finding in validate(network, corpus):
         typer.echo(f"{finding.check:<17} {finding.state:<10} {finding.evidence}")

@@ -27,7 +27,7 @@ def evaluate(
     network: NetworkOption = None,
     storage: StorageOption = None,
 ) -> None:
-    """Measure trained networks: perplexities, Φ, and the quality of what they write, beside people's text."""
+    """Measure trained networks: perplexities, Φ, and the quality of what they write, beside human text."""
     from hpo.files import write_text
     from hpo.home import Home
     from hpo.inference.evaluate import EvaluateRequest
@@ -38,7 +38,7 @@ def evaluate(
     home = Home.from_environment()
     trained = open_checkpoints([find_checkpoint(named, storage, home) for named in checkpoints], network or [])
     request = EvaluateRequest(splits=("valid", "test") if split == "both" else (split,), data=data, quality=quality)
-    found = measure(trained, request, home, lambda line: typer.echo(line, err=True))
+    found = measure(trained, request, home)
     text = _json(found) if json else evaluation_text(found)
     if out is None:
         typer.echo(text, nl=False)

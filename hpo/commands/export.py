@@ -26,4 +26,4 @@ def export(
     from hpo.inference.export import export as write
     from hpo.inference.find import find_checkpoint
 
-    write(checkpoint, find_checkpoint(checkpoint, storage, Home.from_environment()), to, network, typer.echo)
+    write(checkpoint, find_checkpoint(checkpoint, storage, Home.from_environment()), to, network)

@@ -60,11 +60,11 @@ def train(
     from hpo.errors import UsageError
     from hpo.home import Home
     from hpo.long_run.request import PresetRequest, TrialRequest, prepare_preset_run, prepare_trial_run, read_values
-    from hpo.long_run.run import Conditions, describe, run_long
+    from hpo.long_run.run import RuntimeOptions, describe, run_long
 
     if (study is None) == (preset is None):
         raise UsageError("one of --from STUDY and --preset NAME says what to train")
-    conditions = Conditions(patience=patience, micro_batch=micro_batch, event_files=tensorboard)
+    options = RuntimeOptions(patience=patience, micro_batch=micro_batch, event_files=tensorboard)
     named = dict(learning_rate=lr, learning_rate_schedule=schedule, batch_size=batch_size)
     named |= dict(dropout=dropout, lambda_phi=lambda_phi, seed=seed)
     values = read_values(settings or []) | {name: value for name, value in named.items() if value is not None}
@@ -73,18 +73,18 @@ def train(
     if study is not None:
         _belong("--preset", {"--corpus": corpus, "--tokenizer": tokenizer, "--vocabulary": vocabulary})
         wanted = TrialRequest(study=study, trial=_trial(trial), epochs=epochs, values=values, data=data)
-        run = prepare_trial_run(url, home, wanted, typer.echo)
+        run = prepare_trial_run(url, home, wanted)
     else:
         _belong("--from STUDY", {"--trial": None if trial == "best" else trial, "--storage": storage})
         if corpus is not None and data is not None:
             raise UsageError("--corpus and --data both say what text to read; give one of them")
         text, choice = str(corpus or data or "auto"), _choice(tokenizer, vocabulary)
         made = PresetRequest(preset=str(preset), corpus=text, tokenizer=choice, epochs=epochs, values=values)
-        run = prepare_preset_run(home, made, typer.echo)
+        run = prepare_preset_run(home, made)
     times = "1 epoch" if epochs == 1 else f"{epochs} epochs"
     typer.echo(f"{run.title} for {times}, {run.config.training.budget_tokens:,} tokens")
     try:
-        result = run_long(run, conditions, typer.echo)
+        result = run_long(run, options)
     except KeyboardInterrupt:
         typer.echo("interrupted; the same command goes on from the last evaluation", err=True)
         raise typer.Exit(INTERRUPTED) from None

@@ -6,7 +6,8 @@ hpo evaluate runs/half.pt runs/last.pt --split test
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Sequence
+import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -30,6 +31,8 @@ AS_IT_IS = Sampling()  # temperature 1, nothing cut: what the network has learne
 GREEDY = Sampling(temperature=0)
 STEPS_AT_ONCE = 16  # tokens between two counts of words
 MOST_TOKENS_PER_WORD = 22  # no word is longer, in bytes; see model/hpo_model/generation/quality.py
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,15 +102,13 @@ class Evaluated:
     comparisons: tuple[Comparison, ...]
 
 
-def evaluate(
-    checkpoints: Sequence[Trained], request: EvaluateRequest, home: Home, announce: Callable[[str], None]
-) -> Evaluated:
+def evaluate(checkpoints: Sequence[Trained], request: EvaluateRequest, home: Home) -> Evaluated:
     """Measure checkpoints on one text, and the first one's untrained beginning beside them.
 
     Raises:
         HpoError, ModelError: what is wrong, in one line.
     """
-    corpus, notes = _text(checkpoints, request, home, announce)
+    corpus, notes = _text(checkpoints, request, home)
     names = _names(checkpoints)
     measured = [_Measured(trained, corpus, request.splits) for trained in checkpoints]
     cut = passages(corpus.texts[request.splits[0]]) if request.quality else None
@@ -115,7 +116,7 @@ def evaluate(
         notes.append(f"the {request.splits[0]} split is too short to judge the quality of texts")
     columns = []
     for name, each in zip(names, measured, strict=True):
-        announce(f"{name}: {', '.join(request.splits)} read" + ("; writing texts" if cut else ""))
+        logger.info("%s: %s read%s", name, ", ".join(request.splits), "; writing texts" if cut else "")
         columns.append(each.column(name, cut))
     before = _Measured(untrained(checkpoints[0]), corpus, request.splits)
     if len({column.tokenizer for column in columns}) > 1:
@@ -151,16 +152,14 @@ def _names(checkpoints: Sequence[Trained]) -> list[str]:
     return names
 
 
-def _text(
-    checkpoints: Sequence[Trained], request: EvaluateRequest, home: Home, announce: Callable[[str], None]
-) -> tuple[Corpus, list[str]]:
+def _text(checkpoints: Sequence[Trained], request: EvaluateRequest, home: Home) -> tuple[Corpus, list[str]]:
     """The text to evaluate on, and what about it a reader must know."""
     digests = {trained.corpus_digest for trained in checkpoints}
     if request.data is None and len(digests) > 1:
         texts = ", ".join(f"{trained.path.name}: {trained.corpus_name}" for trained in checkpoints)
         raise UsageError(f"these were trained on different texts ({texts}); --data PATH says on which to compare them")
     source = str(request.data or checkpoints[0].corpus_source)
-    corpus = load_corpus(source, home.cache / "corpora", announce)
+    corpus = load_corpus(source, home.corpora, logger.info)
     if request.data is None and corpus.digest not in digests:
         raise UsageError(
             f"{checkpoints[0].path.name} was trained on {source} with digest {checkpoints[0].corpus_digest}, which is "

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 import platform
 import shutil
 import tempfile
-from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 
@@ -25,8 +25,10 @@ from hpo_model.generation.trained import Trained
 
 FORMAT = 1  # of config.json
 
+logger = logging.getLogger(__name__)
 
-def export(named: str, checkpoint: Path, target: Path, own: str | None, announce: Callable[[str], None]) -> None:
+
+def export(named: str, checkpoint: Path, target: Path, own: str | None) -> None:
     """Write a checkpoint's network into a new folder, whole or not at all.
 
     Args:
@@ -34,7 +36,6 @@ def export(named: str, checkpoint: Path, target: Path, own: str | None, announce
         checkpoint: its file.
         target: the folder, which must not be there.
         own: `module:Class` of the user's own network, if it is that; its code is run.
-        announce: told what was exported.
 
     Raises:
         UsageError: the folder is there or cannot be written; nothing was changed.
@@ -46,15 +47,15 @@ def export(named: str, checkpoint: Path, target: Path, own: str | None, announce
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}-") as unfinished:
-            draft = Path(unfinished) / "export"  # with the user's usual permissions, unlike a temporary folder
-            draft.mkdir()
-            program = _write(named, checkpoint, trained, draft)
+            folder = Path(unfinished) / "export"  # with the user's usual permissions, unlike a temporary folder
+            folder.mkdir()
+            program = _write(named, checkpoint, trained, folder)
             if os.path.lexists(target):
-                raise UsageError(f"--to {target}: somebody else made it meanwhile; name a new folder")
-            os.replace(draft, target)
+                raise UsageError(f"--to {target}: another process made it meanwhile; name a new folder")
+            os.replace(folder, target)
     except OSError as error:
         raise UsageError(f"--to {target}: cannot be written ({error.strerror or error})") from error
-    announce(f"{target}: weights, tokenizer, model card, and a program for {program.freedom}")
+    logger.info("%s: weights, tokenizer, model card, and a program for %s", target, program.freedom)
 
 
 def _write(named: str, checkpoint: Path, trained: Trained, folder: Path) -> Program:

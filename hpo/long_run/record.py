@@ -42,12 +42,12 @@ KEPT = (
     "seconds",
 )
 PROJECTED = (1, 2, 4, 8, 16, 32, 64)  # epochs after which a run is projected
-LEAST_EPOCHS = 5  # of a run that is projected; the reference runs have twenty
+MIN_EPOCHS = 5  # of a run that is projected; the reference runs have twenty
 
 logger = logging.getLogger(__name__)
 
 
-class Shelf(Protocol):
+class RunStore(Protocol):
     """Where the records of long runs on one text are kept, by name."""
 
     group: str
@@ -59,7 +59,7 @@ class Shelf(Protocol):
         """Keep one, in the place of what it was before."""
 
 
-class StudyShelf:
+class StudyStore:
     """The attributes of a study."""
 
     def __init__(self, study: optuna.Study) -> None:
@@ -75,7 +75,7 @@ class StudyShelf:
         self.study.set_user_attr(STUDY_LONG_RUN + name, dict(content))
 
 
-class FolderShelf:
+class FolderStore:
     """JSON files in the folder of the checkpoints; one that cannot be read is passed over."""
 
     def __init__(self, folder: Path) -> None:
@@ -99,7 +99,7 @@ class RunRecord:
     """The record of one long run, kept up to date.
 
     Args:
-        shelf: where it lies.
+        store: where it is kept.
         name: of the run.
         trial: of the study, if the run has exactly its configuration.
         epochs: at which the run's schedule ends.
@@ -107,11 +107,11 @@ class RunRecord:
     """
 
     def __init__(
-        self, shelf: Shelf, name: str, *, trial: int | None, epochs: int, parameters: Mapping[str, Any]
+        self, store: RunStore, name: str, *, trial: int | None, epochs: int, parameters: Mapping[str, Any]
     ) -> None:
-        self.shelf, self.name = shelf, name
+        self.store, self.name = store, name
         self.fresh: dict[str, Any] = {"trial": trial, "epochs": epochs, "parameters": dict(parameters)}
-        self.content: dict[str, Any] = _read(shelf.records().get(name)) or self._begun()
+        self.content: dict[str, Any] = _read(store.records().get(name)) or self._begun()
 
     def begin(self, history: Sequence[Evaluation]) -> None:
         """The run goes on from these evaluations, and has not ended; without any it begins anew, all else forgotten."""
@@ -152,12 +152,12 @@ class RunRecord:
         return () if run is None else run.scores
 
     def _run(self) -> LongRunRecord | None:
-        return long_run(self.name, self.content, self.shelf.group)
+        return long_run(self.name, self.content, self.store.group)
 
     def _projected(self, history: Sequence[Evaluation]) -> Projection | None:
         run = self._run()
         comparable = len({evaluation.whole_split for evaluation in history}) == 1  # else the last is of more text
-        if run is None or run.curve is None or run.epochs < LEAST_EPOCHS or not comparable:
+        if run is None or run.curve is None or run.epochs < MIN_EPOCHS or not comparable:
             return None
         reached = run.curve.epochs[-1]
         made = {round(each.observed_epochs) for each in run.projections}
@@ -169,18 +169,18 @@ class RunRecord:
         return answer if isinstance(answer, Projection) else None
 
     def _siblings(self) -> list[Curve]:
-        """The curves of the other complete runs on the shelf."""
+        """The curves of the other complete runs of the store."""
         found = []
-        for name, content in sorted(self.shelf.records().items()):
-            other = long_run(name, content, self.shelf.group) if isinstance(content, Mapping) else None
+        for name, content in sorted(self.store.records().items()):
+            other = long_run(name, content, self.store.group) if isinstance(content, Mapping) else None
             if name != self.name and other is not None and other.is_complete and other.curve is not None:
                 found.append(other.curve)
         return found
 
     def _write(self) -> None:
-        """A shelf that is away costs the record, never the run; the next evaluation writes all of it again."""
+        """A store that is unreachable costs the record, never the run; the next evaluation writes all of it again."""
         try:
-            self.shelf.put(self.name, self.content)
+            self.store.put(self.name, self.content)
         except (OptunaError, SQLAlchemyError, OSError, UsageError) as error:
             logger.warning("there is no record of this run: %s", error)
 

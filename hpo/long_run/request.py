@@ -9,14 +9,15 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+import logging
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from hpo.database.connection import open_database, storage_errors
 from hpo.errors import StudyError, UsageError
 from hpo.home import Home
-from hpo.long_run.record import FolderShelf, RunRecord, StudyShelf
+from hpo.long_run.record import FolderStore, RunRecord, StudyStore
 from hpo.long_run.run import LongRun
 from hpo.sweep.compatibility import check_network, check_text
 from hpo.sweep.corpus import load_text
@@ -30,10 +31,12 @@ from hpo_reports.analysis.judging import judge
 from hpo_reports.records.finalists import read_companion
 from hpo_reports.records.names import TRIAL_RUN
 
-LEAST_EVALUATIONS = 10
+MIN_EVALUATIONS = 10
 EVALUATION_SHARE = 4  # tokens trained between two evaluations for each that an evaluation reads, at least
 BOUNDLESS: Mapping[str, Scalar] = {"budget_tokens": 2**53}  # while it is not known how long the text is
 OWN = ("preset", "budget_tokens", "evaluations", "evaluation_tokens")  # which follow from other options
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,14 +61,13 @@ class PresetRequest:
     values: Mapping[str, Scalar] = field(default_factory=dict)  # which replace the preset's
 
 
-def prepare_trial_run(url: str, home: Home, request: TrialRequest, announce: Callable[[str], None]) -> LongRun:
+def prepare_trial_run(url: str, home: Home, request: TrialRequest) -> LongRun:
     """Find the trial, load its study's text, stretch its budget.
 
     Args:
         url: database of the study.
         home: where text and checkpoints lie.
         request: study, trial, epochs.
-        announce: told what text is read, and which trial was taken where none was named.
 
     Raises:
         HpoError, ModelError: what is wrong, in one line.
@@ -73,10 +75,10 @@ def prepare_trial_run(url: str, home: Home, request: TrialRequest, announce: Cal
     _check_epochs(request.epochs)
     with storage_errors(url):
         sweep = open_sweep(open_database(url, create=False), request.study)
-        number, recorded = _recorded_run(sweep, _chosen(sweep, announce) if request.trial is None else request.trial)
+        number, recorded = _recorded_run(sweep, _chosen(sweep) if request.trial is None else request.trial)
     if (made := sweep.record.fingerprint.semantics_version) != SEMANTICS_VERSION:
-        announce(f"the study's runs are of version {made}; with equal values this program trains otherwise")
-    corpus = load_text(sweep.spec, request.data, sweep.record, home, announce)
+        logger.info(f"the study's runs are of version {made}; with equal values this program trains otherwise")
+    corpus = load_text(sweep.spec, request.data, sweep.record, home, logger.info)
     check_text(sweep.record, corpus)
     check_network(sweep.record)
     corpus.check_length(build_run({**recorded, **request.values, **BOUNDLESS}).architecture.sequence_length)
@@ -88,9 +90,9 @@ def prepare_trial_run(url: str, home: Home, request: TrialRequest, announce: Cal
         config=config,
         corpus=corpus,
         epochs=request.epochs,
-        checkpoint=home.study(request.study, sweep.uid) / "long-runs" / f"{name}.pt",
+        checkpoint=home.long_runs(request.study, sweep.uid) / f"{name}.pt",
         record=RunRecord(
-            StudyShelf(sweep.study),
+            StudyStore(sweep.study),
             name,
             trial=None if changed else number,
             epochs=request.epochs,
@@ -99,13 +101,12 @@ def prepare_trial_run(url: str, home: Home, request: TrialRequest, announce: Cal
     )
 
 
-def prepare_preset_run(home: Home, request: PresetRequest, announce: Callable[[str], None]) -> LongRun:
+def prepare_preset_run(home: Home, request: PresetRequest) -> LongRun:
     """Load the text, build the run; it lies in the home's `trained` folder, beside others on the same text.
 
     Args:
         home: where text and checkpoints lie.
         request: preset, text, epochs.
-        announce: told what text is read.
 
     Raises:
         HpoError, ModelError: what is wrong, in one line.
@@ -115,8 +116,8 @@ def prepare_preset_run(home: Home, request: PresetRequest, announce: Callable[[s
     architecture = build_run({**named, **BOUNDLESS}).architecture  # refused before minutes are spent on a tokenizer
     if architecture.network:
         source_digest(architecture.network)
-    text = load_corpus(request.corpus, home.cache / "corpora", announce)
-    corpus = tokenize_corpus(text, request.tokenizer, home.cache / "tokens")
+    text = load_corpus(request.corpus, home.corpora, logger.info)
+    corpus = tokenize_corpus(text, request.tokenizer, home.tokens)
     corpus.check_length(architecture.sequence_length)
     config = _stretched(build_run({**named, **BOUNDLESS}).parameters(), corpus, request.epochs)
     digests = hashlib.sha256(f"{corpus.corpus_digest} {corpus.tokenizer.digest}".encode()).hexdigest()
@@ -128,7 +129,7 @@ def prepare_preset_run(home: Home, request: PresetRequest, announce: Callable[[s
         corpus=corpus,
         epochs=request.epochs,
         checkpoint=folder / f"{name}.pt",
-        record=RunRecord(FolderShelf(folder), name, trial=None, epochs=request.epochs, parameters=config.parameters()),
+        record=RunRecord(FolderStore(folder), name, trial=None, epochs=request.epochs, parameters=config.parameters()),
     )
 
 
@@ -162,7 +163,7 @@ def _check_epochs(epochs: int) -> None:
 def _stretched(values: Mapping[str, Scalar], corpus: TokenizedCorpus, epochs: int) -> RunConfig:
     """The budget of whole epochs; evaluations read the whole split where that costs little beside the training."""
     budget = epochs * corpus.tokens("train")
-    evaluations = epochs * -(-LEAST_EVALUATIONS // epochs)  # a whole number of them per epoch
+    evaluations = epochs * -(-MIN_EVALUATIONS // epochs)  # a whole number of them per epoch
     affordable = budget // evaluations // EVALUATION_SHARE
     tokens = max(int(values["evaluation_tokens"]), min(corpus.tokens("valid"), affordable))
     steps = build_run({**values, "budget_tokens": budget, "evaluations": 1}).steps
@@ -174,19 +175,19 @@ def _stretched(values: Mapping[str, Scalar], corpus: TokenizedCorpus, epochs: in
     return build_run({**values, "budget_tokens": budget, "evaluations": evaluations, "evaluation_tokens": tokens})
 
 
-def _chosen(sweep: Sweep, announce: Callable[[str], None]) -> int:
+def _chosen(sweep: Sweep) -> int:
     """The winner of the finalists once all of them have run, else the trial of lowest validation loss."""
     companion = None if sweep.spec.replication is not None else find_finalists(sweep)
     record = None if companion is None else read_companion(companion.study)
     judgement = None if record is None else judge(record)
     if judgement is not None and judgement.winner is not None and judgement.is_complete:
-        announce(f"trial {judgement.winner} has the lowest mean loss of the finalists")
+        logger.info(f"trial {judgement.winner} has the lowest mean loss of the finalists")
         return judgement.winner
     best = sweep.best()
     if best is None:
         raise StudyError(f"study {sweep.spec.name!r} has no complete trial yet; `hpo run` goes on with it")
     if len(sweep.spec.objectives) > 1:
-        announce(
+        logger.info(
             f"trial {best.number} has the lowest validation loss; with two objectives --trial takes another of the "
             "front"
         )

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import logging
 import math
-import os
-import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from hpo.errors import UsageError
+from hpo.files import replace_with_link
 from hpo.long_run.record import RunRecord
 from hpo.long_run.tensorboard import EventFiles
 from hpo.monitor.board import clock
@@ -29,6 +29,8 @@ from hpo_model.training.history import Evaluation
 from hpo_model.training.loop import Decision, TrainingResult, train
 from hpo_model.training.schedules import evaluations_without_progress
 from hpo_reports.projection.project import Projection, ProjectionScore
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +51,7 @@ class LongRun:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Conditions:
+class RuntimeOptions:
     """How it is trained; nothing of it belongs to the run's configuration, and a continued run may have others."""
 
     patience: int | None = None  # evaluations without a new lowest validation loss after which it stops; None: never
@@ -62,7 +64,7 @@ class Conditions:
                 raise UsageError(f"{option} must be at least 1, got {value}")
 
 
-def run_long(run: LongRun, conditions: Conditions, announce: Callable[[str], None]) -> TrainingResult:
+def run_long(run: LongRun, options: RuntimeOptions) -> TrainingResult:
     """Train to the end of the budget, from the run's checkpoint where there is one; a line per evaluation.
 
     Raises:
@@ -72,33 +74,33 @@ def run_long(run: LongRun, conditions: Conditions, announce: Callable[[str], Non
     """
     torch.set_num_threads(cpu_cores())
     with _alone(run):
-        result = _train(run, conditions, announce)
+        result = _train(run, options)
         run.record.end(result.outcome, result.reason)
     return result
 
 
-def _train(run: LongRun, conditions: Conditions, announce: Callable[[str], None]) -> TrainingResult:
+def _train(run: LongRun, options: RuntimeOptions) -> TrainingResult:
     resume_from = run.checkpoint if run.checkpoint.is_file() else None
     history = [] if resume_from is None else _history(run)
     run.record.begin(history)
     for evaluation in history:
-        announce(f"{_line(run, evaluation)} (before)")
+        logger.info("%s (before)", _line(run, evaluation))
     if history:
         _keep_best(run, history)  # a process that died may have saved its last checkpoint and not this one
-    if _out_of_patience(history, conditions) and len(history) < run.config.training.evaluations:
+    if _out_of_patience(history, options) and len(history) < run.config.training.evaluations:
         return TrainingResult(outcome="stopped", reason=_stopped(history), history=tuple(history))
 
-    with _event_files(conditions, history) as events, _live(run, history, announce) as (on_update, say):
+    with _event_files(options, history) as events, _progress_bar(run, history) as on_update:
 
-        def tell(evaluation: Evaluation) -> Decision:
+        def on_evaluation(evaluation: Evaluation) -> Decision:
             history.append(evaluation)
             _keep_best(run, history)
-            say(_line(run, evaluation))
+            logger.info("%s", _line(run, evaluation))
             events.add(evaluation)
             projection = run.record.add(history)
             if projection is not None:
-                say(_expectation(projection))
-            return Decision.STOP if _out_of_patience(history, conditions) else Decision.CONTINUE
+                logger.info("%s", _describe_projection(projection))
+            return Decision.STOP if _out_of_patience(history, options) else Decision.CONTINUE
 
         result = train(
             run.config,
@@ -106,12 +108,12 @@ def _train(run: LongRun, conditions: Conditions, announce: Callable[[str], None]
             device=default_device(),
             save_to=run.checkpoint,
             resume_from=resume_from,
-            micro_batch=conditions.micro_batch,
-            on_evaluation=tell,
+            micro_batch=options.micro_batch,
+            on_evaluation=on_evaluation,
             on_update=on_update,
         )
     if result.outcome == "diverged":
-        announce(_line(run, result.history[-1]))
+        logger.info("%s", _line(run, result.history[-1]))
     return dataclasses.replace(result, reason=_stopped(history)) if result.outcome == "stopped" else result
 
 
@@ -122,7 +124,7 @@ def describe(run: LongRun, result: TrainingResult) -> Iterator[str]:
     if result.history and run.best_checkpoint.is_file():
         best = min(result.history, key=_loss)
         yield f"best: epoch {best.epoch:.2f}, val ppl {best.val_ppl:.2f} · {run.best_checkpoint}"
-    yield from map(_outcome, run.record.scores)
+    yield from map(_describe_score, run.record.scores)
 
 
 @contextlib.contextmanager
@@ -157,9 +159,9 @@ def _loss(evaluation: Evaluation) -> float:
     return evaluation.val_loss if math.isfinite(evaluation.val_loss) else math.inf
 
 
-def _out_of_patience(history: Sequence[Evaluation], conditions: Conditions) -> bool:
+def _out_of_patience(history: Sequence[Evaluation], options: RuntimeOptions) -> bool:
     waited = evaluations_without_progress([evaluation.val_loss for evaluation in history])
-    return conditions.patience is not None and waited >= conditions.patience
+    return options.patience is not None and waited >= options.patience
 
 
 def _stopped(history: Sequence[Evaluation]) -> str:
@@ -171,25 +173,16 @@ def _keep_best(run: LongRun, history: Sequence[Evaluation]) -> None:
     """The last checkpoint under a second name if it is the best so far; it is replaced later, never written to."""
     if min(history, key=_loss) is not history[-1]:
         return
-    draft = run.best_checkpoint.with_name(f".{run.best_checkpoint.name}.{os.getpid()}")
     try:
-        draft.unlink(missing_ok=True)
-        try:
-            os.link(run.checkpoint, draft)
-        except OSError:  # a file system without links
-            shutil.copyfile(run.checkpoint, draft)
-        os.replace(draft, run.best_checkpoint)
+        replace_with_link(run.best_checkpoint, run.checkpoint)
     except OSError as error:
         raise CheckpointError(f"{run.best_checkpoint}: checkpoint cannot be written ({error.strerror})") from error
-    finally:
-        with contextlib.suppress(OSError):
-            draft.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
-def _event_files(conditions: Conditions, history: Sequence[Evaluation]) -> Iterator[EventFiles]:
+def _event_files(options: RuntimeOptions, history: Sequence[Evaluation]) -> Iterator[EventFiles]:
     """TensorBoard's files, or none."""
-    events = EventFiles(conditions.event_files, after=history[-1].step if history else 0)
+    events = EventFiles(options.event_files, after=history[-1].step if history else 0)
     try:
         yield events
     finally:
@@ -197,27 +190,21 @@ def _event_files(conditions: Conditions, history: Sequence[Evaluation]) -> Itera
 
 
 @contextlib.contextmanager
-def _live(
-    run: LongRun, history: Sequence[Evaluation], announce: Callable[[str], None]
-) -> Iterator[tuple[Callable[[int], object], Callable[[str], None]]]:
-    """A line that moves, in a terminal: what tells it of updates, and what writes above it."""
+def _progress_bar(run: LongRun, history: Sequence[Evaluation]) -> Iterator[Callable[[int], object]]:
+    """A bar that moves in a terminal, below the lines that are logged; yields a function that takes the step."""
     console = Console()
     if not console.is_terminal:
-        yield (lambda step: None), announce
+        yield lambda step: None
         return
     columns = (TextColumn("epoch {task.fields[epoch]:5.2f}"), BarColumn(), TimeRemainingColumn(compact=True))
     with Progress(*columns, console=console, transient=True, refresh_per_second=2, speed_estimate_period=300) as shown:
         per_epoch = run.config.steps / run.epochs
         begun = history[-1].step if history else 0
         task = shown.add_task("", total=run.config.steps, completed=begun, epoch=begun / per_epoch)
-
-        def say(line: str) -> None:
-            shown.console.print(line, markup=False, highlight=False, soft_wrap=True)
-
-        yield (lambda step: shown.update(task, completed=step, epoch=step / per_epoch)), say
+        yield lambda step: shown.update(task, completed=step, epoch=step / per_epoch)
 
 
-def _expectation(projection: Projection) -> str:
+def _describe_projection(projection: Projection) -> str:
     """The headline of a projection in one line."""
     best = projection.best
     doubt = "" if projection.ranks else "; too wide to rank by"
@@ -227,7 +214,7 @@ def _expectation(projection: Projection) -> str:
     )
 
 
-def _outcome(score: ProjectionScore) -> str:
+def _describe_score(score: ProjectionScore) -> str:
     """What a projection was worth, in one line."""
     best, word = score.projection.best, "inside" if score.best_inside[90] else "outside"
     error = f"{100 * math.expm1(score.best_log_error):+.0f} %"

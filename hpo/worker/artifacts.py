@@ -11,8 +11,6 @@ import csv
 import io
 import json
 import mimetypes
-import os
-import shutil
 import uuid
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -21,6 +19,7 @@ from typing import Any
 
 from hpo.database.connection import Database
 from hpo.database.optuna_private import ARTIFACT
+from hpo.files import replace_bytes, replace_with_link
 from hpo.home import Home
 
 _NAMES = uuid.UUID("6f0a2f0e-2f6f-4a57-9c0b-0b6a2d0f5c11")
@@ -61,10 +60,10 @@ def offer(
     rows = list(history)
     if rows:
         offered.append(_artifact(folder, "history.csv"))
-        _replace(home.artifacts / offered[-1].id, _table(rows))
+        replace_bytes(home.artifacts / offered[-1].id, _table(rows))
     for path in files:
         offered.append(_artifact(folder, _shown_name(path)))
-        _link(path, home.artifacts / offered[-1].id)
+        replace_with_link(home.artifacts / offered[-1].id, path)
     database.set_system_attributes(trial_id, {f"{ARTIFACT}{each.id}": each.describe() for each in offered})
 
 
@@ -83,7 +82,7 @@ def remap_ids(attributes: Mapping[str, Any], home: Home, folder: Path) -> dict[s
             continue
         own = _artifact(folder, facts["artifact_id"]).id
         if (home.artifacts / facts["artifact_id"]).is_file():
-            _link(home.artifacts / facts["artifact_id"], home.artifacts / own)
+            replace_with_link(home.artifacts / own, home.artifacts / facts["artifact_id"])
         result[f"{ARTIFACT}{own}"] = json.dumps({**facts, "artifact_id": own})
     return result
 
@@ -104,20 +103,3 @@ def _table(history: list[Mapping[str, Any]]) -> bytes:
     writer.writeheader()
     writer.writerows(history)
     return file.getvalue().encode()
-
-
-def _replace(path: Path, content: bytes) -> None:
-    draft = path.with_name(f".{path.name}.{os.getpid()}")
-    draft.write_bytes(content)
-    os.replace(draft, path)
-
-
-def _link(source: Path, target: Path) -> None:
-    draft = target.with_name(f".{target.name}.{os.getpid()}")
-    draft.unlink(missing_ok=True)
-    try:
-        os.link(source, draft)
-    except OSError:  # a disk without links
-        shutil.copy2(source, draft)
-    os.replace(draft, target)
-    draft.unlink(missing_ok=True)  # where both were links to one file already, it stays

@@ -116,7 +116,7 @@ def test_a_study_trains_it_and_goes_on_with_the_same_code_alone(place: Place) ->
     for ask in (
         place.prepare,
         lambda: join(Request(study="own"), place.url, place.home),
-        lambda: prepare_trial_run(place.url, place.home, TrialRequest(study="own", epochs=1), print),
+        lambda: prepare_trial_run(place.url, place.home, TrialRequest(study="own", epochs=1)),
         lambda: work(order, Silent()),
     ):
         with pytest.raises(StudyError, match=r"was made with other code of mine:GatedConvolutions \(digest"):

@@ -13,11 +13,12 @@ from pathlib import Path
 
 import pytest
 
+import hpo.files
 import hpo.long_run.run
 from hpo.errors import UsageError
 from hpo.home import Home
 from hpo.long_run.request import PresetRequest, prepare_preset_run, read_values
-from hpo.long_run.run import Conditions, LongRun, run_long
+from hpo.long_run.run import LongRun, RuntimeOptions, run_long
 from hpo_model.config import TokenizerChoice
 from hpo_model.errors import CheckpointError
 from hpo_model.training.checkpoint import load_checkpoint, load_history
@@ -205,7 +206,7 @@ def prepared(text: Path, folder: Path) -> LongRun:
     request = PresetRequest(
         preset="nano", corpus=str(text), tokenizer=TokenizerChoice(vocabulary=300), epochs=10, values=VALUES
     )
-    return prepare_preset_run(Home(folder), request, lambda line: None)
+    return prepare_preset_run(Home(folder), request)
 
 
 def trains_with(losses: list[float], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -243,7 +244,7 @@ def test_a_run_stops_when_its_patience_ends_and_goes_on_with_more(
     run = prepared(text, tmp_path)
 
     def ended(patience: int | None) -> tuple[str, int, list[float]]:
-        result = run_long(run, Conditions(patience=patience), lambda line: None)
+        result = run_long(run, RuntimeOptions(patience=patience))
         best = json.loads(run.best_checkpoint.read_text(encoding="utf-8"))
         return result.outcome, len(result.history), best
 
@@ -258,9 +259,9 @@ def test_the_best_checkpoint_is_kept_although_the_process_died_before_it_was_nam
 ) -> None:
     trains_with([5.0, 4.0, 3.0], monkeypatch)
     run = prepared(text, tmp_path)
-    run_long(run, Conditions(), lambda line: None)
+    run_long(run, RuntimeOptions())
     run.best_checkpoint.unlink()
-    run_long(run, Conditions(), lambda line: None)
+    run_long(run, RuntimeOptions())
     assert json.loads(run.best_checkpoint.read_text(encoding="utf-8")) == [5.0, 4.0, 3.0]
 
 
@@ -268,10 +269,10 @@ def test_a_file_system_without_links_gets_a_copy(text: Path, tmp_path: Path, mon
     def no_links(source: Path, target: Path) -> None:
         raise OSError(95, "Operation not supported")
 
-    monkeypatch.setattr(hpo.long_run.run.os, "link", no_links)
+    monkeypatch.setattr(hpo.files.os, "link", no_links)
     trains_with([5.0, 6.0], monkeypatch)
     run = prepared(text, tmp_path)
-    run_long(run, Conditions(), lambda line: None)
+    run_long(run, RuntimeOptions())
     assert json.loads(run.best_checkpoint.read_text(encoding="utf-8")) == [5.0]
 
 
@@ -280,12 +281,13 @@ def test_a_run_is_trained_by_one_process_at_a_time(text: Path, tmp_path: Path, m
     run = prepared(text, tmp_path)
     said: list[str] = []
 
-    def second(line: str) -> None:
+    def second(template: str, *facts: object) -> None:
         with pytest.raises(UsageError, match="another process trains this run"):
-            run_long(run, Conditions(), said.append)
-        said.append(line)
+            run_long(run, RuntimeOptions())
+        said.append(template)
 
-    run_long(run, Conditions(), second)
+    monkeypatch.setattr(hpo.long_run.run.logger, "info", second)
+    run_long(run, RuntimeOptions())
     assert len(said) == 4  # two evaluations, two projections
 
 
@@ -296,7 +298,7 @@ def test_a_best_checkpoint_that_cannot_be_written_is_one_line(
     run = prepared(text, tmp_path)
     run.best_checkpoint.mkdir(parents=True)
     with pytest.raises(CheckpointError, match=r"-best\.pt: checkpoint cannot be written"):
-        run_long(run, Conditions(), lambda line: None)
+        run_long(run, RuntimeOptions())
     assert not list(run.checkpoint.parent.glob(".*.pt.*"))
 
 
@@ -304,10 +306,10 @@ def test_a_damaged_checkpoint_names_the_best_one(text: Path, tmp_path: Path, mon
     run = prepared(text, tmp_path)
     with monkeypatch.context() as patched:
         trains_with([5.0, 4.0], patched)
-        run_long(run, Conditions(), lambda line: None)
+        run_long(run, RuntimeOptions())
     run.checkpoint.write_bytes(b"torn")
     with pytest.raises(CheckpointError, match=r"starts over, and goes on from its best with .*-best"):
-        run_long(run, Conditions(), lambda line: None)
+        run_long(run, RuntimeOptions())
 
 
 # ---------------------------------------------------------------------------------------------- bad input

@@ -42,11 +42,10 @@ class Study:
         (folder / "small.toml").write_text(STUDY, encoding="utf-8")
         request = Request(study=str(folder / "small.toml"), data=self.text, resources=ResourceRequest(workers=0))
         self.sweep: Sweep = prepare(request, self.url, self.home).sweep
-        self.said: list[str] = []
 
     def long_run(self, trial: int | None = None, epochs: int = 3) -> LongRun:
         request = TrialRequest(study="small", trial=trial, epochs=epochs)
-        return prepare_trial_run(self.url, self.home, request, self.said.append)
+        return prepare_trial_run(self.url, self.home, request)
 
 
 @pytest.fixture
@@ -64,13 +63,13 @@ def add_trial(study: Study, recorded: dict[str, Any] | None) -> int:
     return number
 
 
-def test_a_long_run_has_the_values_that_the_trial_was_run_with_but_for_its_budget(study: Study) -> None:
+def test_a_long_run_has_the_values_that_the_trial_was_run_with_but_for_its_budget(study: Study, log: list[str]) -> None:
     add_trial(study, RECORDED)
     run = study.long_run()
     kept = {name: value for name, value in run.config.parameters().items() if name in RECORDED}
     budget = {"budget_tokens": 3 * run.corpus.tokens("train"), "evaluations": 12}
     assert kept == {**RECORDED, **budget}
-    assert study.said == []
+    assert log == []
 
 
 def test_a_trial_without_a_record_of_its_run_is_refused(study: Study) -> None:
@@ -84,10 +83,10 @@ def without_fingerprint(record: dict[str, Any]) -> dict[str, Any]:
     return record
 
 
-def test_a_study_whose_values_meant_something_else_is_told(study: Study) -> None:
+def test_a_study_whose_values_meant_something_else_is_told(study: Study, log: list[str]) -> None:
     add_trial(study, RECORDED)
     rewrite_record(study.sweep, without_fingerprint)
     study.sweep = open_sweep(study.sweep.database, study.sweep.spec.name)
     assert study.long_run().config.training.learning_rate == 0.0007
     assert SEMANTICS_VERSION > 1
-    assert study.said == ["the study's runs are of version 1; with equal values this program trains otherwise"]
+    assert log == ["the study's runs are of version 1; with equal values this program trains otherwise"]

@@ -10,7 +10,7 @@ import optuna
 import pytest
 from sqlalchemy.exc import OperationalError
 
-from hpo.long_run.record import FolderShelf, RunRecord, StudyShelf
+from hpo.long_run.record import FolderStore, RunRecord, StudyStore
 from hpo_model.training.history import Evaluation
 from hpo_reports.records.long_runs import LongRunRecord, read_long_runs
 from tests.support.sweeps import make_evaluation
@@ -28,7 +28,7 @@ def evaluations(epochs: int, *, sampled: bool = False) -> list[Evaluation]:
 
 
 def record_of(study: optuna.Study, epochs: int = 20) -> RunRecord:
-    return RunRecord(StudyShelf(study), "third", trial=3, epochs=epochs, parameters={"dropout": 0.1})
+    return RunRecord(StudyStore(study), "third", trial=3, epochs=epochs, parameters={"dropout": 0.1})
 
 
 def only_run(study: optuna.Study) -> LongRunRecord:
@@ -56,7 +56,7 @@ def test_a_complete_run_of_the_study_is_a_sibling_of_the_next() -> None:
     record = record_of(study)
     record.add(evaluations(20))
     record.end("complete", "all of it")
-    second = RunRecord(StudyShelf(study), "fourth", trial=4, epochs=20, parameters={})
+    second = RunRecord(StudyStore(study), "fourth", trial=4, epochs=20, parameters={})
     projection = second.add(evaluations(1))
     assert projection is not None
     assert projection.siblings == 1
@@ -109,7 +109,7 @@ def test_a_database_that_is_away_costs_the_record_and_not_the_run(
 
 
 def test_runs_of_no_study_keep_their_records_beside_each_other(tmp_path: Path) -> None:
-    shelf = FolderShelf(tmp_path / "text")
+    shelf = FolderStore(tmp_path / "text")
     record = RunRecord(shelf, "first", trial=None, epochs=20, parameters={"dropout": 0.1})
     made = [n for n in range(1, 21) if record.add(evaluations(n)) is not None]
     assert made == [1, 2, 4, 8, 16]
@@ -150,5 +150,5 @@ def test_what_a_process_did_not_live_to_record_is_there_after_the_next() -> None
 @pytest.mark.parametrize("content", ["[1, 2]", '{"a": 1}', '{"trial": 1, "epochs": 20}', "3", "null"])
 def test_a_file_that_is_no_record_is_written_anew(content: str, tmp_path: Path) -> None:
     (tmp_path / "first.json").write_text(content, encoding="utf-8")
-    record = RunRecord(FolderShelf(tmp_path), "first", trial=None, epochs=20, parameters={})
+    record = RunRecord(FolderStore(tmp_path), "first", trial=None, epochs=20, parameters={})
     assert record.add(evaluations(1)) is not None
