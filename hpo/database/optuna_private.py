@@ -9,6 +9,7 @@ new version of Optuna that moves one fails there first.
 from __future__ import annotations
 
 import copy
+import json
 from collections.abc import Container, Mapping
 from pathlib import Path
 from typing import Any, cast
@@ -28,11 +29,13 @@ STUDY_SYSTEM_ATTRIBUTES = cast(sa.Table, models.StudySystemAttributeModel.__tabl
 TRIALS = cast(sa.Table, models.TrialModel.__table__)
 TRIAL_USER_ATTRIBUTES = cast(sa.Table, models.TrialUserAttributeModel.__table__)
 TRIAL_SYSTEM_ATTRIBUTES = cast(sa.Table, models.TrialSystemAttributeModel.__table__)
+TRIAL_VALUES = cast(sa.Table, models.TrialValueModel.__table__)
 TABLE_NAMES = {"studies", "trials", "version_info"}  # in every database of Optuna's
 
 # Keys of system attributes
 FIXED_PARAMETERS = "fixed_params"  # of a trial: values that the sampler must take, as `Study.enqueue_trial` stores them
 METRIC_NAMES = "study:metric_names"  # of a study; `Study.set_metric_names` warns that it is experimental
+CONSTRAINTS = "constraints"  # of a trial, alone with a list, or followed by a colon and a name
 COMPLETED_RUNG = "completed_rung_"  # of a trial, followed by a number: successive halving has compared it there
 ARTIFACT = "artifacts:"  # of a trial, followed by the artifact's id
 DASHBOARD = "dashboard:"  # of a study: notes and figures; see hpo/dashboard/notes.py
@@ -61,6 +64,32 @@ def check_schema(storage: RDBStorage) -> None:
 def is_schema_error(error: RuntimeError) -> bool:
     """Whether Optuna refuses its tables' version."""
     return "table schema" in str(error)
+
+
+def trial_counts(engine: sa.Engine) -> dict[str, int]:
+    """How many trials each study of a database has, by name; a summary of Optuna's reads all of them for it."""
+    query = sa.select(STUDIES.c.study_name, sa.func.count(TRIALS.c.trial_id)).join(TRIALS).group_by(STUDIES.c.study_id)
+    with engine.connect() as connection:
+        return {str(name): int(count) for name, count in connection.execute(query)}
+
+
+def feasible_values(engine: sa.Engine, study_id: int) -> dict[int, tuple[float, ...]]:
+    """The values of each complete trial that breaks no constraint, by its id; Optuna reads all of a trial for them."""
+    ours = (TRIALS.c.study_id == study_id) & (TRIALS.c.state == TrialState.COMPLETE)
+    columns = (TRIAL_VALUES.c.trial_id, TRIAL_VALUES.c.value, TRIAL_VALUES.c.value_type)
+    values = sa.select(*columns).join(TRIALS).where(ours).order_by(TRIAL_VALUES.c.trial_id, TRIAL_VALUES.c.objective)
+    key, content = TRIAL_SYSTEM_ATTRIBUTES.c.key, TRIAL_SYSTEM_ATTRIBUTES.c.value_json
+    constraints = sa.select(TRIAL_SYSTEM_ATTRIBUTES.c.trial_id, content).join(TRIALS)
+    constraints = constraints.where(ours & ((key == CONSTRAINTS) | key.startswith(f"{CONSTRAINTS}:")))
+    found: dict[int, tuple[float, ...]] = {}
+    with engine.connect() as connection:
+        for trial_id, value, kind in connection.execute(values):
+            found[trial_id] = (*found.get(trial_id, ()), models.TrialValueModel.stored_repr_to_value(value, kind))
+        for trial_id, text in connection.execute(constraints):
+            broken = json.loads(text)
+            if any(each > 0 for each in (broken if isinstance(broken, list) else [broken])):
+                found.pop(trial_id, None)
+    return found
 
 
 def new_trial_number(session: orm.Session) -> int:

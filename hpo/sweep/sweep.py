@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import optuna
 from optuna.study import StudyDirection
@@ -192,17 +192,19 @@ class Sweep:
 
         With one objective that is the best trial, if any; with two all of the Pareto front, lowest loss first.
         """
-        complete = [trial for trial in self.study.get_trials(deepcopy=False) if is_feasible(trial)]
-        front: list[FrozenTrial] = []
-        for trial in sorted(complete, key=lambda trial: (*self._costs(trial), trial.number)):
-            if not front or self._costs(trial)[1:] < self._costs(front[-1])[1:]:
-                front.append(trial)
-        return front
+        engine = self.database.engine
+        values = self.database.retry.call(lambda: optuna_private.feasible_values(engine, self.study_id))
+        costs = {trial_id: self._costs(values[trial_id]) for trial_id in values}
+        front: list[int] = []
+        for trial_id in sorted(costs, key=lambda trial_id: (*costs[trial_id], trial_id)):
+            if not front or costs[trial_id][1:] < costs[front[-1]][1:]:
+                front.append(trial_id)
+        return [self.storage.get_trial(trial_id) for trial_id in front]
 
-    def _costs(self, trial: FrozenTrial) -> tuple[float, ...]:
-        """A complete trial's values, each so that less is better."""
+    def _costs(self, values: Sequence[float]) -> tuple[float, ...]:
+        """Values of a complete trial, each so that less is better."""
         signs = [1 if direction is StudyDirection.MINIMIZE else -1 for direction in self.study.directions]
-        return tuple(sign * value for sign, value in zip(signs, trial.values, strict=True))
+        return tuple(sign * value for sign, value in zip(signs, values, strict=True))
 
 
 def is_feasible(trial: FrozenTrial) -> bool:
@@ -222,7 +224,7 @@ def find_sweep(database: Database, name: str, lease_s: float = LEASE_S) -> Sweep
     study_id = database.storage.get_study_id_from_name(name)
     row = StudyRow(database, study_id)
     stored = row.record_text()
-    empty = not study.get_trials(deepcopy=False) and STUDY_RECORD not in study.user_attrs
+    empty = STUDY_RECORD not in study.user_attrs and not study.get_trials(deepcopy=False)
     if empty and (stored is None or row.delete_stale(name)):
         return None  # its making was interrupted, or an earlier study of this id was deleted
     if STUDY_TABLE in study.user_attrs:
@@ -297,23 +299,21 @@ def study_names(database: Database) -> list[str]:
 
 def describe_studies(database: Database) -> list[str]:
     """A line for each study of a database."""
-    lines = []
-    for summary in optuna.get_all_study_summaries(database.storage, include_best_trial=False):
-        record = summary.user_attrs.get(STUDY_RECORD)
+    lines, counts = [], optuna_private.trial_counts(database.engine)
+    for study in database.storage.get_all_studies():
+        record = study.user_attrs.get(STUDY_RECORD)
         if record:
             origin = f"{record['corpus']['name']}, profile {record['profile']}"
-        elif STUDY_TABLE in summary.user_attrs:
+        elif STUDY_TABLE in study.user_attrs:
             origin = "a table of past experiments"
         else:
             origin = "made by another program"
-        lines.append(f"{summary.study_name:<18} {summary.n_trials} trials · {origin}")
+        lines.append(f"{study.study_name:<18} {counts.get(study.study_name, 0)} trials · {origin}")
     return lines or ["none yet; `hpo run` makes the first"]
 
 
 def last_run(database: Database) -> str | None:
     """The study that was run last, or None."""
-    stamped = [
-        (study.user_attrs.get(STUDY_LAST_RUN, 0.0), study.study_name)
-        for study in optuna.get_all_study_summaries(database.storage, include_best_trial=False)
-    ]
+    studies = database.storage.get_all_studies()
+    stamped = [(study.user_attrs.get(STUDY_LAST_RUN, 0.0), study.study_name) for study in studies]
     return max(stamped)[1] if stamped else None

@@ -136,7 +136,7 @@ def test_a_new_study_is_made_with_its_slots_and_its_record(place: Place) -> None
     launch = place.prepare()
     assert launch.total == 6
     assert launch.sweep.slots.counts(6) == SlotCounts(open=6)
-    record = launch.sweep.record
+    record = launch.sweep.record.to_dict()
     assert record["profile"] == "cpu"
     assert record["corpus"]["name"] == "pages"
     assert record["corpus"]["source"] == str(place.text)

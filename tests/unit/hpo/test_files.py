@@ -38,11 +38,11 @@ def test_what_was_there_stays_when_the_disk_is_full(tmp_path: Path, monkeypatch:
     path = tmp_path / "report.md"
     write_text(path, "old")
 
-    def full(self: Path, text: str, encoding: str) -> None:
+    def full(self: Path, content: bytes) -> None:
         self.touch()
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(Path, "write_text", full)
+    monkeypatch.setattr(Path, "write_bytes", full)
     with pytest.raises(UsageError, match=r"report\.md: cannot be written \(No space left on device\)$"):
         write_text(path, "new")
     assert path.read_bytes() == b"old"

@@ -176,7 +176,7 @@ class Machine:
         each = self.speed(len(devices)) / len(devices)
         return [Throughput(tokens_per_s=each, peak_memory_bytes=self.peak)] * len(devices)
 
-    def places(
+    def allocate(
         self, cache: Path, device: str = "cuda", peak: int | None = None, **options: Any
     ) -> list[WorkerResources]:
         total, spec = options.pop("total", 100), options.pop("spec", SPEC)
