@@ -94,12 +94,12 @@ class Watched:
     def look(self) -> Iterator[tuple[Change, FrozenTrial | None]]:
         """Read the database; what is different, with the trial that it is about."""
         owners, at_work = self.sweep.slots.owners(), self.sweep.slots.at_work()
-        self.board.refresh()
         if self.first and not at_work and self.board.front and self.board.search_is_over():
             self.first = False
             yield self.change("watching", workers=()), None
             return  # a finished study, of which nothing will change: its trials need not be read
         trials = self.sweep.study.get_trials(deepcopy=False)  # after their owners, so that none is missing
+        self.board.refresh()
         if at_work:
             self.busy_at = time.monotonic()
         rows = {_shown(owner): self._row(trials[number]) for number, owner in owners.items()}
