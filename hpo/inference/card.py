@@ -12,6 +12,7 @@ from hpo_model.data.corpus import WIKITEXT
 from hpo_model.generation.exporting import Program
 from hpo_model.generation.trained import Trained
 from hpo_model.training.history import Evaluation
+from hpo_reports.document.markdown import aligned_table
 
 MISSING = "–"
 LICENCES: Mapping[str, str] = {
@@ -129,7 +130,7 @@ def _data(trained: Trained) -> list[str]:
 def _training(config: RunConfig, history: tuple[Evaluation, ...]) -> list[str]:
     last = history[-1] if history else None
     read = f"{last.tokens:,} tokens ({last.epoch:.2f} passes)" if last else "nothing"
-    rows = [f"| `{name}` | `{value}` |" for name, value in config.parameters().items()]
+    rows = [(f"`{name}`", f"`{value}`") for name, value in config.parameters().items()]
     return [
         "## Training",
         "",
@@ -137,9 +138,7 @@ def _training(config: RunConfig, history: tuple[Evaluation, ...]) -> list[str]:
         f"{config.training.batch_size} × {config.architecture.sequence_length}. Seed {config.training.seed} decides "
         f"initial weights, order of the data, dropout and noise. Digest of the run: `{config.digest()}`.",
         "",
-        "| value | |",
-        "| --- | --- |",
-        *rows,
+        aligned_table(("value", ""), rows, (False, False)),
     ]
 
 
@@ -147,24 +146,25 @@ def _results(history: tuple[Evaluation, ...]) -> list[str]:
     if not history:
         return ["## Results", "", "It was never evaluated."]
     last = history[-1]
-    on = "the whole validation split" if last.whole_split else "a fixed sample of the validation split"
+    rows = [
+        ("validation loss (nats per token)", _number(last.val_loss, 4)),
+        ("perplexity per token (not comparable across tokenizers)", _number(last.val_ppl, 2)),
+        ("perplexity per word", _number(last.val_word_ppl, 2)),
+        ("bits per byte", _number(last.val_bits_per_byte, 3)),
+        ("perplexity per token on training text", _number(last.train_ppl, 2)),
+        ("Φ", _number(last.phi, 4)),
+        ("temporal coherence", _number(last.temporal_coherence, 4)),
+        ("integration", _number(last.integration, 4)),
+        ("complexity", _number(last.complexity, 4)),
+        ("attention diversity", _number(last.attention_diversity, 4)),
+    ]
+    on = "the full validation split" if last.whole_split else "a fixed sample of the validation split"
     return [
         "## Results",
         "",
         f"On {on}, one run:",
         "",
-        "| measure | value |",
-        "| --- | ---: |",
-        f"| validation loss (nats per token) | {_number(last.val_loss, 4)} |",
-        f"| perplexity per token (not comparable across tokenizers) | {_number(last.val_ppl, 2)} |",
-        f"| perplexity per word | {_number(last.val_word_ppl, 2)} |",
-        f"| bits per byte | {_number(last.val_bits_per_byte, 3)} |",
-        f"| perplexity per token on training text | {_number(last.train_ppl, 2)} |",
-        f"| Φ | {_number(last.phi, 4)} |",
-        f"| temporal coherence | {_number(last.temporal_coherence, 4)} |",
-        f"| integration | {_number(last.integration, 4)} |",
-        f"| complexity | {_number(last.complexity, 4)} |",
-        f"| attention diversity | {_number(last.attention_diversity, 4)} |",
+        aligned_table(("measure", "value"), rows, (False, True)),
     ]
 
 
@@ -186,15 +186,13 @@ def _limits(subject: Subject) -> list[str]:
 
 
 def _files(subject: Subject) -> list[str]:
-    rows = [f"| `{name}` | {size:,} | `{digest}` |" for name, (size, digest) in subject.files.items()]
+    rows = [(f"`{name}`", f"{size:,}", f"`{digest}`") for name, (size, digest) in subject.files.items()]
     versions = ", ".join(f"{name} {number}" for name, number in subject.versions.items())
     code = subject.trained.source
     return [
         "## Files",
         "",
-        "| file | bytes | SHA-256 |",
-        "| --- | ---: | --- |",
-        *rows,
+        aligned_table(("file", "bytes", "SHA-256"), rows, (False, True, False)),
         "",
         f"From the checkpoint {_plain(subject.checkpoint)} of SHA-256 `{subject.checkpoint_digest}`, by {versions}."
         + (f" Code of the network `{subject.trained.config.architecture.network}`: digest `{code}`." if code else ""),

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import unicodedata
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from hpo.inference.evaluate import Column, Comparison, Evaluated, OnSplit
 from hpo_model.generation.quality import Judgement, Measures
+from hpo_reports.document.markdown import aligned_table
 
 MISSING = "—"
 
@@ -87,9 +87,9 @@ def _quality(found: Evaluated, columns: Sequence[Column], human: Judgement) -> l
     rows += [["collapse, greedy", *greedy, MISSING]]
     said = [
         f"{found.passages} texts of {found.passage_words} words each, drawn at temperature 1 with nothing cut. Each "
-        "goes on from held-out text; the people's text beside them is what follows there.",
+        "goes on from held-out text; the human text beside them is what follows there.",
         "",
-        *table(["", *(column.name for column in columns), "people's text"], rows),
+        *table(["", *(column.name for column in columns), "human text"], rows),
         "",
     ]
     return said + [
@@ -128,20 +128,7 @@ def _number(value: float | None, digits: int) -> str:
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    """A Markdown table whose columns line up; numbers to the right."""
-    lines = [[cell.replace("|", "\\|") for cell in row] for row in (header, *rows)]
-    widths = [max(3, *(_width(row[place]) for row in lines)) for place in range(len(header))]
-    ruler = ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])]
-    padded = [
-        [_pad(cell, width, place) for place, (cell, width) in enumerate(zip(row, widths, strict=True))] for row in lines
-    ]
-    return ["| " + " | ".join(row) + " |" for row in (padded[0], ruler, *padded[1:])]
-
-
-def _pad(cell: str, width: int, place: int) -> str:
-    blanks = " " * (width - _width(cell))
-    return cell + blanks if place == 0 else blanks + cell
-
-
-def _width(text: str) -> int:
-    return sum(2 if unicodedata.east_asian_width(sign) in "WF" else 1 for sign in text)
+    """A Markdown table of plain texts, numbers to the right."""
+    heading, *cells = [[cell.replace("|", "\\|") for cell in row] for row in (header, *rows)]
+    right = [place > 0 for place in range(len(header))]
+    return aligned_table(heading, cells, right, pad_last=True).split("\n")

@@ -138,7 +138,7 @@ def test_a_network_does_not_differ_from_its_copy(hpo: Hpo, make: Make, tmp_path:
 @pytest.mark.usefixtures("measured_once")
 def test_the_page_of_one_checkpoint(hpo: Hpo, make: Make) -> None:
     page = hpo("evaluate", make("a.pt", 40_000)).out
-    assert "| people's text |" in page
+    assert "| human text |" in page
     assert "- untrained, sampled: uniform. " in page
     before_and_after = page[page.index("## Before and after") :]
     assert re.search(r"\| +untrained \| +a\.pt \| +change \|", before_and_after)

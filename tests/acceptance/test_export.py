@@ -156,7 +156,7 @@ def test_the_card_tells_what_the_run_measured(folder: Path, checkpoint: Path) ->
     assert hashlib.sha256(checkpoint.read_bytes()).hexdigest() in text
     assert "Seed 1 decides" in text
     for name in FILES - {"README.md"}:
-        assert f"| `{name}` | " in text
+        assert f"| `{name}` " in text
         assert hashlib.sha256((folder / name).read_bytes()).hexdigest() in text
     assert json.loads((folder / "config.json").read_text())["run"] == trained.config.parameters()
     assert {path.name for path in folder.iterdir()} == FILES
@@ -178,7 +178,7 @@ def test_a_user_s_names_are_text_in_the_card(words: TokenizedCorpus, tmp_path: P
     assert "cats &amp; *dogs*" in html
     assert "<h1>&lt;script&gt;alert(1)&lt;/script&gt; [x](y) | `z`</h1>" in html
     assert "Licence of the text: not known to this program" in card(tmp_path / "out")
-    assert "bits per byte | –" not in card(tmp_path / "out")
+    assert not re.search(r"bits per byte +\| +–", card(tmp_path / "out"))
 
 
 @pytest.mark.usefixtures("quick_exporter")

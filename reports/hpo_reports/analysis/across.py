@@ -17,8 +17,7 @@ import numpy as np
 
 from hpo_reports.analysis import statistics
 from hpo_reports.analysis.findings import Findings, analyse
-from hpo_reports.analysis.judging import percent_of
-from hpo_reports.analysis.statistics import ALPHA, Interval
+from hpo_reports.analysis.statistics import ALPHA, Interval, percent_of
 from hpo_reports.errors import IncomparableError
 from hpo_reports.records.finalists import FinalistsRecord, ReplicateRecord
 from hpo_reports.records.names import FINALISTS_SUFFIX

@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from typing import Literal
 
 from hpo_reports.analysis import statistics
-from hpo_reports.analysis.statistics import ALPHA, Interval
+from hpo_reports.analysis.statistics import ALPHA, Interval, percent_of
 from hpo_reports.records.attributes import Scalar
 from hpo_reports.records.finalists import CandidateRecord, FinalistsRecord, TestEvaluation
+from hpo_reports.records.study import perplexity_of
 
 MIN_DEGREES = 10  # of freedom, for the study's own seed noise to replace the assumed one: its error is a fifth then
 
@@ -54,7 +55,7 @@ class CandidateJudgement:
     @property
     def mean_val_ppl(self) -> float | None:
         """Geometric mean of the replicates' perplexities."""
-        return None if self.mean_val_loss is None else _exp(self.mean_val_loss)
+        return perplexity_of(self.mean_val_loss)
 
     @property
     def percent(self) -> float | None:
@@ -115,11 +116,6 @@ class FinalistsJudgement:
     def of(self, trial: int) -> CandidateJudgement | None:
         """The candidate with this number in the search."""
         return next((each for each in self.candidates if each.trial == trial), None)
-
-
-def percent_of(difference: float) -> float:
-    """A difference of log-perplexities as per cent of a perplexity."""
-    return 100 * math.expm1(min(difference, 700.0))  # e^700 still fits a float
 
 
 def judge(record: FinalistsRecord) -> FinalistsJudgement:
@@ -296,7 +292,3 @@ def _by_trial(candidates: list[CandidateRecord], values: Sequence[float] | None)
 
 def _seeds(candidate: CandidateRecord | None) -> set[int]:
     return set() if candidate is None else {each.seed for each in candidate.replicates}
-
-
-def _exp(nats: float) -> float:
-    return math.exp(nats) if nats < 700 else math.inf

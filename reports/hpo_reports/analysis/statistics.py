@@ -13,6 +13,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from hpo_reports.projection.curves import MAX_NATS
+
 Floats = NDArray[np.float64]
 
 ALPHA = 0.05  # of every test and, as 1 - ALPHA, of every interval
@@ -41,6 +43,11 @@ class Shrunk:
 
     scores: Floats
     kept: float  # share of a score's distance from the mean that is left: 0 where all of the spread may be noise
+
+
+def percent_of(difference: float) -> float:
+    """A difference of log-perplexities as per cent of a perplexity."""
+    return 100 * math.expm1(min(difference, MAX_NATS))
 
 
 # ------------------------------------------------------------------------------------------------------------ tests

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from statistics import NormalDist
 from typing import Literal
 
+from hpo_reports.analysis.statistics import percent_of
 from hpo_reports.records.study import StudyRecord, TrialRecord
 
 # Assumed of every study until it has replicates of its own. Two configurations of `nano` (python-docs, 300,000 tokens)
@@ -130,7 +131,7 @@ def percent_above(trial: TrialRecord, reference: TrialRecord) -> float | None:
     ppl, reference_ppl = trial.measured.val_ppl, reference.measured.val_ppl
     if not ppl or not reference_ppl or min(ppl, reference_ppl) < 0:
         return None
-    return 100 * math.expm1(min(math.log(ppl) - math.log(reference_ppl), 700.0))  # e^700 still fits a float
+    return percent_of(math.log(ppl) - math.log(reference_ppl))
 
 
 def expected_optimism_percent(runs: int, noise_percent: float = SEED_NOISE_PERCENT) -> float:

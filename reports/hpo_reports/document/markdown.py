@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Callable, Mapping, Sequence
 
 from hpo_reports.document.formats import (
@@ -82,25 +83,38 @@ def markdown_table(
         columns[place] = [f"**{cell}**" if cell == str(bold) else cell for cell in columns[place]]
     headings = [labels.get(name) or escape(name.removeprefix(PARAMETER)) for name in table.columns]
     right = [_is_numeric(values) for values in _transposed(table)]
-    return Markdown("\n".join(_lines(headings, columns, right)))
+    return aligned_table(headings, list(zip(*columns, strict=True)), right)
 
 
-def _lines(headings: list[str], columns: list[list[str]], right: list[bool]) -> list[str]:
-    widths = [max(3, *map(len, (heading, *cells))) for heading, cells in zip(headings, columns, strict=True)]
-    widths[-1] = 3  # nothing follows the last column
+def aligned_table(
+    headings: Sequence[str], rows: Sequence[Sequence[str]], right: Sequence[bool], *, pad_last: bool = False
+) -> Markdown:
+    """A GitHub table of cells that are Markdown already, its columns padded to one width.
+
+    Args:
+        headings: of the columns.
+        rows: cells, as many as there are headings.
+        right: whether a column is set to the right.
+        pad_last: whether the last column is padded as well, for a terminal; in a file nothing follows it.
+    """
+    widths = [max(3, *map(_width, column)) for column in zip(headings, *rows, strict=True)]
+    if not pad_last:
+        widths[-1] = 3
     rules = [
         f"{'-' * (width - 1)}:" if is_right else "-" * width for width, is_right in zip(widths, right, strict=True)
     ]
-    rows = [headings, rules, *map(list, zip(*columns, strict=True))]
-    return [
-        "| "
-        + " | ".join(
-            cell.rjust(width) if is_right else cell.ljust(width)
-            for cell, width, is_right in zip(row, widths, right, strict=True)
-        )
-        + " |"
-        for row in rows
-    ]
+    lines = (" | ".join(map(_padded, row, widths, right)) for row in (headings, rules, *rows))
+    return Markdown("\n".join(f"| {line} |" for line in lines))
+
+
+def _padded(cell: str, width: int, is_right: bool) -> str:
+    blanks = " " * (width - _width(cell))
+    return blanks + cell if is_right else cell + blanks
+
+
+def _width(text: str) -> int:
+    """Columns that a text takes in a terminal: two for a wide sign."""
+    return sum(2 if unicodedata.east_asian_width(sign) in "WF" else 1 for sign in text)
 
 
 def _transposed(table: Table) -> list[tuple[Value, ...]]:

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 Floats = NDArray[np.float64]
 LIBRARY = "reference_runs.jsonl"
+MAX_NATS = 700.0  # whose exponential a float still holds
 
 
 @dataclass(frozen=True, kw_only=True)

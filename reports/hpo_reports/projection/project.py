@@ -24,14 +24,13 @@ from hpo_reports.projection.calibration import (
     outcomes,
     residuals_of,
 )
-from hpo_reports.projection.curves import Curve, reference_curves
+from hpo_reports.projection.curves import MAX_NATS, Curve, reference_curves
 from hpo_reports.projection.horizon import PROJECTED_EPOCHS
 from hpo_reports.projection.pool import Paths, pooled
 
 CALIBRATION = "calibration.json"
 MIN_LIBRARY = 12  # curves, fewer of which calibrate nothing
 SCHEDULE_TOLERANCE = 0.02  # of the horizon, by which a schedule's end may miss the one that is asked for
-MAX_NATS = 700.0  # nats, whose exponential is still a number
 MAX_WIDTH_TO_RANK = 2.0  # ratio of the bounds of the 90 % interval, beyond which a projection ranks nothing
 
 Obstacle = Literal["no_points", "diverged", "schedule_mismatch", "ended", "no_library"]

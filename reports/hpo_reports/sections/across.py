@@ -7,7 +7,7 @@ import json
 from collections.abc import Iterator
 
 from hpo_reports.analysis.across import Across, Difference, Side
-from hpo_reports.analysis.judging import percent_of
+from hpo_reports.analysis.statistics import percent_of
 from hpo_reports.document.catalogue import Catalogue, Language, catalogue
 from hpo_reports.document.formats import MISSING, count, percent
 from hpo_reports.document.layout import Document, Section, bullets, markdown_of

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from hpo_reports.analysis.findings import Findings
-from hpo_reports.analysis.judging import CandidateJudgement, FinalistsJudgement, percent_of
-from hpo_reports.analysis.statistics import ALPHA
+from hpo_reports.analysis.judging import CandidateJudgement, FinalistsJudgement
+from hpo_reports.analysis.statistics import ALPHA, percent_of
 from hpo_reports.document.catalogue import Catalogue
 from hpo_reports.document.commands import replicate_command
 from hpo_reports.document.formats import MISSING, bits_per_byte, percent, perplexity

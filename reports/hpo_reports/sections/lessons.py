@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from hpo_reports.analysis.findings import Findings
-from hpo_reports.analysis.judging import percent_of
+from hpo_reports.analysis.statistics import percent_of
 from hpo_reports.analysis.verdicts import SEED_NOISE_PERCENT, expected_optimism_percent
 from hpo_reports.document.catalogue import Catalogue
 from hpo_reports.document.formats import count, duration, percent
