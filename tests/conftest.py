@@ -22,6 +22,10 @@ from tests.support.paths import REPOSITORY
 if TYPE_CHECKING:
     from hpo_model.data.tokens import TokenizedCorpus
 
+# Before torch is loaded: the machine is shared, and threads that wait for each other on it take minutes.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
 pytest_plugins = ["tests.support.budgets", "tests.support.database_fixtures"]
 
 NIGHTLY = REPOSITORY / "tests" / "nightly"
