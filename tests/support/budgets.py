@@ -37,7 +37,7 @@ def _by_tier() -> dict[str, float]:
     return dict(tiers)
 
 
-def _cpu_s() -> float:
+def cpu_s() -> float:
     """Of this process, its ended children and, where Linux tells, those that still run: servers that fork workers."""
     times = os.times()
     return times.user + times.system + times.children_user + times.children_system + _descendants_cpu_s("self")
@@ -55,11 +55,11 @@ def _descendants_cpu_s(pid: str) -> float:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
-    before = _cpu_s()
+    before = cpu_s()
     try:
         return (yield)
     finally:
-        _measured[item.nodeid.partition("@test_")[0]] = _cpu_s() - before  # without the group that xdist adds
+        _measured[item.nodeid.partition("@test_")[0]] = cpu_s() - before  # without the group that xdist adds
 
 
 @pytest.hookimpl(optionalhook=True)
