@@ -1,4 +1,4 @@
-"""What a study's notes were written of, and which studies have moved on since."""
+"""Which studies have moved on since their notes were written."""
 
 from __future__ import annotations
 

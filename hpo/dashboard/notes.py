@@ -23,7 +23,7 @@ from hpo_reports.records.names import STUDY_PUBLISHED
 
 FIGURE = f"{DASHBOARD_FIGURE}hpo-"
 _TRIAL_NOTE = re.compile(r"dashboard:(\d+):note_str:0")
-# A link's definition, which Markdown does not show. It holds the text's digest: an edited text is somebody's own.
+# A link's definition, which Markdown does not show. It holds the text's digest: an edited text belongs to its editor.
 _SIGNATURE = re.compile(r"\n\n\[//\]: # \(hpo ([0-9a-f]{16})\)\s*\Z")
 
 _attributes = STUDY_SYSTEM_ATTRIBUTES
@@ -57,7 +57,7 @@ def read_published_versions(database: Database) -> dict[int, PublishedVersion]:
 
 
 def write_notes(database: Database, study_id: int, notes: Notes) -> bool:
-    """Write what has changed, unless somebody has written of a later state meanwhile.
+    """Write what has changed, unless another process has written a later state meanwhile.
 
     A note that a person edited stays as it is, until it is emptied. Figures and notes of trials that are no longer
     among these are removed.

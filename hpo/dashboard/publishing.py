@@ -1,7 +1,7 @@
 """Notes and figures of a study for Optuna's dashboard, kept up to date while it runs: never where a trial trains.
 
-What is shown is a pure function of the study, so whoever comes by may bring it up to date: the process that watches
-workers, a Slurm task that has ended, the dashboard itself. A failure is told and costs nothing but what is shown.
+What is shown is a pure function of the study, so any process may bring it up to date: the supervisor of workers, a
+Slurm task that has ended, the dashboard itself. A failure is reported and costs nothing but what is shown.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ from hpo_reports.records.names import FINALISTS_SUFFIX
 if TYPE_CHECKING:
     from hpo.worker.messages import Event
 
-EVERY_S = 20.0  # at the most often
-LARGEST_SHARE = 0.01  # of the time that may go into it
-MOST_TRIAL_NOTES = 300  # the dashboard's answers take time by the square of their number
-LOOK_S = 15.0  # between the dashboard's looks at what has changed
+MIN_PERIOD_S = 20.0
+MAX_SHARE = 0.01  # of the time that may go into it
+MAX_TRIAL_NOTES = 300  # the dashboard's answers take time by the square of their number
+POLL_S = 15.0  # between the dashboard's checks for stale studies
 
 logger = logging.getLogger(__name__)
 
@@ -48,7 +48,7 @@ def publish(database: Database, name: str, *, final: bool = False) -> float:
     state = states(database).get(name)
     if state is None or not state.is_stale:
         return 0.0
-    early_s = state.stamp.at + max(EVERY_S, state.stamp.seconds / LARGEST_SHARE) - time.time()
+    early_s = state.stamp.at + max(MIN_PERIOD_S, state.stamp.seconds / MAX_SHARE) - time.time()
     if early_s > 0 and not final:
         return early_s
     write_notes(database, state.study_id, _notes(database, load_study(database, name), state))
@@ -62,15 +62,15 @@ def publishing(url: str, name: str, announce: Callable[[str], None]) -> Iterator
     Args:
         url: of the database.
         name: of the study.
-        announce: told of a failure, each only once.
+        announce: called with each failure, once.
 
     Yields:
-        What is to hear the workers' events.
+        A function to call with each event of a worker.
     """
     news, over = threading.Event(), threading.Event()
     failures = _Failures(announce)
 
-    def hear(event: Event) -> None:
+    def on_event(event: Event) -> None:
         if event.kind == "finished":
             news.set()
 
@@ -80,25 +80,25 @@ def publishing(url: str, name: str, announce: Callable[[str], None]) -> Iterator
             news.wait(wait_s)
             news.clear()
             wait_s = None
-            with failures.told():
+            with failures.reported():
                 if not over.is_set():
                     wait_s = publish_at(url, name) or None
 
     thread = threading.Thread(target=keep, name="publishing", daemon=True)
     thread.start()
     try:
-        yield hear
+        yield on_event
     finally:
         over.set()
         news.set()
         thread.join()
-        with failures.told():
+        with failures.reported():
             publish_at(url, name, final=True)
 
 
 def publish_quietly(url: str, name: str, announce: Callable[[str], None]) -> None:
-    """Publish a study once something has ended that nobody watched; a failure is told, and no more."""
-    with _Failures(announce).told():
+    """Publish a study after a task without a supervisor; a failure is reported, and no more."""
+    with _Failures(announce).reported():
         publish_at(url, name, final=True)
 
 
@@ -117,13 +117,13 @@ def publishing_all(url: str, announce: Callable[[str], None]) -> Iterator[None]:
 
     def keep() -> None:
         while True:
-            with failures.told(), contextlib.closing(open_database(url, create=False)) as database:
+            with failures.reported(), contextlib.closing(open_database(url, create=False)) as database:
                 for name in [name for name, state in states(database).items() if state.is_stale]:
                     if over.is_set():
                         return
-                    with failures.told():
+                    with failures.reported():
                         publish(database, name)
-            if over.wait(LOOK_S):
+            if over.wait(POLL_S):
                 return
 
     thread = threading.Thread(target=keep, name="publishing", daemon=True)
@@ -135,14 +135,14 @@ def publishing_all(url: str, announce: Callable[[str], None]) -> Iterator[None]:
 
 
 class _Failures:
-    """Failures to publish, told once each: the search goes on without notes."""
+    """Failures to publish, reported once each: the search goes on without notes."""
 
     def __init__(self, announce: Callable[[str], None]) -> None:
         self.announce = announce
         self.known: set[str] = set()
 
     @contextlib.contextmanager
-    def told(self) -> Iterator[None]:
+    def reported(self) -> Iterator[None]:
         try:
             yield
         except Exception as error:
@@ -170,10 +170,10 @@ def _notes(database: Database, study: optuna.Study, state: State) -> Notes:
     findings = analyse(record, read_finalists(study, database.storage), read_long_runs(study))
     comparison = findings.comparison
     ended = [trial for trial in record.trials if trial.outcome not in ("running", "waiting")]
-    if len(ended) > MOST_TRIAL_NOTES:
+    if len(ended) > MAX_TRIAL_NOTES:
         rank = {trial.number: place for place, trial in enumerate((*comparison.ranked, *comparison.front))}
         first = sorted(ended, key=lambda trial: (not trial.is_baseline, rank.get(trial.number, len(ended))))
-        ended = first[:MOST_TRIAL_NOTES]
+        ended = first[:MAX_TRIAL_NOTES]
     ids = {trial.number: optuna_private.trial_id(trial) for trial in study.get_trials(deepcopy=False)}
     trials = {ids[trial.number]: trial_note(record, comparison, trial, t) for trial in ended}
     drawn = figures(record, comparison, t, importance=findings.importance)

@@ -1,7 +1,7 @@
 """The Optuna dashboard on a study's storage, and the policy before it.
 
-The dashboard has no login: whoever reaches its port may delete studies. So it is served to this machine alone, or to
-those who know a password; and a foreign web page cannot use the browser of somebody who may.
+Optuna's dashboard has no login: anyone who reaches its port may delete studies. So it is served to this machine alone,
+or under a password; and a foreign web page cannot use the browser of a user who is logged in.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ FILE_HEADERS = [("Content-Security-Policy", "sandbox"), ("X-Content-Type-Options
 
 @dataclass(frozen=True, kw_only=True)
 class AccessPolicy:
-    """Where the dashboard listens, and what it asks of those who come.
+    """Where the dashboard listens, and what it asks of clients.
 
     Raises:
         UsageError: others could come in and nothing would be asked of them.
@@ -88,7 +88,7 @@ def read_password(path: Path) -> str:
 
 
 def serve(storage: BaseStorage, home: Home, policy: AccessPolicy, announce: Callable[[str], None]) -> None:
-    """Serve until Ctrl-C or SIGTERM. For the main thread, which alone hears signals.
+    """Serve until Ctrl-C or SIGTERM. For the main thread, which alone receives signals.
 
     Raises:
         UsageError: the port is taken or not allowed, the host is not this machine's.
@@ -190,7 +190,7 @@ def styled(app: WSGIApplication) -> WSGIApplication:
 
 
 def _check_password(password: str, authorization: str) -> bool:
-    """Whether an Authorization header carries the password; how long that takes tells nothing about it."""
+    """Whether an Authorization header carries the password; in constant time."""
     scheme, _, credentials = authorization.partition(" ")
     try:
         _, _, given = base64.b64decode(credentials.strip(), validate=True).partition(b":")

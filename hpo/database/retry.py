@@ -1,4 +1,4 @@
-"""How a call outlasts a database that is away: restarted, unreachable, overloaded, locked."""
+"""Repeat calls after transient errors of the database: restarting, unreachable, overloaded, locked."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ import sqlalchemy as sa
 from optuna.exceptions import StorageInternalError
 
 FIRST_PAUSE_S = 0.1  # doubled after each attempt
-LONGEST_PAUSE_S = 5.0
+MAX_PAUSE_S = 5.0
 # SQLSTATEs: connection, shutdown or time-out, deadlock, full, locked, idle too long, no longer the primary server
-AWAY = ("08", "57", "40", "53300", "55P03", "25P03", "25006")
+TRANSIENT_STATES = ("08", "57", "40", "53300", "55P03", "25P03", "25006")
 REFUSED = (
     "does not exist",
     "authentication failed",
@@ -36,16 +36,16 @@ class RetryPolicy:
 
     max_elapsed_s: float = 0.0  # 0: not once more
     give_up: Callable[[], bool] = lambda: False  # asked before each pause
-    announce: Callable[[str], None] = lambda line: None  # told once when an outage begins and once when it ends
+    announce: Callable[[str], None] = lambda line: None  # called when an outage begins and when it ends
 
     def call(self, call: Callable[[], _Result]) -> _Result:
         """What the call returns, at last.
 
         Raises:
-            Exception: what the call raised last; at once if it does not mean that the database is away.
+            Exception: what the call raised last; at once if it is not transient.
         """
         began, pause_s, dice = time.monotonic(), FIRST_PAUSE_S, random.Random()
-        told = False
+        announced = False
         while True:
             try:
                 result = call()
@@ -53,13 +53,13 @@ class RetryPolicy:
                 away_s = time.monotonic() - began
                 if not is_transient(error) or away_s >= self.max_elapsed_s or self.give_up():
                     raise
-                if not told:
-                    self.announce(f"the database is away ({reason_of(error)}); waiting for it")
-                    told = True
+                if not announced:
+                    self.announce(f"cannot reach the database ({reason_of(error)}); waiting")
+                    announced = True
                 time.sleep(dice.uniform(0.0, pause_s))
-                pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
+                pause_s = min(2 * pause_s, MAX_PAUSE_S)
             else:
-                if told:
+                if announced:
                     self.announce(f"the database is back after {time.monotonic() - began:.1f} s")
                 return result
 
@@ -80,7 +80,7 @@ def is_transient(error: BaseException) -> bool:
         if driver.sqlstate is None:  # no connection, or it broke; the server's reasons come as text alone
             unreachable = isinstance(driver, (psycopg.OperationalError, psycopg.InterfaceError))
             return unreachable and not any(sign in str(driver) for sign in REFUSED)
-        return driver.sqlstate.startswith(AWAY)
+        return driver.sqlstate.startswith(TRANSIENT_STATES)
     if isinstance(driver, sqlite3.OperationalError):
         return "locked" in str(driver) or "busy" in str(driver)
     return error.connection_invalidated

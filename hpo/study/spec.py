@@ -131,7 +131,7 @@ class PrunerSection(_Section):
     kind: Literal["successive_halving", "percentile", "median", "none"] = "successive_halving"
     min_resource: Positive = 3  # evaluations that a trial has before it may be pruned
     reduction_factor: int = Field(default=4, ge=2)  # successive halving: one in so many goes on
-    percentile: float = Field(default=25.0, gt=0, lt=100)  # of the complete trials' losses: who is above it is pruned
+    percentile: float = Field(default=25.0, gt=0, lt=100)  # of the complete trials' losses: a trial above it is pruned
     # other trials needed at a milestone before one is pruned there; complete ones except for successive halving
     n_min_trials: Positive = 3
 
@@ -400,7 +400,7 @@ def _typed(name: str, value: Scalar) -> Scalar:
 
 
 def _named(section: str, name: str, build: Callable[..., T], *arguments: Any) -> T:
-    """Build with the arguments; a configuration error is told with the key it belongs to."""
+    """Build with the arguments; a configuration error names the key it belongs to."""
     try:
         return build(*arguments)
     except ConfigError as error:

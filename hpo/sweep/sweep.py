@@ -155,7 +155,9 @@ class Sweep:
         """Tell Optuna how a trial ended and mark its slot, in one transaction. A second call changes nothing."""
         trial_id = self.trial_id(number)
         self.database.set_user_attributes(trial_id, result.attributes)
-        with contextlib.suppress(optuna.exceptions.UpdateFinishedTrialError):  # told before, without our hearing of it
+        with contextlib.suppress(
+            optuna.exceptions.UpdateFinishedTrialError
+        ):  # an earlier attempt was committed, unheard
             for name in result.violations:
                 if name not in self.storage.get_trial(trial_id).constraints:
                     optuna_private.trial_of(self.study, trial_id).set_constraint(name, 1.0)
@@ -280,7 +282,7 @@ def update_metadata(sweep: Sweep, spec: StudySpec) -> None:
 
 
 def load_study(database: Database, name: str) -> optuna.Study:
-    """A study of this name, whoever made it.
+    """A study of this name, of ours or of another program.
 
     Raises:
         StudyError: unknown.

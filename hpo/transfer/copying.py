@@ -147,7 +147,7 @@ def _write(target: Database, original: _Original, home: Home) -> str:
         with target.engine.begin() as connection:
             _hold(connection, mark.values(value_json=json.dumps("")))
     except (_CopiedByAnother, KeyError) as error:  # the latter where the study is gone
-        raise StudyError(f"study {original.name!r} was copied by somebody else at the same time") from error
+        raise StudyError(f"study {original.name!r} was copied by another process at the same time") from error
     return f"{original.name}: {len(original.trials)} trials, {len(original.slots)} slots"
 
 
@@ -161,7 +161,7 @@ def _own(trial: FrozenTrial, home: Home, original: _Original, uid: str) -> Froze
 
 
 class _CopiedByAnother(Exception):
-    """Somebody else has taken the half copy for one that was left, and begun it again."""
+    """Another process took the half copy for an abandoned one and began it again."""
 
 
 def _hold(connection: sa.Connection, mark: sa.Update) -> None:

@@ -1,4 +1,4 @@
-"""Files of a trial for those who look at it in Optuna's dashboard: its history, its checkpoint, samples of its text.
+"""Files of a trial that Optuna's dashboard offers: its history, its checkpoint, samples of its text.
 
 They lie in one folder under the ids that Optuna knows them by, as its own `FileSystemArtifactStore` keeps them, so that
 `optuna-dashboard --artifact-dir` shows them too. Checkpoints are linked there, or copied where links are
@@ -27,7 +27,7 @@ _NAMES = uuid.UUID("6f0a2f0e-2f6f-4a57-9c0b-0b6a2d0f5c11")
 
 @dataclass(frozen=True, kw_only=True)
 class Artifact:
-    """A file of a trial. The same file of the same trial has the same id, whoever offers it."""
+    """A file of a trial. The same file of the same trial has the same id whichever process offers it."""
 
     id: str
     filename: str

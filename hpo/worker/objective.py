@@ -1,4 +1,4 @@
-"""One trial: parameters -> training -> report, prune, outcome. The only room of the search that trains."""
+"""One trial: parameters -> training -> report, prune, outcome. The only file of the search that trains."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class TrialSetting:
     folder: Path  # of this trial's checkpoints
     fencing_token: int  # of the lease: a later holder never writes over an earlier one's file, nor the other way round
     device: str
-    announce: Callable[[str], None] = logger.warning  # told where a trial has to repeat what it had reached
+    announce: Callable[[str], None] = logger.warning  # called where a trial has to repeat evaluations
 
 
 class Interrupted(Exception):
@@ -68,7 +68,7 @@ def run_trial(
         trial: a running Optuna trial, new or continued.
         parameters: its searched values.
         setting: study, text, folder, device.
-        on_evaluation: told of each evaluation after Optuna was; False: leave now. What it raises ends the trial here.
+        on_evaluation: called after the value is reported; return False to stop. What it raises ends the trial here.
 
     Raises:
         Interrupted: `on_evaluation` said so; the checkpoint is written.
@@ -96,7 +96,7 @@ def run_trial(
     for evaluation in history[reached:]:  # a crash came between checkpoint and report
         _report(trial, evaluation)
     if len(history) < reached:
-        _tell_of_loss(trial, reached, len(history), setting)
+        _report_repetition(trial, reached, len(history), setting)
     attributes: dict[str, Any] = {
         TRIAL_RUN: config.parameters(),
         TRIAL_MACHINE: _machine(config, setting),
@@ -124,7 +124,7 @@ def reached_before(trial: optuna.Trial) -> int:
 
 
 def failed(error: Exception, log: Path) -> TrialResult:
-    """The outcome of a trial that raised what nobody expected."""
+    """The result of a trial that raised an unforeseen exception."""
     reason = f"{type(error).__name__}: {error}; see {log}"
     return TrialResult(state="FAIL", attributes={TRIAL_OUTCOME: "failed", TRIAL_REASON: reason})
 
@@ -139,7 +139,7 @@ def crash_loop(crash_count: int, log: Path) -> TrialResult:
 def newest_checkpoint(folder: Path, device: str) -> tuple[Path | None, tuple[Evaluation, ...]]:
     """The checkpoint of the latest lease that this device can continue, and its evaluations.
 
-    A damaged one is set aside, and one of another kind of device is left for that; the log tells.
+    A damaged one is set aside, and one of another kind of device is skipped; both are logged.
     """
     for path in reversed(_checkpoints(folder)):
         try:
@@ -180,15 +180,15 @@ def tidy(folder: Path, outcome: TrialResult) -> None:
 
 
 def files_to_show(folder: Path, outcome: TrialResult) -> list[Path]:
-    """What of a trial's folder is worth keeping for those who look at the trial: of a complete one alone."""
+    """The files of a complete trial that the dashboard offers; none of others."""
     return [*_checkpoints(folder)[-1:], *sorted(folder.glob("samples*"))] if outcome.state == "COMPLETE" else []
 
 
 def _report(trial: optuna.Trial, evaluation: Evaluation) -> None:
     """Report an evaluation's loss, in place of an earlier one where the trial had to start over.
 
-    `Trial.report` would ignore the second one, and refuses studies with two objectives, which nobody prunes: there the
-    reports say how far a trial has come, and draw its curve.
+    `Trial.report` would ignore the second one, and refuses studies with two objectives. Those are never pruned: there
+    the reports say how far a trial has come, and draw its curve.
     """
     repeated = evaluation.milestone in optuna_private.reported(trial)
     if repeated or len(trial.study.directions) > 1:
@@ -199,7 +199,7 @@ def _report(trial: optuna.Trial, evaluation: Evaluation) -> None:
         trial.report(evaluation.val_loss, evaluation.milestone)
 
 
-def _tell_of_loss(trial: optuna.Trial, reached: int, kept: int, setting: TrialSetting) -> None:
+def _report_repetition(trial: optuna.Trial, reached: int, kept: int, setting: TrialSetting) -> None:
     """Say that checkpoints are missing, as where they lie on the disk of another machine, and note how many."""
     begins = f"goes on from evaluation {kept}" if kept else "starts over"
     setting.announce(
@@ -233,7 +233,7 @@ def _machine(config: RunConfig, setting: TrialSetting) -> dict[str, Any]:
     """Where a trial ran and, before it is known, the most that its tensors should hold with the whole batch at once."""
     vocabulary, train_tokens = setting.corpus.tokenizer.vocabulary, setting.corpus.tokens("train")
     device_type = torch.device(setting.device).type
-    own = config.architecture.network  # whose memory nobody knows beforehand
+    own = config.architecture.network  # whose memory cannot be known beforehand
     predicted = None if own else peak_tensor_bytes(config, vocabulary, train_tokens, device_type=device_type)
     return {
         "host": platform.node(),

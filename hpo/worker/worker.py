@@ -47,15 +47,15 @@ from hpo_model.training.history import Evaluation
 from hpo_reports.records.names import TRIAL_HISTORY, TRIAL_REASON
 
 WAIT_S = 0.5  # between looks for a free slot while other workers hold the rest
-OUTAGE_S = 600.0  # for which workers wait for a database that is away
+MAX_OUTAGE_S = 600.0  # of the database, after which workers give up
 BEYOND_A_TRIAL = (
     ModelError,
     OSError,
-    MemoryError,  # beside the training itself, which takes it for an result
+    MemoryError,  # outside training, where it is a result
     SQLAlchemyError,
     StorageInternalError,
 )  # faults that another trial would meet too
-ROW_GONE = (KeyError, IntegrityError)  # Optuna's and the database's word for it: its study may have been deleted
+ROW_GONE = (KeyError, IntegrityError)  # of Optuna and of the database, where the study was deleted
 
 logger = logging.getLogger(__name__)
 
@@ -77,7 +77,7 @@ def work(spec: WorkerSpec, sink: EventSink) -> None:
                     worker.sweep.check_there()
                 if not (is_transient(error) and sink.stop_wanted()):
                     raise
-                logger.warning("left without a word to the database, which is away; the lease expires by itself")
+                logger.warning("stopped while the database was unreachable; the lease will expire")
     except (OSError, MemoryError) as error:
         raise WorkerError(f"{spec.name}: {error}; run again to go on") from error
 
@@ -85,7 +85,7 @@ def work(spec: WorkerSpec, sink: EventSink) -> None:
 class _Worker:
     def __init__(self, spec: WorkerSpec, sink: EventSink) -> None:
         self.spec, self.sink = spec, sink
-        retry = RetryPolicy(max_elapsed_s=OUTAGE_S, give_up=sink.stop_wanted, announce=lambda line: self.warn(line))
+        retry = RetryPolicy(max_elapsed_s=MAX_OUTAGE_S, give_up=sink.stop_wanted, announce=lambda line: self.warn(line))
         database = open_database(spec.storage_url, create=False, retry=retry)
         self.sweep = open_sweep(database, spec.study_name, spec.lease_s)
         check_compatible(self.sweep.record)  # a fleet's machines may have different versions
@@ -127,7 +127,7 @@ class _Worker:
             counts = self.slots.counts(total)
             if counts.begun == 0 and (counts.open == 0 or not begin_new):
                 return
-            self.tell("waiting")
+            self.send("waiting")
             time.sleep(WAIT_S)
 
     def stop_wanted(self) -> bool:
@@ -144,13 +144,13 @@ class _Worker:
             with self.sweep.holding(lease, on_renewal=lambda: self.look_for_stop(impatient)):
                 if lease.result is None:
                     self.run(lease)
-                else:  # whoever ran the trial died before telling Optuna
+                else:  # the worker that ran the trial crashed before Optuna stored the result
                     assert lease.trial_number is not None, "a trial is bound before it ends"
                     self.finalize(lease, lease.trial_number, lease.result)
         except LeaseLost:
             logger.warning("slot %d: lease lost to another worker, which goes on with its trial", lease.slot)
         except UpdateFinishedTrialError:
-            self.warn(f"the trial of slot {lease.slot} was ended by somebody else, as through Optuna's dashboard")
+            self.warn(f"the trial of slot {lease.slot} was ended by another program, as through Optuna's dashboard")
             self.slots.done(lease)
         except Interrupted:
             self.slots.release(lease)
@@ -163,7 +163,7 @@ class _Worker:
         trial = self.sweep.start(lease)
         parameters = suggest(self.sweep.spec, trial)
         facts: dict[str, Any] = {"trial": trial.number, "parameters": parameters}
-        self.tell("started", **facts)
+        self.send("started", **facts)
         setting = TrialSetting(
             spec=self.sweep.spec,
             corpus=self.corpus,
@@ -173,14 +173,14 @@ class _Worker:
             announce=self.warn,
         )
         furthest = reached_before(trial)
-        on_trial = lease.crash_count > 0  # for killing its process
+        suspected = lease.crash_count > 0  # of crashing its process
 
         def on_evaluation(evaluation: Evaluation) -> bool:
-            nonlocal on_trial
-            if on_trial and evaluation.milestone > furthest:
+            nonlocal suspected
+            if suspected and evaluation.milestone > furthest:
                 self.slots.reset_crash_count(lease)
-                on_trial = False
-            self.tell("evaluated", evaluation=evaluation, **facts)
+                suspected = False
+            self.send("evaluated", evaluation=evaluation, **facts)
             return not self.stop_wanted()
 
         if lease.crash_count >= MAX_CRASHES:
@@ -194,7 +194,7 @@ class _Worker:
         if not self.slots.finish(lease, result):
             raise LeaseLost
         self.finalize(lease, trial.number, result)
-        self.tell("finished", result=result, **facts)
+        self.send("finished", result=result, **facts)
         if self.failures >= MAX_FAILURES_IN_A_ROW:
             raise WorkerError(f"{self.failures} trials in a row failed, the last by {result.attributes[TRIAL_REASON]}")
 
@@ -230,7 +230,7 @@ class _Worker:
 
     def warn(self, line: str) -> None:
         logger.warning("%s", line)
-        self.tell("warned", message=line)
+        self.send("warned", message=line)
 
-    def tell(self, kind: EventKind, **facts: Any) -> None:
+    def send(self, kind: EventKind, **facts: Any) -> None:
         self.sink.send(Event(kind=kind, worker=self.spec.name, **facts))

@@ -110,7 +110,7 @@ def test_in_a_hurry_nothing_is_written_before_its_time(study: Sweep, home: Home)
     run_slot(study, home, 4.0)
     assert studies_behind(study.database) == [study.spec.name]
     left_s = publish(study.database, study.spec.name)
-    assert 0 < left_s <= max(publishing.EVERY_S, 100 * stamp_of(study).seconds)
+    assert 0 < left_s <= max(publishing.MIN_PERIOD_S, 100 * stamp_of(study).seconds)
     assert publish(study.database, study.spec.name, final=True) == 0
     assert stamp_of(study).finished == 5
 
@@ -226,7 +226,7 @@ def test_two_that_write_at_once_leave_the_later_state(database: Database) -> Non
 
 
 def test_of_very_many_trials_the_best_get_a_note(lone: Database, home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(publishing, "MOST_TRIAL_NOTES", 2)
+    monkeypatch.setattr(publishing, "MAX_TRIAL_NOTES", 2)
     sweep = make_study(lone, home)
     shown = attributes(lone, sweep.study_id)
     numbers = {int(key.split(":")[1]) - 1 for key in shown if key.endswith("note_str:0") and key.count(":") == 3}

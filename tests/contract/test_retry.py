@@ -363,7 +363,7 @@ def test_an_outage_is_told_once_and_its_end_too(clock: Clock) -> None:
     said: list[str] = []
     retry = RetryPolicy(max_elapsed_s=60.0, announce=said.append)
     retry.call(Outage(4))
-    assert said == ["the database is away (database is locked); waiting for it", "the database is back after 1.5 s"]
+    assert said == ["cannot reach the database (database is locked); waiting", "the database is back after 1.5 s"]
     retry.call(Outage(0))
     assert len(said) == 2
     retry.call(Outage(1))
@@ -487,7 +487,7 @@ class TestRestart:
                     assert away.wait(30)
                 assert filled.result(60) == 0
             assert len(said) == 2
-            assert said[0].startswith("the database is away (")
+            assert said[0].startswith("cannot reach the database (")
             assert said[1].startswith("the database is back after ")
             assert all(len(line.splitlines()) == 1 and "SELECT" not in line for line in said)
 

@@ -431,7 +431,7 @@ def after_two_trials(happening: Callable[[], object]) -> Iterator[None]:
 def test_of_two_that_copy_at_once_one_makes_the_copy(url: str, source: Database, target_url: str) -> None:
     eventful(source)
     with after_two_trials(lambda: copied(url, target_url)):
-        assert "copied by somebody else at the same time" in refusal(StudyError, url, target_url)
+        assert "copied by another process at the same time" in refusal(StudyError, url, target_url)
     with opened(target_url) as target:
         assert fresh(target, "toy") == fresh(source, "toy")
         assert open_sweep(target, "toy").slots.counts(None) == MIDDLE

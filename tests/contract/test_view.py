@@ -119,9 +119,9 @@ def test_a_warning_is_told_with_its_worker_and_leaves_the_table_as_it_is(board: 
     view = Lines(board, screen.console)
     view.show(update(board, "evaluated", trial=3, evaluation=make_evaluation()))
     view.show(
-        Update.of_event(make_event("warned", message="the database is away (x); waiting for it"), board.evaluations)
+        Update.of_event(make_event("warned", message="cannot reach the database (x); waiting"), board.evaluations)
     )
-    assert screen.text == "worker-0: the database is away (x); waiting for it\n"
+    assert screen.text == "worker-0: cannot reach the database (x); waiting\n"
     assert board.workers["worker-0"].trial == 3
 
 
