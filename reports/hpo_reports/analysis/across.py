@@ -114,7 +114,9 @@ def compare_studies(studies: Sequence[tuple[StudyRecord, FinalistsRecord | None]
 
 def _contender(record: StudyRecord, finalists: FinalistsRecord | None) -> _Contender:
     if record.log is not None:
-        raise IncomparableError(f"study {record.name!r} is a table of past experiments, whose text nobody knows")
+        raise IncomparableError(
+            f"study {record.name!r} is a table of past experiments, whose text is unknown; name one that `hpo run` made"
+        )
     if record.name.endswith(FINALISTS_SUFFIX):
         raise IncomparableError(
             f"study {record.name!r} holds finalists; name {record.name.removesuffix(FINALISTS_SUFFIX)!r}"

@@ -81,7 +81,7 @@ class Measurement:
     seconds: float | None = None  # of training and evaluations, over all processes that worked on the run
     tokens_per_s: float | None = None
     peak_memory_bytes: float | None = None
-    energy_joules: float | None = None  # of its GPU meanwhile, whoever else used it
+    energy_joules: float | None = None  # of its GPU meanwhile, other users of it included
 
 
 @dataclass(frozen=True, kw_only=True)
