@@ -139,7 +139,7 @@ def _check_address(address: str) -> None:
         socket.create_connection((host.strip("[]"), int(port)), CONNECT_S).close()
     except (OSError, OverflowError) as error:
         raise WorkerError(f"no Ray cluster at {address}: {error}") from error
-    probe = [sys.executable, "-m", "ray.scripts.scripts", "health-check", "--address", address]
+    probe = [sys.executable, "-P", "-m", "ray.scripts.scripts", "health-check", "--address", address]
     with contextlib.suppress(subprocess.TimeoutExpired):
         if subprocess.run(probe, capture_output=True, timeout=PROBE_S).returncode == 0:
             return
