@@ -102,7 +102,8 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Place]:
 
 def test_a_study_trains_it_and_goes_on_with_the_same_code_alone(place: Place) -> None:
     launch = place.prepare()
-    assert launch.sweep.record["model"] == {"network": "mine:GatedConvolutions", "digest": digest_of(place)}
+    made_with = dataclasses.asdict(launch.sweep.record.network)  # type: ignore[arg-type]
+    assert made_with == {"network": "mine:GatedConvolutions", "digest": digest_of(place)}
     order = dataclasses.replace(launch.workers[0][0], threads=1)
     work(order, Silent())
     (trial,) = launch.sweep.study.get_trials()
