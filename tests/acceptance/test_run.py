@@ -359,10 +359,9 @@ def assert_interrupted(place: Place, code: int, out: str, err: str) -> None:
     assert "run again to go on" in out
     assert "Traceback" not in out + err
     assert len(place.optuna_study().trials) >= 2
-    started = time.monotonic()
+    assert place.sweep().slots.counts(4).leased == 0, "the next run need not wait until a lease expires"
     last = place.run("--trials", "4", "--workers", "2")
     assert last.code == 0, last.err
-    assert time.monotonic() - started < 60, "released leases are taken over at once"
     place.assert_exact(4)
 
 
@@ -371,7 +370,7 @@ def test_ctrl_c_in_a_terminal_loses_nothing(place: Place) -> None:
     process = place.start_run("--trials", "4", "--workers", "2")
     place.wait_for_trials(2)
     os.killpg(process.pid, signal.SIGINT)  # a terminal sends it to the workers too
-    out, err = process.communicate(timeout=60)
+    out, err = process.communicate(timeout=200)
     assert_interrupted(place, process.returncode, out, err)
 
 
@@ -415,7 +414,7 @@ def test_a_stop_reaches_all_workers_and_a_later_run_goes_on(place: Place) -> Non
     assert stopped.code == 0, stopped.err
     assert "no worker is left" in stopped.out
     for process in (first, second):
-        out, err = process.communicate(timeout=60)
+        out, err = process.communicate(timeout=200)
         assert process.returncode == 0, err
         assert "hpo stop" in out
         assert "run again to go on" in out
@@ -580,7 +579,7 @@ def test_the_dashboard_serves_the_studies_on_loopback(finished: Place) -> None:
         refused(finished.hpo("dashboard", "--port", port), f"port {port} is taken")
     finally:
         process.send_signal(signal.SIGINT)
-        out, err = process.communicate(timeout=20)
+        out, err = process.communicate(timeout=200)
     assert process.returncode == 0, err
     assert "Traceback" not in out + err
 
