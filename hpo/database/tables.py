@@ -1,4 +1,7 @@
-"""The tables of our own beside Optuna's, in the same database: their columns, their version, and its migrations."""
+"""The tables of our own beside Optuna's, in the same database: their columns, their version, and its migrations.
+
+Four columns are stored under a former name, so that programs of both names can work on one study at the same time.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 from hpo.database.optuna_private import STUDIES
 from hpo.errors import StorageError
 
-VERSION = 3
+VERSION = 2
 
 metadata = sa.MetaData()
 slots = sa.Table(
@@ -22,18 +25,21 @@ slots = sa.Table(
     sa.Column("number", sa.Integer, primary_key=True),
     sa.Column("state", sa.String(16), nullable=False, default="open"),  # open, leased, finishing, done
     sa.Column("owner", sa.String(200)),
-    sa.Column("fencing_token", sa.Integer, nullable=False, default=0),  # of the newest lease
+    sa.Column("epoch", sa.Integer, key="fencing_token", nullable=False, default=0),  # of the newest lease
     sa.Column("expires_at", sa.Double),  # seconds since 1970 on the database's clock
     sa.Column("trial_number", sa.Integer),
-    sa.Column("crash_count", sa.Integer, nullable=False, default=0),  # of leases over this trial, in a row
-    sa.Column("result", sa.Text),  # JSON of a TrialResult, from `finishing` on
+    sa.Column(
+        "deaths", sa.Integer, key="crash_count", nullable=False, default=0
+    ),  # of leases over this trial, in a row
+    sa.Column("outcome", sa.Text, key="result"),  # JSON of a TrialResult, from `finishing` on
 )
 studies = sa.Table(
     "hpo_studies",
     metadata,
     sa.Column("study_id", sa.Integer, primary_key=True),
     sa.Column("record", sa.Text, nullable=False),  # JSON of a StudyRecord
-    sa.Column("stop_requests", sa.Integer, nullable=False, server_default="0"),  # how often `hpo stop` was called
+    # how often `hpo stop` was called
+    sa.Column("stops", sa.Integer, key="stop_requests", nullable=False, server_default="0"),
 )
 versions = sa.Table("hpo_schema", metadata, sa.Column("version", sa.Integer, primary_key=True, autoincrement=False))
 
@@ -66,7 +72,7 @@ def version(engine: sa.Engine) -> int | None:
     if not {slots.name, studies.name} <= present:  # or another process is creating them right now
         return None
     columns = {column["name"] for column in inspector.get_columns(studies.name)}
-    return 1 if columns == {"study_id", "record"} else 2 if "stops" in columns else VERSION
+    return 2 if "stops" in columns else 1
 
 
 def check(engine: sa.Engine) -> bool:
@@ -114,19 +120,7 @@ def _count_stops(connection: sa.Connection) -> None:
     )
 
 
-def _rename_columns(connection: sa.Connection) -> None:
-    """2 to 3: the glossary's words."""
-    renamed = (
-        ("hpo_slots", "epoch", "fencing_token"),
-        ("hpo_slots", "deaths", "crash_count"),
-        ("hpo_slots", "outcome", "result"),
-        ("hpo_studies", "stops", "stop_requests"),
-    )
-    for table, old, new in renamed:
-        _operations(connection).alter_column(table, old, new_column_name=new)
-
-
-_MIGRATIONS: Mapping[int, Callable[[sa.Connection], None]] = {1: _count_stops, 2: _rename_columns}
+_MIGRATIONS: Mapping[int, Callable[[sa.Connection], None]] = {1: _count_stops}
 
 
 def _operations(connection: sa.Connection) -> Any:
@@ -135,6 +129,11 @@ def _operations(connection: sa.Connection) -> Any:
     from alembic.operations import Operations
 
     return Operations(MigrationContext.configure(connection))
+
+
+def by_key(table: sa.Table, row: sa.Row[Any]) -> dict[str, Any]:
+    """A row of a table under the names that code has for its columns."""
+    return {column.key: row._mapping[column] for column in table.columns}
 
 
 def upsert(dialect: sa.Dialect, table: sa.Table, *, keys: Sequence[str], values: Sequence[str]) -> Any:

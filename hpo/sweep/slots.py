@@ -122,16 +122,17 @@ class Slots:
                 connection.execute(self._give_back(owner, crashed=False))
             return connection.execute(take).one_or_none()
 
-        row = self.database.transaction(take_one)
-        if row is None:
+        taken = self.database.transaction(take_one)
+        if taken is None:
             return None
+        row = tables.by_key(tables.slots, taken)
         return Lease(
-            slot=row.number,
+            slot=row["number"],
             owner=owner,
-            fencing_token=row.fencing_token,
-            trial_number=row.trial_number,
-            crash_count=row.crash_count,
-            result=None if row.result is None else TrialResult.from_json(row.result),
+            fencing_token=row["fencing_token"],
+            trial_number=row["trial_number"],
+            crash_count=row["crash_count"],
+            result=None if row["result"] is None else TrialResult.from_json(row["result"]),
         )
 
     def _free(self, total: int | None, begin_new: bool) -> sa.ScalarSelect[int]:
@@ -159,7 +160,7 @@ class Slots:
                 expires_at=self._now + self.lease_s,
                 crash_count=_slots.crash_count + sa.case((_slots.state == "leased", 1), else_=0),
             )
-            .returning(_slots.number, _slots.fencing_token, _slots.trial_number, _slots.crash_count, _slots.result)
+            .returning(*tables.slots.c)
         )
 
     def renew(self, lease: Lease) -> bool:

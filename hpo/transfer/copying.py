@@ -85,7 +85,7 @@ def _read(source: Database, name: str) -> _Original:
     if record is not None:
         mine = sa.select(tables.slots).where(tables.slots.c.study_id == study_id)
         with source.engine.connect() as connection:
-            rows = [dict(row) for row in connection.execute(mine).mappings()]
+            rows = [tables.by_key(tables.slots, row) for row in connection.execute(mine)]
     return _Original(
         name=name,
         directions=study.directions,

@@ -104,7 +104,7 @@ def test_an_older_version_is_refused_and_left_as_it_is(old: Database) -> None:
         lambda: StudyRow(old, 1).record(),
         lambda: create_sweep(old, make_record(spec)),
     ):
-        is_refused(work, "older schema 1; `hpo storage upgrade` brings it to 3")
+        is_refused(work, "older schema 1; `hpo storage upgrade` brings it to 2")
     assert contents(old) == before
 
 
@@ -116,8 +116,8 @@ def test_tables_of_an_older_version_are_not_taken_for_new_ones(old: Database) ->
 def test_a_newer_version_is_refused(url: str) -> None:
     with opened(url) as database:
         make_sweep(database, name="toy")
-        run(database, "UPDATE hpo_schema SET version = 4")
-        is_refused(lambda: open_sweep(database, "toy"), "newer schema 4; this version of the program reads 3")
+        run(database, "UPDATE hpo_schema SET version = 3")
+        is_refused(lambda: open_sweep(database, "toy"), "newer schema 3; this version of the program reads 2")
 
 
 # ---------------------------------------------------------------------------------------------- upgrade
@@ -125,11 +125,11 @@ def test_a_newer_version_is_refused(url: str) -> None:
 
 def test_an_upgraded_study_goes_on(old: Database, url: str) -> None:
     before = contents(old)
-    assert upgrade(url) == ["slots: 1 → 3"]
+    assert upgrade(url) == ["slots: 1 → 2"]
     sweep = open_sweep(old, "toy")
     after = contents(old)
     assert {name: rows for name, rows in after.items() if rows != before.get(name)} == {
-        "hpo_schema": [(3,)],
+        "hpo_schema": [(2,)],
         "hpo_studies": [(*row, 0) for row in before["hpo_studies"]],
     }
     assert sweep.slots.counts(None) == SlotCounts(done=1, leased=1, open=1)
@@ -151,25 +151,25 @@ def test_upgrading_twice_changes_nothing(old: Database, url: str) -> None:
 
 def test_an_upgrade_that_was_interrupted_is_completed(old: Database, url: str) -> None:
     run(old, "ALTER TABLE hpo_studies ADD COLUMN stops INTEGER DEFAULT 0 NOT NULL")  # as far as version 2, unmarked
-    assert tables.version(old.engine) == 2
-    assert upgrade(url) == ["slots: 2 → 3"]
-    assert contents(old)["hpo_schema"] == [(3,)]
     assert open_sweep(old, "toy").row.stop_requests() == 0
+    upgrade(url)
+    assert contents(old)["hpo_schema"] == [(2,)]
 
 
 def test_an_upgrade_that_fails_changes_nothing(old: Database, url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    rename = tables._MIGRATIONS[2]
+    migrate = tables._MIGRATIONS[1]
 
     def fail(connection: sa.Connection) -> None:
-        rename(connection)
+        migrate(connection)
         raise RuntimeError("in the middle")
 
-    monkeypatch.setattr(tables, "_MIGRATIONS", {**tables._MIGRATIONS, 2: fail})
+    before = contents(old)
+    monkeypatch.setattr(tables, "_MIGRATIONS", {1: fail})
     with pytest.raises(RuntimeError, match="in the middle"):
         upgrade(url)
-    assert tables.version(old.engine) == 2, "the first step is whole, the second is undone"
+    assert contents(old) == before
     monkeypatch.undo()
-    assert upgrade(url) == ["slots: 2 → 3"]
+    assert upgrade(url) == ["slots: 1 → 2"]
 
 
 def test_an_upgrade_adds_nothing_to_a_database_of_plain_optuna(url: str) -> None:
@@ -184,7 +184,7 @@ def test_optuna_s_older_tables_are_upgraded_too(old: Database, url: str) -> None
     run(old, "DROP INDEX ix_trials_study_id")
     run(old, "UPDATE alembic_version SET version_num = 'v3.0.0.d'")
     is_refused(lambda: open_database(url, create=False), "no longer compatible with the table schema")
-    assert upgrade(url) == [f"Optuna's tables: v3.0.0.d → {OPTUNA_NOW}", "slots: 1 → 3"]
+    assert upgrade(url) == [f"Optuna's tables: v3.0.0.d → {OPTUNA_NOW}", "slots: 1 → 2"]
     with opened(url) as database:
         assert open_sweep(database, "toy").slots.counts(None).done == 1
 
@@ -193,7 +193,7 @@ def test_optuna_s_older_tables_are_upgraded_too(old: Database, url: str) -> None
     ("change", "words"),
     [
         ("UPDATE alembic_version SET version_num = 'v9.0.0.a'", "newer version v9.0.0.a"),
-        ("UPDATE hpo_schema SET version = 4", "newer schema 4"),
+        ("UPDATE hpo_schema SET version = 3", "newer schema 3"),
     ],
 )
 def test_what_a_newer_version_made_is_not_upgraded(url: str, change: str, words: str) -> None:
@@ -222,7 +222,7 @@ def test_the_command_says_what_it_did(old: Database, url: str) -> None:
     run(old, "UPDATE alembic_version SET version_num = 'v3.0.0.d'")
     said = [CliRunner().invoke(app, ["storage", "upgrade", "--storage", url]).stdout for _ in range(2)]
     first, second = said
-    assert first == f"Optuna's tables: v3.0.0.d → {OPTUNA_NOW}\nslots: 1 → 3\n"
+    assert first == f"Optuna's tables: v3.0.0.d → {OPTUNA_NOW}\nslots: 1 → 2\n"
     assert second == "nothing to do: its tables are of this version\n"
 
 

@@ -82,17 +82,17 @@ LONGEST_S = 900.0  # of a campaign that does not end
 TRIGGERS = {
     "chaos_reports": (
         "AFTER INSERT OR UPDATE ON trial_intermediate_values",
-        "SELECT NEW.trial_id, NEW.step, NEW.intermediate_value, s.fencing_token, s.state FROM trials t JOIN hpo_slots s"
+        "SELECT NEW.trial_id, NEW.step, NEW.intermediate_value, s.epoch, s.state FROM trials t JOIN hpo_slots s"
         " ON s.study_id = t.study_id AND s.trial_number = t.number WHERE t.trial_id = NEW.trial_id",
     ),
     "chaos_ends": (
         "AFTER UPDATE ON trials",
-        "SELECT NEW.trial_id, 0, 0.0, s.fencing_token, s.state FROM hpo_slots s WHERE s.study_id = NEW.study_id"
+        "SELECT NEW.trial_id, 0, 0.0, s.epoch, s.state FROM hpo_slots s WHERE s.study_id = NEW.study_id"
         " AND s.trial_number = NEW.number AND OLD.state = 'RUNNING' AND NEW.state <> 'RUNNING'",
     ),
     "chaos_slots": (
         "AFTER UPDATE ON hpo_slots",
-        "SELECT NEW.number, 0, 0.0, NEW.fencing_token, NEW.state WHERE OLD.state <> 'done' AND NEW.state = 'done'",
+        "SELECT NEW.number, 0, 0.0, NEW.epoch, NEW.state WHERE OLD.state <> 'done' AND NEW.state = 'done'",
     ),
 }
 

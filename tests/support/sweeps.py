@@ -138,17 +138,18 @@ def contents(database: Database) -> dict[str, list[tuple[Any, ...]]]:
 
 def slot_row(database: Database, study_id: int, slot: int) -> dict[str, Any]:
     """One slot as it is stored."""
-    query = sa.text("SELECT * FROM hpo_slots WHERE study_id = :study AND number = :slot")
+    columns = tables.slots.c
+    query = sa.select(tables.slots).where(columns.study_id == study_id, columns.number == slot)
     with database.engine.connect() as connection:
-        return dict(connection.execute(query, {"study": study_id, "slot": slot}).mappings().one())
+        return tables.by_key(tables.slots, connection.execute(query).one())
 
 
 def set_slot(database: Database, study_id: int, slot: int, **values: Any) -> None:
     """Change a slot behind everybody's back."""
-    changes = ", ".join(f"{name} = :{name}" for name in values)
-    query = sa.text(f"UPDATE hpo_slots SET {changes} WHERE study_id = :study AND number = :slot")
+    columns = tables.slots.c
+    change = tables.slots.update().where(columns.study_id == study_id, columns.number == slot)
     with database.engine.begin() as connection:
-        connection.execute(query, {**values, "study": study_id, "slot": slot})
+        connection.execute(change.values(**values))
 
 
 def lost_connection(engine: sa.Engine) -> Exception:
