@@ -2,7 +2,7 @@
 
 python benchmarks/projection.py --data PATH                          # two minutes: PATH holds public curves as *.jsonl
 python benchmarks/projection.py --data PATH --fresh FOLDER/runs.jsonl    # also runs that no reference run is like
-python benchmarks/projection.py --calibrate                          # rewrites reports/calibration.json
+python benchmarks/projection.py --calibrate                          # rewrites the calibration that is shipped
 
 Each source weighs alike. The scales that a source is projected with are measured on the others alone, and so is the
 library; with siblings, other curves of its own source are given. The replay asks what was to be expected of a run whose

@@ -5,8 +5,8 @@ python benchmarks/reference_runs.py --data PATH --folder runs/fresh --fresh    #
 
 PATH holds WikiText-2. Each run reads a stretch of its training text, or all of it, again and again, and is evaluated
 after each pass on the same stretch of its validation text. A run that was interrupted goes on from its last pass; the
-same command again continues, or writes what is done. The reference runs go to reports/reference_runs.jsonl, a line
-each; with `--fresh` other configurations on other stretches of text, to FOLDER/runs.jsonl: no reference run shares a
+same command again continues, or writes what is done. The reference runs go to the library that is shipped, a line each;
+with `--fresh` other configurations on other stretches of text, to FOLDER/runs.jsonl: no reference run shares a
 configuration with them, and none but that on the whole text a stretch. Runs on much text have one seed, for their time.
 """
 

@@ -1,4 +1,7 @@
-"""What ends a run before its total: Ctrl-C, a signal, a time limit, a fault."""
+"""What ends a run before its total: Ctrl-C, a signal, a time limit, a fault.
+
+`hpo stop` is not here: it asks through the database (`hpo.sweep.study_row`).
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Why may this study not go on here? The one place that answers.
+"""Whether new trials would compare with those that a study has: the one place that decides.
+
+Whether a study can be opened at all is decided before: by `hpo.database` (tables), `hpo.sweep.record` (its record) and
+`hpo.sweep.sweep` (made by another program, deleted).
 
 A study's trials are ranked together, so each must have been trained from the same study file, with the same meaning of
 its values, on the same text under the same tokenizer, and by the same network code.
@@ -20,7 +23,7 @@ if TYPE_CHECKING:
 
 
 def check_compatible(record: StudyRecord, spec: StudySpec | None = None, corpus: TokenizedCorpus | None = None) -> None:
-    """Refuse to work on a study in whose place another would be trained here.
+    """Refuse to continue a study whose trials would not compare with new ones.
 
     Args:
         record: of the study.
@@ -67,9 +70,9 @@ def _check_semantics(record: StudyRecord) -> None:
         differences = [f"runs were of version {then.semantics_version}, are of {SEMANTICS_VERSION}"]
     if differences:
         raise StudyError(
-            f"study {record.spec.name!r} was made when equal values trained a different run: "
-            f"{'; '.join(differences[:3])}; its trials would not compare with new ones: give the new study another "
-            "name, or use the version that made it"
+            f"study {record.spec.name!r} was made by a version that trained these values differently "
+            f"({'; '.join(differences[:3])}); new trials would not compare: give the new study another name, or use "
+            "the version that made it"
         )
 
 

@@ -20,7 +20,7 @@ def load_text(
     """The study's text in tokens: from `--data`, else from where an existing study has it, else as its file says."""
     recorded = None if record is None else record.corpus.source
     try:
-        text = load_corpus(str(data or recorded or spec.text.corpus), home.cache / "corpora", announce)
+        text = load_corpus(str(data or recorded or spec.text.corpus), home.corpora, announce)
     except CorpusError as error:
         if data is not None or recorded is None:
             raise

@@ -129,7 +129,7 @@ def _spec(content: Mapping[str, Any]) -> StudySpec:
         made_by = content.get("versions", {}).get("hpo", "unknown")
         name = content["spec"].get("name")
         raise StudyError(
-            f"study {name!r} was made by version {made_by} of this program, which alone reads it"
+            f"study {name!r} was made by version {made_by} of this program; only that version can read it"
         ) from error
 
 

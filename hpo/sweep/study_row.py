@@ -76,7 +76,10 @@ class StudyRow:
         return self.database.transaction(lambda connection: connection.scalar(mine)) or 0
 
     def request_stop(self) -> None:
-        """Ask all workers that have started, on every machine, to leave at their next evaluation."""
+        """Ask all workers that have started, on every machine, to leave at their next evaluation.
+
+        They see it when they renew their lease, every ten seconds.
+        """
         count = tables.studies.update().where(_studies.study_id == self.study_id)
         raised = count.values(stop_requests=_studies.stop_requests + 1)
         self.database.transaction(lambda connection: connection.execute(raised))

@@ -232,7 +232,7 @@ def find_sweep(database: Database, name: str, lease_s: float = LEASE_S) -> Sweep
     if STUDY_TABLE in study.user_attrs:
         raise StudyError(f"study {name!r} is a table of past experiments, which nothing can run; `hpo report` reads it")
     if stored is None:
-        raise StudyError(f"study {name!r} was made by another program, which alone can run it; name another")
+        raise StudyError(f"study {name!r} was made by another program; only that program can run it; name another")
     return Sweep(database, study, study_id, StudyRecord.from_json(stored), lease_s)
 
 

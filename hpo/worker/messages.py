@@ -19,7 +19,7 @@ from hpo_model.config import Scalar
 if TYPE_CHECKING:
     from hpo_model.training.history import Evaluation
 
-# After so many crashes without progress a trial is taken to be the cause and fails.
+# After so many crashes without progress a trial is taken to be the cause: outcome `failed`, Optuna's state PRUNED.
 MAX_CRASHES = 5
 # After so many failed trials in a row the fault is taken to be the machine's or the program's.
 MAX_FAILURES_IN_A_ROW = 3

@@ -425,8 +425,8 @@ def test_a_study_whose_values_meant_something_else_is_refused_and_nothing_is_cha
     before = place.stored()
     for ask, request in ((place.prepare, {"trials": 20}), (place.join, {})):
         assert place.refusal(StudyError, ask, **request) == (
-            f"study 'small' was made when equal values trained a different run: {difference}; its trials would not "
-            "compare with new ones: give the new study another name, or use the version that made it"
+            f"study 'small' was made by a version that trained these values differently ({difference}); new trials "
+            "would not compare: give the new study another name, or use the version that made it"
         )
     assert place.stored() == before
 

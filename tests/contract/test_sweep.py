@@ -636,7 +636,7 @@ def test_another_program_s_study_is_refused(empty: Database, ours_first: bool) -
         make_sweep(empty)
     optuna.create_study(storage=empty.storage, study_name="theirs").optimize(lambda trial: 1.0, n_trials=1)
     for opening in (find_sweep, open_sweep):
-        with pytest.raises(StudyError, match="study 'theirs' was made by another program, which alone can run it"):
+        with pytest.raises(StudyError, match="'theirs' was made by another program; only that program can run it"):
             opening(empty, "theirs")
     assert load_study(empty, "theirs").best_value == 1.0
 

@@ -141,7 +141,7 @@ def test_there_and_back_a_study_is_the_same(url: str, source: Database, new_url:
     assert trials[2].constraints == {"diverged": 1.0}
     assert trials[4].intermediate_values == {1: 5.0, 3: float("inf")}
     assert "completed_rung_0" in trials[4].system_attrs
-    assert [row["deaths"] for row in slots(source, "toy")] == [0, 0, 0, 0, 1, 0, 1, 1, 0]
+    assert [row["crash_count"] for row in slots(source, "toy")] == [0, 0, 0, 0, 1, 0, 1, 1, 0]
 
 
 def attributes(study: optuna.Study) -> dict[str, Any]:

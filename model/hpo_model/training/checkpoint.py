@@ -61,6 +61,7 @@ def restore_run(run: Run, path: Path) -> int:
     content = load_checkpoint(path, run.device)
     for what, expected in _identity(run).items():
         if content.get("identity", {}).get(what) != expected:
+            what = "configuration" if what == "run" else what
             raise CheckpointError(f"{path}: written by a run with another {what}; it cannot be continued here")
     try:
         run.network.load_state_dict(content["network"])
@@ -104,7 +105,10 @@ def load_history(path: Path, device: str | None = None) -> tuple[Evaluation, ...
             f"{path}: written on {written_on}, which {device} cannot continue exactly; go on there, or move the file "
             "away to start over"
         )
-    return tuple(Evaluation(**evaluation) for evaluation in content["history"])
+    try:
+        return tuple(Evaluation(**evaluation) for evaluation in content["history"])
+    except TypeError as error:
+        raise CheckpointError(f"{path}: its evaluations are of another version of this program ({error})") from error
 
 
 def _identity(run: Run) -> dict[str, str]:

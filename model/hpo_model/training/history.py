@@ -7,7 +7,10 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
-    """The state of a run at one of its milestones. `None` is a value that this run does not have."""
+    """The state of a run at one of its milestones. `None` is a value that this run does not have.
+
+    A field that is added needs a default: older checkpoints lack it.
+    """
 
     milestone: int  # 1 to `Training.evaluations`
     tokens: int  # training tokens read so far

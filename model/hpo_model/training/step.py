@@ -1,4 +1,6 @@
-"""One piece of a batch: the network's forward pass with Φ, and the loss. What is compiled is compiled here.
+"""What one update does with a piece of a batch: the forward pass with Φ, and the loss. The update is `loop.update`.
+
+What is compiled is compiled here.
 
 Shapes: B sequences, T positions, D channels.
 

@@ -92,6 +92,12 @@ def incomplete_table(record: StudyRecord, most: int | None = None) -> Table:
     return _table(cells, incomplete_trials(record)[:most])
 
 
+REPORT_COLUMNS = (
+    *("milestone", "tokens", "step", "epoch", "full_split", "val_ppl", "val_word_ppl", "val_bits_per_byte"),
+    *("train_ppl", "phi", "train_phi", "delta_phi_loss", "seconds", "tokens_per_s", "peak_memory_bytes"),
+)
+
+
 def incomplete_trials(record: StudyRecord) -> list[TrialRecord]:
     """The trials that ended early or go on, by outcome."""
     begun = [trial for trial in record.trials if trial.outcome not in ("complete", "waiting")]
@@ -106,17 +112,13 @@ def trial_table(record: StudyRecord, comparison: TrialComparison) -> Table:
         be compared with those of a complete trial.
     """
     names = dict.fromkeys(name for trial in record.trials for name in trial.parameters)
-    measured = (
-        "milestone, tokens, step, epoch, full_split, val_ppl, val_word_ppl, val_bits_per_byte, train_ppl, phi, "
-        "train_phi, delta_phi_loss, seconds, tokens_per_s, peak_memory_bytes"
-    )
     cells: dict[str, Cell] = {
         "number": lambda trial: trial.number,
         "slot": lambda trial: trial.slot,
         "role": lambda trial: trial.role,
         "outcome": lambda trial: trial.outcome,
         **_objectives(record),
-        **_measured(measured.split(", ")),
+        **_measured(REPORT_COLUMNS),
         "verdict": lambda trial: _standing(comparison, trial),
         "percent_vs_baseline": lambda trial: _percent(comparison, trial),
         **_parameters(names),

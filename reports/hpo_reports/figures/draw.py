@@ -1,4 +1,4 @@
-"""A study as interactive figures, drawn from what `figure_data` computes.
+"""A study as interactive figures, drawn from what `figures.data` computes.
 
 Points are drawn as SVG, not by WebGL: browsers allow a page about sixteen WebGL figures and blank the others. Lists are
 handed to Plotly as lists: from arrays it makes a binary form that older readers of the figures, dashboards among them,

@@ -1,7 +1,9 @@
 """The names under which facts are stored with studies and trials, and what is stored there.
 
-Each is declared here once; what writes it and what reads it import it. All but the suffix are user attributes of Optuna
-and hold JSON. A stored name never changes: studies of earlier versions have it.
+Each is declared here once; what writes it and what reads it import it. All but the suffix are attributes of Optuna's
+studies and trials and hold JSON: user attributes, except `hpo:published`, which is a system attribute. The keys of
+Optuna's own attributes are in `hpo.database.optuna_private`. A stored name never changes: studies of earlier versions
+have it.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""An Optuna study as frozen records. With `finalists.records` the only room of the reports that knows Optuna.
+"""An Optuna study as frozen records. Only the modules of `records` read Optuna's studies.
 
 What `hpo run` writes into a study's and a trial's user attributes is read here; a study that plain Optuna made has
 none of it, and then the fields are None.
