@@ -110,17 +110,8 @@ def open_database(url: str, *, create: bool, retry: RetryPolicy = NO_RETRY) -> D
     """
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     with storage_errors(url):
-        parsed = with_driver(parse_url(url))
-        if parsed.get_backend_name() not in ("sqlite", "postgresql"):
-            raise StorageError(f"{masked(url)}: only SQLite and PostgreSQL hold studies")
-        if parsed.get_backend_name() == "sqlite":
-            _check_sqlite_file(parsed, create)
-        elif parsed.get_driver_name() != "psycopg":
-            raise StorageError(f"{masked(url)}: the driver for PostgreSQL is psycopg: postgresql+psycopg://…")
-        try:
-            storage = retry.call(lambda: _open(parsed, create))
-        except ImportError as error:  # the driver is broken; beyond this line an import error is not the database's
-            raise StorageError(f"{masked(url)}: {error}") from error
+        parsed = _checked(url, create)
+        storage = retry.call(lambda: _open(parsed, create))
         path = sqlite_file(parsed)
         return Database(
             storage=RetryingStorage(optuna_private.cached(storage), retry),
@@ -129,6 +120,18 @@ def open_database(url: str, *, create: bool, retry: RetryPolicy = NO_RETRY) -> D
             retry=retry,
             file=None if path is None else (path, path.stat().st_ino),
         )
+
+
+def _checked(url: str, create: bool) -> sa.URL:
+    """The parts of a URL that names a database for studies, whose driver is there."""
+    parsed = with_driver(parse_url(url))
+    if parsed.get_backend_name() not in ("sqlite", "postgresql"):
+        raise StorageError(f"{masked(url)}: only SQLite and PostgreSQL hold studies")
+    if parsed.get_backend_name() == "sqlite":
+        _check_sqlite_file(parsed, create)
+    elif parsed.get_driver_name() != "psycopg":
+        raise StorageError(f"{masked(url)}: the driver for PostgreSQL is psycopg: postgresql+psycopg://…")
+    return parsed
 
 
 def _open(parsed: sa.URL, create: bool) -> RDBStorage:
@@ -154,9 +157,7 @@ def upgrade(url: str) -> list[str]:
         StorageError: the database cannot be used, or was made by a newer version.
     """
     with storage_errors(url):
-        parsed = with_driver(parse_url(url))
-        if parsed.get_backend_name() == "sqlite":
-            _check_sqlite_file(parsed, create=False)
+        parsed = _checked(url, create=False)
         named, options = parsed.render_as_string(hide_password=False), _engine_options(parsed)
         _check_tables(named, options, create=False)
         storage = RDBStorage(named, engine_kwargs=options, skip_compatibility_check=True, skip_table_creation=True)
@@ -168,6 +169,7 @@ def upgrade(url: str) -> list[str]:
             if ours is not None and ours > tables.VERSION:
                 tables.check(storage.engine)
             storage.upgrade()
+            logging.getLogger("alembic").setLevel(logging.WARNING)  # which Optuna's environment has set back
             tables.upgrade(storage.engine)
             changes = {
                 "Optuna's tables": (theirs, storage.get_current_version()),

@@ -17,6 +17,8 @@ from hpo.errors import StorageError
 
 VERSION = 2
 
+_UPGRADE_LOCK = 7_105_903_514  # any number that no other program locks
+
 metadata = sa.MetaData()
 slots = sa.Table(
     "hpo_slots",
@@ -62,11 +64,15 @@ def create(engine: sa.Engine) -> None:
 
 def version(engine: sa.Engine) -> int | None:
     """Version of the tables in a database; None where there are none yet."""
-    inspector = sa.inspect(engine)
+    with engine.connect() as connection:
+        return _version(connection)
+
+
+def _version(connection: sa.Connection) -> int | None:
+    inspector = sa.inspect(connection)
     present = set(inspector.get_table_names())
     if versions.name in present:
-        with engine.connect() as connection:
-            stored: int | None = connection.scalar(sa.select(sa.func.max(versions.c.version)))
+        stored: int | None = connection.scalar(sa.select(sa.func.max(versions.c.version)))
         if stored is not None:
             return stored
     if not {slots.name, studies.name} <= present:  # or another process is creating them right now
@@ -99,18 +105,28 @@ def delete_orphans(engine: sa.Engine) -> None:
 
 def upgrade(engine: sa.Engine) -> None:
     """Bring the tables of an older version to this one; once more changes nothing."""
-    found = version(engine)
-    if found is None:
+    if version(engine) is None:
         return
-    for old in range(found, VERSION):
-        with engine.begin() as connection:
-            if connection.dialect.name == "sqlite":
-                connection.exec_driver_sql("BEGIN IMMEDIATE")  # which its driver leaves out before CREATE and ALTER
-            connection.execute(sa.schema.CreateTable(versions, if_not_exists=True))
-            _MIGRATIONS[old](connection)
-            connection.execute(versions.delete())
-            connection.execute(versions.insert().values(version=old + 1))
+    while _upgrade_once(engine):
+        pass
     create(engine)
+
+
+def _upgrade_once(engine: sa.Engine) -> bool:
+    """Run the next migration, if there is one; of two processes that do so at once one waits and finds it done."""
+    with engine.begin() as connection:
+        if connection.dialect.name == "sqlite":
+            connection.exec_driver_sql("BEGIN IMMEDIATE")  # which its driver leaves out before CREATE and ALTER
+        else:
+            connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_UPGRADE_LOCK)))
+        found = _version(connection)
+        if found is None or found >= VERSION:
+            return False
+        connection.execute(sa.schema.CreateTable(versions, if_not_exists=True))
+        _MIGRATIONS[found](connection)
+        connection.execute(versions.delete())
+        connection.execute(versions.insert().values(version=found + 1))
+        return True
 
 
 def _count_stops(connection: sa.Connection) -> None:

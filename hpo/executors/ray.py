@@ -30,7 +30,7 @@ from hpo_model.errors import ModelError
 
 LISTEN_S = 0.25  # for which a worker waits for something to tell before it answers
 ROOM_S = 20.0  # without an answer from a new worker, after which it is said that it waits for room
-LONGEST_WORDS = 300  # characters of Ray's on a death
+MAX_REASON_CHARACTERS = 300  # characters of Ray's on a death
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -275,4 +275,4 @@ def _words(error: Exception) -> str:
     text = re.sub(r"(?m)^\t(class_name|actor_id|pid|name|namespace|ip): .*$", "", str(error))
     if getattr(error, "actor_init_failed", False):
         text = text.strip().splitlines()[-1]  # of a traceback
-    return textwrap.shorten(text, LONGEST_WORDS, placeholder=" …")
+    return textwrap.shorten(text, MAX_REASON_CHARACTERS, placeholder=" …")

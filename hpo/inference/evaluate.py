@@ -30,7 +30,7 @@ Split = Literal["valid", "test"]
 AS_IT_IS = Sampling()  # temperature 1, nothing cut: what the network has learned, not what decoding makes of it
 GREEDY = Sampling(temperature=0)
 STEPS_AT_ONCE = 16  # tokens between two counts of words
-MOST_TOKENS_PER_WORD = 22  # no word is longer, in bytes; see model/hpo_model/generation/quality.py
+MAX_TOKENS_PER_WORD = 22  # no word is longer, in bytes; see model/hpo_model/generation/quality.py
 
 logger = logging.getLogger(__name__)
 
@@ -207,7 +207,7 @@ class _Measured:
         tokenizer = self.trained.tokenizer
         room = self.trained.config.architecture.sequence_length // 2
         prompts = [[tokenizer.start_id, *tokenizer.encode(context)[-room:]] for context in cut.contexts]
-        rules = rules_for(tokenizer, cut.words * MOST_TOKENS_PER_WORD)
+        rules = rules_for(tokenizer, cut.words * MAX_TOKENS_PER_WORD)
         texts: list[list[int]] = [[] for _ in prompts]
         drawn = sample(self.trained.network, prompts, sampling, banned=rules.banned, numbers=range(len(prompts)))
         for count, tokens in enumerate(drawn, start=1):

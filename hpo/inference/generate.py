@@ -25,7 +25,7 @@ from hpo_model.generation.sampling import (
 from hpo_model.generation.trained import Trained
 
 ROWS_AT_ONCE = 64  # texts side by side
-MOST_SAMPLES = 10_000
+MAX_SAMPLES = 10_000
 DEFAULTS = {"temperature": 0.8, "top_p": 0.95}  # a little tamer than the network is; see docs/generation.md
 DRAWING = ("temperature", "top_k", "top_p", "min_p", "seed")  # what beam search has no use for
 
@@ -42,8 +42,8 @@ class GenerateRequest:
     phi: bool = False  # tell Φ of each step
 
     def __post_init__(self) -> None:
-        if not 1 <= self.samples <= MOST_SAMPLES:
-            raise UsageError(f"--samples must be between 1 and {MOST_SAMPLES}, got {self.samples}")
+        if not 1 <= self.samples <= MAX_SAMPLES:
+            raise UsageError(f"--samples must be between 1 and {MAX_SAMPLES}, got {self.samples}")
         if self.beams < 0:
             raise UsageError(f"--beams must be 0 (sampling) or more, got {self.beams}")
         if self.beams and self.samples > self.beams:

@@ -92,6 +92,30 @@ def _is_multiple(distance: float, step: float | None) -> bool:
     return step is None or abs(distance / step - round(distance / step)) < 1e-9
 
 
+def with_present_names(content: Mapping[str, Any], note: Callable[[str, str], None] = lambda old, new: None) -> Any:
+    """A study file's content, or that of a profile, with present names in place of former ones.
+
+    Args:
+        content: sections and values by name.
+        note: called with the former and the present name of each value that has a former one.
+
+    Raises:
+        ValueError: both names are given.
+    """
+    renamed = dict(content)
+    for (section, old), new in FORMER_NAMES.items():
+        holder = renamed if section is None else renamed.get(section)
+        if not isinstance(holder, dict) or old not in holder:
+            continue
+        if new in holder:
+            raise ValueError(f"{old} is the former name of {new}: give one of them")
+        changed = {new if name == old else name: value for name, value in holder.items()}
+        renamed = changed if section is None else {**renamed, section: changed}
+        place = "" if section is None else f"{section}."
+        note(f"{place}{old}", f"{place}{new}")
+    return renamed
+
+
 def role_of(stored: object) -> Role | None:
     """The role of a trial as its attribute says it; earlier versions wrote `known` for `enqueued`."""
     known: dict[object, Role] = {role: role for role in get_args(Role)}
@@ -245,22 +269,8 @@ class StudySpec(_Section):
     @model_validator(mode="before")
     @classmethod
     def _read_former_names(cls, content: Any) -> Any:
-        """Studies and study files of earlier versions have them."""
-        if not isinstance(content, dict):
-            return content
-        renamed = dict(content)
-        for (section, old), new in FORMER_NAMES.items():
-            holder = renamed if section is None else renamed.get(section)
-            if not isinstance(holder, dict) or old not in holder:
-                continue
-            if new in holder:
-                raise ValueError(f"{old} is the former name of {new}: give one of them")
-            changed = {new if name == old else name: value for name, value in holder.items()}
-            if section is None:
-                renamed = changed
-            else:
-                renamed[section] = changed
-        return renamed
+        """The specifications of stored studies have them."""
+        return with_present_names(content) if isinstance(content, dict) else content
 
     @model_validator(mode="before")
     @classmethod

@@ -17,7 +17,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from hpo.errors import StudyFileError
-from hpo.study.spec import FORMER_NAMES, Profile, StudySpec
+from hpo.study.spec import Profile, StudySpec, with_present_names
 
 logger = logging.getLogger(__name__)
 
@@ -63,24 +63,30 @@ def parse_study(text: str, origin: str, profile: Profile) -> StudySpec:
     profiles = content.pop("profile", {})
     if not isinstance(profiles, dict) or not set(profiles) <= {"cpu", "cuda"}:
         raise StudyFileError(f"{origin}: profile: only [profile.cpu] and [profile.cuda] are known")
-    _note_former_names(content, origin)
     for name, override in profiles.items():
         if not isinstance(override, dict):
             raise StudyFileError(f"{origin}: profile.{name}: must be a table, got {override!r}")
         if "profile" in override:
             raise StudyFileError(f"{origin}: profile.{name}.profile: unknown key")
+    content = _renamed(content, origin, "")
+    profiles = {name: _renamed(override, origin, f"profile.{name}.") for name, override in profiles.items()}
     spec = _validated(origin, _merged(content, profiles.get(profile, {})), profile)
     other: Profile = "cuda" if profile == "cpu" else "cpu"  # so that a file that works here works there
     _validated(f"{origin} (profile {other})", _merged(content, profiles.get(other, {})), other)
     return spec
 
 
-def _note_former_names(content: Mapping[str, Any], origin: str) -> None:
-    for (section, old), new in FORMER_NAMES.items():
-        holder = content if section is None else content.get(section)
-        if isinstance(holder, dict) and old in holder:
-            place = "" if section is None else f"{section}."
-            logger.info("%s: %s%s is now called %s%s", origin, place, old, place, new)
+def _renamed(content: Mapping[str, Any], origin: str, place: str) -> dict[str, Any]:
+    """The content with present names; a note for each former one."""
+
+    def note(old: str, new: str) -> None:
+        logger.info("%s: %s%s is now called %s%s", origin, place, old, place, new)
+
+    try:
+        renamed: dict[str, Any] = with_present_names(content, note)
+    except ValueError as error:
+        raise StudyFileError(f"{origin}: {place}{error}") from error
+    return renamed
 
 
 def _validated(origin: str, content: dict[str, Any], profile: Profile) -> StudySpec:

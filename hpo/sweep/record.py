@@ -75,7 +75,10 @@ class StudyRecord:
     stored: str = field(default="", repr=False, compare=False)  # the text that this was read from
 
     def to_dict(self) -> dict[str, Any]:
-        """The content that is stored. Its keys are those of every version of this program."""
+        """The content that is stored. Its keys are those of every version of this program; unknown ones are kept."""
+        return _merged(json.loads(self.stored or "{}"), self._known())
+
+    def _known(self) -> dict[str, Any]:
         return {
             "uid": self.uid,
             "created_at": self.created_at,
@@ -131,6 +134,15 @@ def _spec(content: Mapping[str, Any]) -> StudySpec:
         raise StudyError(
             f"study {name!r} was made by version {made_by} of this program; only that version can read it"
         ) from error
+
+
+def _merged(stored: Mapping[str, Any], known: Mapping[str, Any]) -> dict[str, Any]:
+    """What is known, and beside it what a newer version of this program has stored."""
+    content = {**stored, **known}
+    for name in ("corpus", "tokenizer", "model", "meaning"):
+        if isinstance(stored.get(name), dict) and isinstance(known.get(name), dict):
+            content[name] = {**stored[name], **known[name]}
+    return content
 
 
 def _facts(kind: type[Any], content: Mapping[str, Any]) -> Any:

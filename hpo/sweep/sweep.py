@@ -66,7 +66,10 @@ class Sweep:
         except KeyError:
             found = None
         if found != self.study_id:
-            raise StudyError(f"study {self.spec.name!r} was deleted meanwhile: nothing is left to work on") from None
+            raise self._deleted() from None
+
+    def _deleted(self) -> StudyError:
+        return StudyError(f"study {self.spec.name!r} was deleted meanwhile: nothing is left to work on")
 
     # ------------------------------------------------------------------------------------------------- record
 
@@ -75,15 +78,18 @@ class Sweep:
 
         Args:
             change: the record wanted, given the one that stands.
+
+        Raises:
+            StudyError: the study was deleted meanwhile.
         """
         while True:
-            wanted = change(self.record)
-            if wanted == self.record:
+            standing = self.row.record()
+            if standing is None or standing.uid != self.uid:  # SQLite may have given the id to another study
+                raise self._deleted()
+            wanted = change(standing)
+            if wanted == standing or self.row.revise(standing, wanted):
                 break
-            stored = self.row.revise(self.record, wanted)
-            self._use(self.row.record() or self.record)
-            if stored:
-                break
+        self._use(self.row.record() or wanted)
         self.publish()
 
     def publish(self) -> None:

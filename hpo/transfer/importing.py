@@ -49,7 +49,7 @@ CAUSAL = "causal"  # whether the network could see no token that it had to predi
 BASELINE = "baseline"  # whether the others are to be compared with this one; without the column the first row is
 TRUTHS: Mapping[str, bool] = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
 UNKNOWN = "unknown"  # the same as an empty cell
-MOST_ROWS = 100_000
+MAX_ROWS = 100_000
 MAX_NAME = 200  # of a study, as in its file
 
 
@@ -92,8 +92,8 @@ def read_experiments(path: Path) -> PastExperiments:
     except UnicodeDecodeError as error:
         raise UsageError(f"{path}: not UTF-8 at byte {error.start}") from error
     rows = [_told(row) for row in (_json_rows(path, text) if path.suffix == ".json" else _csv_rows(path, text))]
-    if not 0 < len(rows) <= MOST_ROWS:
-        raise UsageError(f"{path}: needs between one and {MOST_ROWS:,} experiments, got {len(rows):,}")
+    if not 0 < len(rows) <= MAX_ROWS:
+        raise UsageError(f"{path}: needs between one and {MAX_ROWS:,} experiments, got {len(rows):,}")
     baselines = [
         n - 1
         for n, row in enumerate(rows, 1)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import sqlite3
+import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import optuna
@@ -170,6 +172,22 @@ def test_an_upgrade_that_fails_changes_nothing(old: Database, url: str, monkeypa
     assert contents(old) == before
     monkeypatch.undo()
     assert upgrade(url) == ["slots: 1 → 2"]
+
+
+def test_two_upgrades_at_once_are_one(old: Database, url: str) -> None:
+    start = threading.Barrier(2)
+
+    def one(_: int) -> None:
+        engine = sa.create_engine(old.engine.url, connect_args=dict(timeout=20) if "sqlite" in url else {})
+        start.wait(30)
+        tables.upgrade(engine)
+        engine.dispose()
+
+    with ThreadPoolExecutor(2) as threads:
+        list(threads.map(one, range(2)))
+    assert tables.version(old.engine) == tables.VERSION
+    assert upgrade(url) == []
+    assert open_sweep(old, "toy").row.stop_requests() == 0
 
 
 def test_an_upgrade_adds_nothing_to_a_database_of_plain_optuna(url: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import json
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -16,6 +17,7 @@ from hpo.database.connection import Database
 from hpo.errors import StudyError
 from hpo.sweep.record import StudyRecord
 from hpo.sweep.study_row import StudyRow
+from hpo.sweep.sweep import open_sweep, update_metadata
 from tests.support.sweeps import (
     COMPLETE,
     ENGINES,
@@ -25,6 +27,7 @@ from tests.support.sweeps import (
     make_spec,
     make_sweep,
     opened,
+    rewrite_record,
     run_slot,
     unheard,
 )
@@ -164,3 +167,27 @@ class TestStopRequests:
 
     def test_a_study_without_a_record_has_none(self, database: Database) -> None:
         assert StudyRow(database, next(IDS)).stop_requests() == 0
+
+
+class TestRevisionOfASweep:
+    def test_what_a_newer_version_has_stored_is_kept(self, database: Database) -> None:
+        sweep = make_sweep(database)
+        rewrite_record(sweep, lambda record: {**record, "cluster": "a", "corpus": {**record["corpus"], "licence": "b"}})
+        update_metadata(open_sweep(database, sweep.spec.name), sweep.spec.model_copy(update={"trials": 99}))
+        content = json.loads(sweep.row.record_text() or "")
+        assert (content["spec"]["trials"], content["cluster"], content["corpus"]["licence"]) == (99, "a", "b")
+
+    def test_a_study_that_was_deleted_meanwhile_is_not_revised(self, database: Database) -> None:
+        sweep = make_sweep(database)
+        database.storage.delete_study(sweep.study_id)
+        tables.delete_orphans(database.engine)
+        with pytest.raises(StudyError, match="was deleted meanwhile: nothing is left to work on"):
+            update_metadata(sweep, sweep.spec.model_copy(update={"trials": 99}))
+
+    def test_a_study_whose_id_has_another_record_now_is_not_revised(self, database: Database) -> None:
+        sweep = make_sweep(database)
+        rewrite_record(sweep, lambda record: {**record, "uid": "other"})
+        before = sweep.row.record_text()
+        with pytest.raises(StudyError, match="was deleted meanwhile"):
+            update_metadata(sweep, sweep.spec.model_copy(update={"trials": 99}))
+        assert sweep.row.record_text() == before

@@ -575,3 +575,12 @@ def test_former_names_are_read_and_the_new_ones_are_named(caplog: pytest.LogCapt
 def test_a_former_name_beside_its_new_one_is_refused() -> None:
     with pytest.raises(StudyFileError, match="peers is the former name of n_min_trials: give one of them"):
         parse_study(f"{FORMER}n_min_trials = 5\n", "old.toml", "cpu")
+
+
+def test_each_table_may_have_names_of_its_own_age(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level("INFO", logger="hpo"):
+        spec = parse_study(
+            f"{FORMER}[profile.cpu.pruner]\nmin_resource = 4\n[profile.cuda]\nknown = []", "old.toml", "cpu"
+        )
+    assert spec.pruner.min_resource == 4
+    assert caplog.messages[-1] == "old.toml: profile.cuda.known is now called profile.cuda.enqueued"
