@@ -169,7 +169,7 @@ def uses_private_names(path: Path) -> bool:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Count the structure of a checkout.")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("checkouts", nargs="*", type=Path, default=[Path(__file__).parents[1]])
     columns = [count(root.resolve()) for root in parser.parse_args().checkouts]
     for name in columns[-1]:
