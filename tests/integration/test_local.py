@@ -246,14 +246,14 @@ class AwaySlots:
         self.asked: list[tuple[str, bool]] = []
         self.freed: list[tuple[str, bool]] = []
 
-    def impatient(self) -> AwaySlots:
+    def without_retry(self) -> AwaySlots:
         return self
 
-    def release_owner(self, owner: str, *, died: bool) -> None:
-        self.asked.append((owner, died))
+    def release_owner(self, owner: str, *, crashed: bool) -> None:
+        self.asked.append((owner, crashed))
         if len(self.asked) <= self.times:
             raise self.error
-        self.freed.append((owner, died))
+        self.freed.append((owner, crashed))
 
 
 def test_a_lease_is_freed_at_a_later_pulse_where_the_database_is_away(crew: Crew) -> None:

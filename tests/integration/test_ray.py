@@ -80,9 +80,9 @@ class Run:
         self.look: Callable[[], None] = lambda: None
         release = Slots.release_owner
 
-        def note(slots: Slots, owner: str, *, died: bool) -> None:
-            self.freed.append((owner.partition("@")[0], died))
-            release(slots, owner, died=died)
+        def note(slots: Slots, owner: str, *, crashed: bool) -> None:
+            self.freed.append((owner.partition("@")[0], crashed))
+            release(slots, owner, crashed=crashed)
 
         monkeypatch.setattr(Slots, "release_owner", note)
 
