@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import json
 import tempfile
 import time
 import warnings
@@ -18,6 +17,7 @@ import sqlalchemy as sa
 from hpo.database.connection import Database
 from hpo.home import Home
 from hpo.study.spec import StudySpec
+from hpo.sweep.record import CorpusFacts, StudyRecord, TokenizerFacts
 from hpo.sweep.sweep import Sweep, create_sweep
 from hpo.worker.messages import EventSink, WorkerSpec
 from hpo.worker.worker import work
@@ -60,14 +60,14 @@ def make_sweep(database: Database, name: str, trials: int, lease_s: float = 30.0
         **sections,
     }
     spec = StudySpec.model_validate(content)
-    record = {
-        "uid": "benchmark",
-        "profile": "cpu",
-        "spec": spec.model_dump(mode="json"),
-        "corpus": {"name": "none", "source": "none", "digest": "none"},
-        "tokenizer": {"digest": "none"},
-    }
-    sweep = create_sweep(database, name, json.loads(json.dumps(record)), lease_s)
+    record = StudyRecord(
+        uid="benchmark",
+        spec=spec,
+        profile=spec.profile,
+        corpus=CorpusFacts(name="none", source="none", digest="none"),
+        tokenizer=TokenizerFacts(digest="none"),
+    )
+    sweep = create_sweep(database, record, lease_s)
     sweep.slots.ensure(trials)
     return sweep
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import json
+import dataclasses
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from optuna.trial import FrozenTrial
@@ -23,7 +24,17 @@ from hpo.transfer.copying import copy_studies
 from hpo_reports.analysis.judging import judge
 from hpo_reports.records.finalists import read_companion, read_finalists
 from hpo_reports.records.names import TRIAL_CANDIDATE, TRIAL_ROLE
-from tests.support.sweeps import DIVERGED, PRUNED, complete, contents, make_record, make_spec, make_sweep, opened
+from tests.support.sweeps import (
+    DIVERGED,
+    PRUNED,
+    complete,
+    contents,
+    make_record,
+    make_spec,
+    make_sweep,
+    opened,
+    rewrite_record,
+)
 
 SUSPICIOUS = TrialResult(state="COMPLETE", values=(0.1,), violations=("suspicious",), attributes={})
 LOSSES = (5.0, 4.8, 4.9, 4.7, 4.85)  # of trials 0, the baseline, to 4
@@ -224,9 +235,10 @@ def test_a_plan_that_another_made_meanwhile_is_added_to(database: Database) -> N
     search = searched(database)
     mine = planned(search, count=1, replicates=1)
     planned(search, count=1, replicates=2)
-    assert not mine.revise({**mine.record, "profile": "cuda"}), "made from what no longer stands"
-    assert len(runs(mine)) == 4, "it has read what stands"
-    assert mine.record["profile"] == "cpu"
+    assert len(runs(mine)) == 2, "it has not read what stands now"
+    mine.revise(lambda record: dataclasses.replace(record, hardware="another"))
+    assert len(runs(mine)) == 4, "it has revised what stands"
+    assert mine.record.hardware == "another"
 
 
 def test_a_search_that_goes_on_leaves_its_finalists_and_tells_who_is_better_now(database: Database) -> None:
@@ -249,9 +261,12 @@ def test_a_search_that_goes_on_leaves_its_finalists_and_tells_who_is_better_now(
 def test_the_companion_of_a_deleted_search_is_refused(database: Database) -> None:
     search = searched(database)
     companion = planned(search)
-    changed = {**companion.record, "spec": json.loads(json.dumps(companion.record["spec"]))}
-    changed["spec"]["replication"]["created_at"] = 1.0
-    companion.slots.replace_record(changed)
+
+    def of_an_earlier_search(record: dict[str, Any]) -> dict[str, Any]:
+        record["spec"]["replication"]["created_at"] = 1.0
+        return record
+
+    rewrite_record(companion, of_an_earlier_search)
     with pytest.raises(StudyError, match="earlier study"):
         find_finalists(search)
 
@@ -260,7 +275,7 @@ def test_a_copy_takes_its_finalists_along(new_url: Callable[[str], str], tmp_pat
     source, target = new_url("sqlite"), new_url("sqlite")
     with opened(source) as database:
         spec = make_spec(trials=2)
-        search = create_sweep(database, "toy", {**make_record(spec), "created_at": 5.0})
+        search = create_sweep(database, dataclasses.replace(make_record(spec), created_at=5.0))
         search.slots.ensure(2)
         fill(search, complete(5.0))
         fill(search, complete(4.0))
