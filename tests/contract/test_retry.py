@@ -24,6 +24,7 @@ import hpo.database.retry
 from hpo.database.connection import storage_errors
 from hpo.database.retry import NO_RETRY, RetryPolicy, is_transient, reason_of
 from hpo.errors import StorageError
+from hpo.sweep.renewal import renewed
 from hpo.sweep.slots import LeaseLost
 from hpo.sweep.sweep import open_sweep
 from tests.support.postgres import own_postgres_server, restart
@@ -387,7 +388,7 @@ def test_a_session_that_was_stopped_in_a_transaction_loses_its_locks(
     new_postgres_url: Callable[[], str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     url = new_postgres_url()
-    monkeypatch.setattr(hpo.database.connection, "FROZEN_TRANSACTION_S", 0.2)
+    monkeypatch.setattr(hpo.database.connection, "IDLE_TRANSACTION_TIMEOUT_S", 0.2)
     with opened(url, PATIENT) as stopped, opened(url) as database:
         sweep = make_sweep(database)
         lease = sweep.slots.claim("other", 10)
@@ -521,14 +522,14 @@ class TestRestart:
             assert sweep.slots.counts(None).open == 10
 
     def test_a_lease_outlives_a_restart(self, server: Any, server_url: str) -> None:
-        renewed = threading.Semaphore(0)
+        renewals = threading.Semaphore(0)
         with opened(server_url, PATIENT) as database:
             sweep = make_sweep(database, lease_s=1.5)
             lease = sweep.slots.claim("me", 10)
             assert lease is not None
-            with renewed(sweep.slots, lease, on_renewal=renewed.release):
-                assert renewed.acquire(timeout=30)
+            with renewed(sweep.slots, lease, on_renewal=renewals.release):
+                assert renewals.acquire(timeout=30)
                 restart(server)
-                assert all(renewed.acquire(timeout=30) for _ in range(2))
+                assert all(renewals.acquire(timeout=30) for _ in range(2))
             assert sweep.slots.renew(lease)
             assert lease.fencing_token == 1

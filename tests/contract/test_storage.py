@@ -35,7 +35,7 @@ def ready_file() -> None:
 
 @pytest.fixture
 def short_patience(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(hpo.database.connection, "SQLITE_PATIENCE_S", 0.1)
+    monkeypatch.setattr(hpo.database.connection, "SQLITE_BUSY_TIMEOUT_S", 0.1)
 
 
 def refusal(url: str, *, create: bool = True) -> str:
@@ -113,7 +113,7 @@ def test_every_sqlite_connection_writes_ahead_without_full_synchronisation(sqlit
             assert connection.exec_driver_sql("PRAGMA journal_mode").scalar() == "wal"
             assert connection.exec_driver_sql("PRAGMA synchronous").scalar() == 1  # NORMAL
             patience_ms = connection.exec_driver_sql("PRAGMA busy_timeout").scalar()
-            assert patience_ms == 1000 * hpo.database.connection.SQLITE_PATIENCE_S
+            assert patience_ms == 1000 * hpo.database.connection.SQLITE_BUSY_TIMEOUT_S
     finally:
         for connection in connections:
             connection.close()
@@ -452,7 +452,6 @@ def chained(cause: Exception) -> StorageInternalError:
         (sqlite3.OperationalError("database or disk is full"), "disk is full: free space and run again"),
         (sa.exc.OperationalError("SELECT secret", {}, Exception("two\n\tlines")), "two lines"),
         (sa.exc.OperationalError("SELECT secret", {}, Exception()), "Exception"),
-        (ModuleNotFoundError("No module named 'psycopg2'"), "No module named 'psycopg2'"),
     ],
 )
 def test_a_database_s_error_becomes_one_line_without_sql(error: Exception, words: str) -> None:
@@ -464,6 +463,19 @@ def test_a_database_s_error_becomes_one_line_without_sql(error: Exception, words
     assert "\n" not in message
     assert "secret" not in message
     assert caught.value.__cause__ is error
+
+
+def test_a_module_that_is_missing_is_not_the_database_s_fault(sqlite_url: str) -> None:
+    with pytest.raises(ModuleNotFoundError), storage_errors(sqlite_url):
+        raise ModuleNotFoundError("No module named 'secrets'")
+
+
+@pytest.mark.parametrize("act", [lambda url: open_database(url, create=False), upgrade])
+def test_another_driver_is_refused_in_one_line(act: Callable[[str], object]) -> None:
+    with pytest.raises(
+        StorageError, match=r"\Apostgresql\+psycopg2://me:\*\*\*@h/d: the driver for PostgreSQL is psycopg"
+    ):
+        act(f"postgresql+psycopg2://me:{PASSWORD}@h/d")
 
 
 @pytest.mark.parametrize("error", [ValueError("a defect"), RuntimeError("a defect"), KeyError("a defect")])
