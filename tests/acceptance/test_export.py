@@ -77,7 +77,7 @@ def checkpoint(
 @pytest.fixture(scope="module")
 def folder(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     target = tmp_path_factory.mktemp("exported") / "winner"
-    export("winner", checkpoint, target, None, lambda line: None)
+    export("winner", checkpoint, target, None)
     return target
 
 
@@ -171,7 +171,7 @@ def test_all_files_have_the_user_s_usual_permissions(folder: Path) -> None:
 
 def test_a_user_s_names_are_text_in_the_card(words: TokenizedCorpus, tmp_path: Path) -> None:
     path = write_checkpoint(words, tmp_path / "checkpoint.pt", iit=False)
-    export("<script>alert(1)</script> [x](y) | `z`", path, tmp_path / "out", None, print)
+    export("<script>alert(1)</script> [x](y) | `z`", path, tmp_path / "out", None)
     html = MarkdownIt("commonmark").render(card(tmp_path / "out"))
     assert "<script>" not in html
     assert "<em>dogs" not in html
@@ -187,7 +187,7 @@ def test_the_licence_is_that_of_the_named_text(small_corpus: TokenizedCorpus, tm
     content = load_checkpoint(write_checkpoint(small_corpus, tmp_path / "checkpoint.pt"))
     content["corpus"] = {"name": "wikitext-2", "source": "wikitext-2"}
     save_checkpoint(tmp_path / "named.pt", {name: value for name, value in content.items() if name != "version"})
-    export("x", tmp_path / "named.pt", tmp_path / "out", None, print)
+    export("x", tmp_path / "named.pt", tmp_path / "out", None)
     assert "Licence of the text: CC BY-SA 3.0" in card(tmp_path / "out")
 
 
@@ -232,14 +232,14 @@ def test_a_network_of_the_user_s_own_needs_its_name_and_its_code_only_here(
     for named, but in ((None, ""), ("other:Name", ", not other:Name")):
         rule = rf"code of a user's own; `--network own_recurrent:Recurrent` runs it{but}$"
         with pytest.raises(CheckpointError, match=rule):
-            export("x", path, tmp_path / "out", named, print)
-    export("x", path, tmp_path / "out", own, print)
+            export("x", path, tmp_path / "out", named)
+    export("x", path, tmp_path / "out", own)
     text = alone(tmp_path / "out", re.findall(r"```python\n(.*?)```", card(tmp_path / "out"), flags=re.DOTALL)[0])
     assert text.strip()
     assert "any batch, whole sequences" in card(tmp_path / "out")  # what loops over positions is unrolled
     source.write_text(OWN + "# changed\n", encoding="utf-8")
     with pytest.raises(CheckpointError, match="other code of own_recurrent:Recurrent"):
-        export("x", path, tmp_path / "out2", own, print)
+        export("x", path, tmp_path / "out2", own)
     assert not (tmp_path / "out2").exists()
 
 
@@ -248,7 +248,7 @@ def test_a_checkpoint_of_the_transformer_is_not_exported_by_other_code(
 ) -> None:
     path = write_checkpoint(small_corpus, tmp_path / "checkpoint.pt")
     with pytest.raises(UsageError, match=r"--network os:path: is not the network of .*checkpoint\.pt; leave it out"):
-        export("x", path, tmp_path / "out", "os:path", print)
+        export("x", path, tmp_path / "out", "os:path")
 
 
 class Branching(Transformer):
@@ -270,7 +270,7 @@ def test_a_network_that_cannot_be_a_program_is_told(tmp_path: Path) -> None:
 def refused(checkpoint: Path, target: Path, rule: str) -> None:
     before = sorted(target.parent.iterdir())
     with pytest.raises((HpoError, ModelError), match=rule) as caught:
-        export("x", checkpoint, target, None, print)
+        export("x", checkpoint, target, None)
     assert "\n" not in str(caught.value)
     assert sorted(target.parent.iterdir()) == before
 
@@ -297,8 +297,8 @@ def test_a_folder_that_appears_meanwhile_is_left_alone(
         return real(*arguments)
 
     monkeypatch.setattr(hpo.inference.export, "_write", write)
-    with pytest.raises(UsageError, match="somebody else made it meanwhile"):
-        export("x", checkpoint, tmp_path / "out", None, print)
+    with pytest.raises(UsageError, match="another process made it meanwhile"):
+        export("x", checkpoint, tmp_path / "out", None)
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
     assert not any((tmp_path / "out").iterdir())
 
@@ -315,7 +315,7 @@ def test_what_fails_midway_leaves_nothing(checkpoint: Path, tmp_path: Path, monk
 def test_a_folder_below_a_file_is_told(checkpoint: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
     with pytest.raises(UsageError, match="cannot be written"):
-        export("x", checkpoint, tmp_path / "file" / "out", None, print)
+        export("x", checkpoint, tmp_path / "file" / "out", None)
 
 
 def test_checkpoints_that_are_none_are_refused(checkpoint: Path, tmp_path: Path) -> None:

@@ -287,9 +287,11 @@ def test_a_checkpoint_of_no_number_of_threads_is_refused(
 def test_a_resume_from_another_run_or_corpus_is_refused(small_corpus: TokenizedCorpus, tmp_path: Path) -> None:
     path = tmp_path / "checkpoint.pt"
     train(tiny(), small_corpus, save_to=path, on_evaluation=interrupted_at({1}))
-    with pytest.raises(CheckpointError, match="written by a run with another run; it cannot be continued here"):
+    with pytest.raises(
+        CheckpointError, match="written by a run with another configuration; it cannot be continued here"
+    ):
         train(tiny(lambda_phi=0.051), small_corpus, resume_from=path)
-    with pytest.raises(CheckpointError, match="written by a run with another run"):
+    with pytest.raises(CheckpointError, match="written by a run with another configuration"):
         train(tiny(seed=2), small_corpus, resume_from=path)
 
     same_tokens = dataclasses.replace(small_corpus, corpus_digest="0" * 16)
