@@ -14,8 +14,8 @@ from pathlib import Path
 
 import pytest
 
-# Twice what was seen on a machine that others kept busy, which makes processor time longer too. To be tightened once each
-# tier has been measured on a quiet machine.
+# Twice what was seen on a machine that others kept busy, which makes processor time longer too. To be tightened once
+# each tier has been measured on a quiet machine.
 BUDGETS_CPU_S = {"unit": 600, "contract": 600, "integration": 600, "acceptance": 1200}
 TICKS_PER_S = os.sysconf("SC_CLK_TCK") if hasattr(os, "sysconf") else 100
 SLOWEST = 10  # tests named in the summary, per tier that is over its budget
