@@ -20,6 +20,7 @@ from hpo.dashboard.notes import Notes, PublishedVersion, write_notes
 from hpo.database import optuna_private
 from hpo.database.connection import Database, open_database
 from hpo.database.retry import is_transient
+from hpo.errors import one_line
 from hpo.sweep.sweep import load_study
 from hpo_reports.records.names import FINALISTS_SUFFIX
 
@@ -146,7 +147,7 @@ class _Failures:
         try:
             yield
         except Exception as error:
-            words = " ".join(str(error).split())
+            words = one_line(error)
             logger.debug("notes and figures were not written: %s", words, exc_info=True)
             if words not in self.known and not is_transient(error):
                 self.known.add(words)

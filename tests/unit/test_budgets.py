@@ -34,6 +34,6 @@ def test_what_a_child_computes_counts_while_it_runs_and_when_it_has_ended() -> N
     child = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     assert child.stdout is not None
     child.stdout.readline()
-    assert budgets.cpu_s() - before >= 0.25 or sys.platform != "linux"
+    assert round(budgets.cpu_s() - before, 2) >= 0.29 or sys.platform != "linux"
     child.communicate(b"\n")
-    assert budgets.cpu_s() - before >= 0.25
+    assert round(budgets.cpu_s() - before, 2) >= 0.29
