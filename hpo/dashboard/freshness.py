@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from hpo.dashboard.notes import PublishedVersion, read_published_versions
 from hpo.database import tables
 from hpo.database.connection import Database
 from hpo.database.optuna_private import STUDIES, STUDY_USER_ATTRIBUTES
+from hpo_model.digest import short_digest
 from hpo_reports.records.names import FINALISTS_SUFFIX, STUDY_LAST_RUN
 
 
@@ -62,6 +62,6 @@ def _state(
     parts = [found[each] for each in (name, name + FINALISTS_SUFFIX) if each in found]
     finished = sum(done for _, done in parts)
     content = [version("assay-hpo"), str(finished), *(fact for number, _ in parts for fact in sorted(facts[number]))]
-    digest = hashlib.sha256("\n".join(content).encode()).hexdigest()[:16]
+    digest = short_digest("\n".join(content))
     study_id = parts[0][0]
     return State(study_id=study_id, finished=finished, digest=digest, stamp=stamps.get(study_id, PublishedVersion()))

@@ -7,7 +7,6 @@ the study each time that anybody lists studies, so there are as few of them as c
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 import re
 from collections.abc import Iterator, Mapping
@@ -19,6 +18,7 @@ import sqlalchemy as sa
 from hpo.database import tables
 from hpo.database.connection import Database
 from hpo.database.optuna_private import DASHBOARD_FIGURE, STUDIES, STUDY_SYSTEM_ATTRIBUTES
+from hpo_model.digest import short_digest
 from hpo_reports.records.names import STUDY_PUBLISHED
 
 FIGURE = f"{DASHBOARD_FIGURE}hpo-"
@@ -85,13 +85,13 @@ def write_notes(database: Database, study_id: int, notes: Notes) -> bool:
 
 def signed(text: str) -> str:
     """A note with the mark by which it is known again as ours, unedited."""
-    return f"{text}\n\n[//]: # (hpo {_digest(text)})\n"
+    return f"{text}\n\n[//]: # (hpo {short_digest(text)})\n"
 
 
 def is_ours(note: str) -> bool:
     """Whether a note may be written anew: it is empty, or ours and unedited."""
     found = _SIGNATURE.search(note)
-    return not note.strip() or (found is not None and found[1] == _digest(note[: found.start()]))
+    return not note.strip() or (found is not None and found[1] == short_digest(note[: found.start()]))
 
 
 def remap_ids(attributes: Mapping[str, Any], ids: Mapping[int, int]) -> dict[str, Any]:
@@ -166,10 +166,6 @@ def _stamp(text: str | None) -> PublishedVersion:
     content = json.loads(text) if text else None
     known = {each.name for each in dataclasses.fields(PublishedVersion)}
     return PublishedVersion(**content) if isinstance(content, dict) and content.keys() <= known else PublishedVersion()
-
-
-def _digest(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def _of(study_id: object) -> Any:

@@ -7,7 +7,6 @@ hpo train --preset small_iit --corpus wikitext-2 --batch-size 32 --lr 2e-4 --lam
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import logging
 from collections.abc import Mapping
@@ -26,6 +25,7 @@ from hpo.sweep.sweep import Sweep, open_sweep
 from hpo_model.config import SEMANTICS_VERSION, RunConfig, Scalar, TokenizerChoice, build_run, parameter_type
 from hpo_model.data.corpus import load_corpus
 from hpo_model.data.tokens import TokenizedCorpus, tokenize_corpus
+from hpo_model.digest import short_digest
 from hpo_model.network.custom import source_digest
 from hpo_reports.analysis.judging import judge
 from hpo_reports.records.finalists import read_companion
@@ -120,7 +120,7 @@ def prepare_preset_run(home: Home, request: PresetRequest) -> LongRun:
     corpus = tokenize_corpus(text, request.tokenizer, home.tokens)
     corpus.check_length(architecture.sequence_length)
     config = _stretched(build_run({**named, **BOUNDLESS}).parameters(), corpus, request.epochs)
-    digests = hashlib.sha256(f"{corpus.corpus_digest} {corpus.tokenizer.digest}".encode()).hexdigest()
+    digests = short_digest(f"{corpus.corpus_digest} {corpus.tokenizer.digest}")
     folder = home.trained(corpus.corpus_name, digests[:8])
     name = f"{request.preset}-epochs-{request.epochs}-{config.digest()[:8]}"
     return LongRun(

@@ -5,7 +5,6 @@ Each section of a study file is one class here; `hpo.study.toml` reads the file.
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 import json
 from collections.abc import Callable, Iterator, Mapping
@@ -14,6 +13,7 @@ from typing import Annotated, Any, Literal, TypeVar, get_args
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from hpo_model.config import RunConfig, Scalar, TokenizerChoice, TokenizerKind, build_run, parameter_type
+from hpo_model.digest import short_digest
 from hpo_model.errors import ConfigError
 from hpo_reports.records.names import FINALISTS_SUFFIX
 
@@ -374,7 +374,7 @@ class StudySpec(_Section):
 
     def digest(self) -> str:
         """Sixteen hexadecimal digits of the identity."""
-        return hashlib.sha256(json.dumps(self.identity(), sort_keys=True).encode()).hexdigest()[:16]
+        return short_digest(json.dumps(self.identity(), sort_keys=True))
 
     def _complete(self, given: Mapping[str, Scalar]) -> dict[str, Scalar]:
         """Values for all searched names: the given ones, else what a run has anyway."""

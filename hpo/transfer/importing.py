@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import csv
-import hashlib
 import io
 import json
 import math
@@ -26,6 +25,7 @@ from hpo.errors import StudyError, UsageError
 from hpo.study.spec import MAX_WHOLE
 from hpo.sweep.sweep import study_names
 from hpo_model.config import Scalar, parameter_type
+from hpo_model.digest import short_digest
 from hpo_model.errors import ConfigError
 from hpo_reports.records.names import (
     FINALISTS_SUFFIX,
@@ -103,7 +103,7 @@ def read_experiments(path: Path) -> PastExperiments:
         raise UsageError(f"{path}: one baseline at most, got {len(baselines)}")
     anchor = baselines[0] if baselines else 0
     experiments = tuple(_experiment(f"{path}, row {n}", row, n - 1 == anchor) for n, row in enumerate(rows, 1))
-    return PastExperiments(file=path.name, digest=hashlib.sha256(content).hexdigest()[:16], rows=experiments)
+    return PastExperiments(file=path.name, digest=short_digest(content), rows=experiments)
 
 
 def import_experiments(database: Database, name: str, past: PastExperiments) -> None:

@@ -7,7 +7,6 @@ some of them and search over others by name; `build_run` turns such a set into t
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 import math
 import re
@@ -17,6 +16,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from hpo_model.digest import short_digest
 from hpo_model.errors import ConfigError
 
 Scalar = bool | int | float | str
@@ -177,8 +177,7 @@ class RunConfig:
 
     def digest(self) -> str:
         """Sixteen hexadecimal digits that differ between runs that differ in any value."""
-        text = json.dumps(self.parameters(), sort_keys=True)
-        return hashlib.sha256(text.encode()).hexdigest()[:16]
+        return short_digest(json.dumps(self.parameters(), sort_keys=True))
 
 
 # Raised whenever runs of equal values train otherwise than before: initialisation, order of the data, dropout, loss. A

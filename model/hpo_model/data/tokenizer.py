@@ -7,7 +7,6 @@
 from __future__ import annotations
 
 import codecs
-import hashlib
 import io
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -17,6 +16,7 @@ import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from hpo_model.config import TokenizerChoice, TokenizerKind
+from hpo_model.digest import short_digest
 
 BPE_START = "<|endoftext|>"
 END_OF_LINE = "<eos>"
@@ -51,7 +51,7 @@ class Tokenizer:
     @cached_property
     def digest(self) -> str:
         """Sixteen hexadecimal digits of the tokenizer's whole definition."""
-        return hashlib.sha256(self.definition.encode()).hexdigest()[:16]
+        return short_digest(self.definition)
 
     def encode_lines(self, lines: Sequence[str]) -> list[list[int]]:
         """Ids of each line, its end included; no token spans two lines."""

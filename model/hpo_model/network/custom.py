@@ -9,13 +9,13 @@ has named it and never before; its code then runs with all rights of the process
 
 from __future__ import annotations
 
-import hashlib
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from hpo_model.config import Architecture
+from hpo_model.digest import short_digest
 from hpo_model.errors import ConfigError, NetworkError
 from hpo_model.network.loading import import_module, one_line, source_file
 from hpo_model.network.transformer import ForwardOutput, Transformer
@@ -114,7 +114,7 @@ def source_digest(name: str) -> str:
     Raises:
         NetworkError: there is no such module, or no file of it.
     """
-    return hashlib.sha256(source_file(name).read_bytes()).hexdigest()[:16]
+    return short_digest(source_file(name).read_bytes())
 
 
 @torch.no_grad()
