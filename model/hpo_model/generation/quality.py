@@ -66,21 +66,14 @@ def type_token_ratio(texts: Sequence[Words]) -> float:
     return sum(len(set(words)) / len(words) for words in texts) / len(texts)
 
 
-def bleu(words: Words, references: Sequence[Words]) -> float:
-    """BLEU-4 of one text against several, smoothed (Papineni et al. 2002; Chen & Cherry 2014, method 1)."""
-    most = [_most_of(references, order) for order in range(1, BLEU_ORDER + 1)]
-    return _bleu(words, [len(reference) for reference in references], most)
-
-
-def _most_of(texts: Sequence[Words], order: int) -> Counter[Run]:
-    """The most times that a run comes in one of the texts."""
-    most: Counter[Run] = Counter()
-    for words in texts:
-        most |= Counter(ngrams(words, order))
-    return most
-
-
 def _bleu(words: Words, lengths: Sequence[int], most: Sequence[Mapping[Run, int]]) -> float:
+    """BLEU-4 of a text against several, smoothed (Papineni et al. 2002; Chen & Cherry 2014, method 1).
+
+    Args:
+        words: the text.
+        lengths: of the others, in words.
+        most: for each order from 1 on, the most times that a run of so many words comes in one of the others.
+    """
     logs = []
     for order, allowed in enumerate(most, start=1):
         counts = Counter(ngrams(words, order))

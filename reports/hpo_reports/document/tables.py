@@ -95,6 +95,7 @@ def incomplete_table(record: StudyRecord, most: int | None = None) -> Table:
 REPORT_COLUMNS = (
     *("milestone", "tokens", "step", "epoch", "full_split", "val_ppl", "val_word_ppl", "val_bits_per_byte"),
     *("train_ppl", "phi", "train_phi", "delta_phi_loss", "seconds", "tokens_per_s", "peak_memory_bytes"),
+    "energy_joules",
 )
 
 

@@ -17,7 +17,6 @@ from hpo_model.generation.quality import (
     PASSAGES,
     Judgement,
     Passages,
-    bleu,
     distinct,
     entropy_bits,
     grade,
@@ -85,25 +84,23 @@ def written_out_bleu(words: Sequence[str], references: Sequence[Sequence[str]]) 
     return float(brevity * product**0.25)
 
 
-def test_bleu_of_a_sentence_worked_out_by_hand() -> None:
-    # of one word: the the sat on, 4 of 6; of two: "sat on", "on the"; of three: "sat on the"; of four: none of 3
-    assert bleu(CAT, [DOG]) == pytest.approx((4 / 6 * 2 / 5 * 1 / 4 * 0.1 / 3) ** 0.25)
-    assert bleu(CAT, [CAT]) == pytest.approx(1)
-    assert bleu(CAT[:5], [CAT]) == pytest.approx(math.exp(1 - 6 / 5))
+def test_self_bleu_worked_out_by_hand() -> None:
+    # Either way, of one word: the the sat on, 4 of 6; of two: "sat on", "on the"; of three: "sat on the"; of four: none
+    assert self_bleu([CAT, DOG]) == pytest.approx((4 / 6 * 2 / 5 * 1 / 4 * 0.1 / 3) ** 0.25)
+    assert self_bleu([CAT, CAT]) == pytest.approx(1)
+    # The shorter text is punished for its length, the longer one for the runs that the shorter does not have
+    assert self_bleu([CAT[:5], CAT]) == pytest.approx(
+        (math.exp(1 - 6 / 5) + (5 / 6 * 4 / 5 * 3 / 4 * 2 / 3) ** 0.25) / 2
+    )
+    assert self_bleu([CAT]) is None
 
 
-def test_bleu_against_a_written_out_one() -> None:
+def test_self_bleu_is_the_mean_of_written_out_ones() -> None:
     draw = random.Random(1)
     for _ in range(50):
         texts = [[draw.choice("abcd") for _ in range(draw.randint(4, 12))] for _ in range(4)]
-        assert bleu(texts[0], texts[1:]) == pytest.approx(written_out_bleu(texts[0], texts[1:]))
-
-
-def test_self_bleu_is_the_mean_over_the_texts() -> None:
-    texts = [CAT, DOG, ["the", "cat", "sat", "on", "the", "log"]]
-    each = [bleu(texts[0], texts[1:]), bleu(texts[1], [texts[0], texts[2]]), bleu(texts[2], texts[:2])]
-    assert self_bleu(texts) == pytest.approx(sum(each) / 3)
-    assert self_bleu([CAT]) is None
+        each = [written_out_bleu(text, [*texts[:place], *texts[place + 1 :]]) for place, text in enumerate(texts)]
+        assert self_bleu(texts) == pytest.approx(sum(each) / 4)
 
 
 # ---------------------------------------------------------------------------------------------- on real text

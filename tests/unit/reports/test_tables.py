@@ -93,6 +93,11 @@ def test_every_trial_is_in_the_raw_table_in_order():
     assert rows[3]["percent_vs_baseline"] < -60
 
 
+def test_the_raw_table_has_the_energy_where_a_meter_was_read():
+    record = record_of(trial(slot=0, measured={"energy_joules": 1.8e6}), trial())
+    assert [row["energy_joules"] for row in trial_table(record, compare(record)).dicts()] == [1.8e6, None]
+
+
 def test_several_objectives_have_a_column_each():
     record = record_of(create_trial(values=[1.0, 2.0]), facts=None, directions=["minimize", "maximize"])
     row = compared(record)[0]
