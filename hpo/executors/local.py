@@ -136,9 +136,9 @@ class _LocalSupervisor(Supervisor[_Process]):
                 if self.leaving():
                     for worker in self.running:
                         worker.request_stop()
-                stirring = wait([part for each in self.running for part in (each.line, each.process.sentinel)], PULSE_S)
-                for worker in [each for each in self.running if {each.line, each.process.sentinel} & set(stirring)]:
-                    self.look_at(worker)
+                ready = wait([part for each in self.running for part in (each.line, each.process.sentinel)], PULSE_S)
+                for worker in [each for each in self.running if {each.line, each.process.sentinel} & set(ready)]:
+                    self.poll(worker)
                 self.free_leases()
         finally:
             for worker in self.running:
@@ -147,11 +147,11 @@ class _LocalSupervisor(Supervisor[_Process]):
                 self.gone.append((worker.spec.owner, False))
             self.free_leases()
 
-    def look_at(self, worker: _Process) -> None:
-        """Take in what a worker has told, and its end."""
+    def poll(self, worker: _Process) -> None:
+        """Handle the events that a worker has sent, and its end."""
         ended = worker.process.exitcode is not None  # asked first: what it said last is read below
         for event in worker.events():
-            self.hear(worker, event)
+            self.handle_event(worker, event)
         if ended:
             self.running.remove(worker)
             if worker.process.exitcode == 0:

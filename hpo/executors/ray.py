@@ -158,7 +158,7 @@ class _Actor:
         self.node = ""  # until it has answered
         self.host = ""
         self.started_at = time.monotonic()
-        self.told_of_waiting = False
+        self.warned_of_waiting = False
         made = ray.remote(RayWorker).options(num_cpus=share.cpus, num_gpus=share.gpus)
         self.handle = made.remote(self.spec, log, Path.cwd())
         self.ask(stop=False)
@@ -196,7 +196,7 @@ class _RaySupervisor(Supervisor[_Actor]):
                 answers = [worker.answer for worker in self.running]
                 ray.wait(answers, num_returns=len(answers), timeout=PULSE_S)
                 for worker in list(self.running):
-                    self.look_at(worker)
+                    self.poll(worker)
                 self.free_leases()
         finally:
             for worker in list(self.running):
@@ -207,13 +207,13 @@ class _RaySupervisor(Supervisor[_Actor]):
         """Start a worker's actor, where there is room for it."""
         return _Actor(spec, log, self.share, restarts)
 
-    def look_at(self, worker: _Actor) -> None:
-        """Take in what a worker has told, and its end."""
+    def poll(self, worker: _Actor) -> None:
+        """Handle the events that a worker has sent, and its end."""
         import ray
         from ray.exceptions import ActorUnavailableError, RayError
 
         if not ray.wait([worker.answer], timeout=0)[0]:
-            self.mind_waiting(worker)
+            self.check_pending(worker)
             return
         try:
             answer = ray.get(worker.answer)
@@ -227,13 +227,13 @@ class _RaySupervisor(Supervisor[_Actor]):
             else:
                 self.replace(worker, f"{worker}: {_words(error)}", died=_is_up(worker.node))
         else:
-            self.take_in(worker, answer)
+            self.handle_answer(worker, answer)
 
-    def take_in(self, worker: _Actor, answer: Answer) -> None:
-        """Pass on what a worker has told, and ask again unless it has ended."""
+    def handle_answer(self, worker: _Actor, answer: Answer) -> None:
+        """Handle the events of a worker's answer, and ask again unless it has ended."""
         worker.node, worker.host = answer.node, answer.host
         for event in answer.events:
-            self.hear(worker, event)
+            self.handle_event(worker, event)
         if not answer.ended:
             worker.ask(stop=self.leaving())
             return
@@ -244,20 +244,20 @@ class _RaySupervisor(Supervisor[_Actor]):
         else:
             self.left()
 
-    def mind_waiting(self, worker: _Actor) -> None:
-        """Dismiss a worker that has not begun if there is no need of it any more; say once that it waits."""
+    def check_pending(self, worker: _Actor) -> None:
+        """End a worker that has not started and is no longer needed; warn once that it waits for room."""
         if worker.node:
             return
         if self.leaving() or self.looked_at is not None:
             self.running.remove(worker)
             self.dismiss(worker)
-        elif not worker.told_of_waiting and time.monotonic() > worker.started_at + ROOM_S:
+        elif not worker.warned_of_waiting and time.monotonic() > worker.started_at + ROOM_S:
             import ray
 
             free = amounts(ray.available_resources())
             message = f"has not begun: it takes {self.share}, and {free} of the Ray cluster are free"
             self.on_event(Event(kind="warned", worker=worker.spec.name, message=message))
-            worker.told_of_waiting = True
+            worker.warned_of_waiting = True
 
     def dismiss(self, worker: _Actor) -> None:
         """End a worker at once; its trial goes on from its last checkpoint."""

@@ -146,7 +146,7 @@ class SlurmTask:
         import submitit
 
         spec = self._placed()
-        self._say_where_the_log_is(spec.owner)
+        self._write_output_path(spec.owner)
         sink = _LogSink()
         signal.signal(signal.SIGTERM, sink.request_stop)
         died = True
@@ -185,7 +185,7 @@ class SlurmTask:
             owner=new_owner(self.spec.name),
         )
 
-    def _say_where_the_log_is(self, owner: str) -> None:
+    def _write_output_path(self, owner: str) -> None:
         from submitit import JobEnvironment
 
         self.log.parent.mkdir(parents=True, exist_ok=True)

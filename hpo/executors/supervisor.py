@@ -64,8 +64,8 @@ class Supervisor(Generic[_Handle]):
         """Whether workers are to leave."""
         return self.stop.level > StopLevel.NONE
 
-    def hear(self, worker: _Handle, event: Event) -> None:
-        """Take in what a worker has told."""
+    def handle_event(self, worker: _Handle, event: Event) -> None:
+        """Pass a worker's event on, and act on it."""
         self.on_event(event)
         if event.kind in ("evaluated", "finished"):
             worker.restarts = 0

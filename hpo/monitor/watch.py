@@ -214,11 +214,11 @@ def watch_study(sweep: Sweep, console: Console | None, limit_s: float | None) ->
     """
     watched = Watched(sweep, Board(sweep))
     if console is None:
-        return _follow(watched, _tell_json, lambda: None, limit_s)
+        return _follow(watched, _print_json, lambda: None, limit_s)
     from hpo.monitor.console import open_view
 
     with open_view(watched.board, console) as view:
-        return _follow(watched, lambda change, trial: _tell_people(view, change, trial), view.pulse, limit_s)
+        return _follow(watched, lambda change, trial: _print_change(view, change, trial), view.pulse, limit_s)
 
 
 def _follow(watched: Watched, tell: Tell, pulse: Callable[[], None], limit_s: float | None) -> Ending:
@@ -234,12 +234,12 @@ def _follow(watched: Watched, tell: Tell, pulse: Callable[[], None], limit_s: fl
         time.sleep(PULSE_S)
 
 
-def _tell_json(change: Change, trial: FrozenTrial | None) -> None:
+def _print_json(change: Change, trial: FrozenTrial | None) -> None:
     del trial
     print(json.dumps(change.to_dict()), flush=True)  # whoever reads a pipe hears of it now
 
 
-def _tell_people(view: Lines, change: Change, trial: FrozenTrial | None) -> None:
+def _print_change(view: Lines, change: Change, trial: FrozenTrial | None) -> None:
     """What is news to people; the table shows the rest."""
     if change.event in ("watching", "workers"):
         names = ", ".join(change.workers or ())

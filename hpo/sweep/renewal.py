@@ -28,13 +28,13 @@ def renewed(slots: Slots, lease: Lease, on_renewal: Callable[[], None] = lambda:
         on_renewal: called after each renewal, in the timer's thread; its database errors count as an outage.
     """
     ended = threading.Event()
-    impatient = slots.without_retry()
+    single_attempt = slots.without_retry()
 
     def keep() -> None:
         pause_s = slots.lease_s / RENEWALS
         while not ended.wait(pause_s):
             try:
-                if not impatient.renew(lease):
+                if not single_attempt.renew(lease):
                     return
                 on_renewal()
                 pause_s = slots.lease_s / RENEWALS

@@ -139,9 +139,9 @@ class _Worker:
 
     def fill(self, lease: Lease) -> None:
         """Take one slot from where it stands to done, or give it back."""
-        impatient = StudyRow(self.sweep.database.without_retry(), self.sweep.study_id)
+        row = StudyRow(self.sweep.database.without_retry(), self.sweep.study_id)
         try:
-            with self.sweep.holding(lease, on_renewal=lambda: self.look_for_stop(impatient)):
+            with self.sweep.holding(lease, on_renewal=lambda: self.look_for_stop(row)):
                 if lease.result is None:
                     self.run(lease)
                 else:  # the worker that ran the trial crashed before Optuna stored the result

@@ -133,7 +133,7 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and any(sign in str(error) for sign in _MEMORY_SIGNS)
 
 
-def forget_peak_memory(device: torch.device) -> None:
+def reset_peak_memory(device: torch.device) -> None:
     """Let `peak_memory_bytes` begin anew; a GPU can be asked only after its first use.
 
     On Linux the kernel is given back what earlier runs freed, which would count as held, and asked to forget its mark
@@ -149,7 +149,7 @@ def forget_peak_memory(device: torch.device) -> None:
 
 
 def peak_memory_bytes(device: torch.device) -> int | None:
-    """Largest memory held since `forget_peak_memory`: by tensors on a GPU, else by this process and its libraries.
+    """Largest memory held since `reset_peak_memory`: by tensors on a GPU, else by this process and its libraries.
 
     On a CPU that can be told to forget only by Linux; elsewhere it is of the process's whole life. None where the
     system does not tell (Windows).

@@ -323,7 +323,7 @@ def test_patience_ends(clock: Clock) -> None:
     assert call.calls == len(clock.pauses) + 1
 
 
-def test_the_impatient_never_wait(clock: Clock) -> None:
+def test_without_retry_nothing_waits(clock: Clock) -> None:
     call = Outage(1)
     with pytest.raises(sa.exc.OperationalError):
         NO_RETRY.call(call)
@@ -506,7 +506,7 @@ class TestRestart:
                 assert away.wait(30)
             assert counted.result(60) >= 0
 
-    def test_the_impatient_are_told_in_one_line(self, server: Any, server_url: str) -> None:
+    def test_without_retry_an_outage_is_one_line(self, server: Any, server_url: str) -> None:
         with opened(server_url) as database:
             sweep = make_sweep(database)
             calls: tuple[Callable[[], object], ...] = (

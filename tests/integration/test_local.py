@@ -155,7 +155,7 @@ def test_who_is_on_a_trial_is_not_ended_because_another_has_left(crew: Crew, mon
 # ---------------------------------------------------------------------------------------------- deaths
 
 
-def test_a_killed_worker_is_started_again_and_its_signal_and_last_words_are_told(crew: Crew) -> None:
+def test_a_killed_worker_is_started_again_and_its_signal_and_last_output_are_told(crew: Crew) -> None:
     crew.stop_when(lambda: len(crew.processes()) == 2)
     crew.run(dies_once)
     (message,) = crew.restarts()

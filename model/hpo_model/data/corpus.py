@@ -97,8 +97,8 @@ def load_corpus(source: str, cache: Path, announce: Callable[[str], None] = lamb
 
 
 def _load_auto(cache: Path, announce: Callable[[str], None]) -> Corpus:
-    kept = (cache / "wikitext-2").is_dir() or _hub_keeps_wikitext()
-    if kept or _hub_answers():
+    kept = (cache / "wikitext-2").is_dir() or _hub_cache_has_wikitext()
+    if kept or _hub_is_reachable():
         try:
             corpus = load_corpus("wikitext-2", cache)
         except CorpusError as error:
@@ -113,7 +113,7 @@ def _load_auto(cache: Path, announce: Callable[[str], None]) -> Corpus:
     return load_corpus("python-docs", cache)
 
 
-def _hub_answers() -> bool:
+def _hub_is_reachable() -> bool:
     answered = threading.Event()
 
     def ask() -> None:
@@ -130,7 +130,7 @@ def _hub_answers() -> bool:
     return answered.is_set()
 
 
-def _hub_keeps_wikitext() -> bool:
+def _hub_cache_has_wikitext() -> bool:
     home = Path(os.environ.get("HF_HOME") or os.path.expanduser("~/.cache/huggingface"))
     return any(home.glob("hub/datasets--Salesforce--wikitext/snapshots/*")) or any(
         home.glob("datasets/Salesforce___wikitext/wikitext-2-v1")
@@ -163,7 +163,7 @@ def _keep(texts: dict[str, str], folder: Path) -> None:
 
 
 def _fetch_wikitext(name: str) -> dict[str, str]:
-    offline = "HF_HUB_OFFLINE" not in os.environ and not _hub_answers()
+    offline = "HF_HUB_OFFLINE" not in os.environ and not _hub_is_reachable()
     if offline:
         os.environ["HF_HUB_OFFLINE"] = "1"  # read at import; else the client tries again for 23 s before it gives up
     import datasets

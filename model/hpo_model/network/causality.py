@@ -27,7 +27,7 @@ def check_causality(network: Network) -> None:
     """
     network = copy.deepcopy(network)
     generator = torch.Generator().manual_seed(torch.initial_seed())
-    _stir(network, generator)
+    _randomise(network, generator)
     length = network.architecture.sequence_length
     tokens_T = torch.arange(length, device=network.output.weight.device)
     tokens_BT = torch.stack((tokens_T, tokens_T.flip(0))) % len(network.output.weight)
@@ -55,7 +55,7 @@ def _moved(before_BTD: Tensor, after_BTD: Tensor, places: tuple[int, int]) -> in
     return next((row for row, same in enumerate(equal) if not same), None)
 
 
-def _stir(network: Network, generator: torch.Generator) -> None:
+def _randomise(network: Network, generator: torch.Generator) -> None:
     """Random parameters, and a memory that is full."""
     for parameter in network.parameters():
         drawn = torch.randn(parameter.shape, generator=generator).to(parameter.device)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from hpo_model.config import RunConfig
 from hpo_model.data.batches import TrainingBatches
-from hpo_model.hardware import compiles, forget_peak_memory, keep_freed_memory
+from hpo_model.hardware import compiles, reset_peak_memory, keep_freed_memory
 from hpo_model.network.custom import build_network, source_digest
 from hpo_model.training.history import Evaluation
 from hpo_model.training.step import make_optimizer
@@ -50,7 +50,7 @@ class Run:
         self.network = build_network(architecture, corpus.tokenizer.vocabulary).to(self.device)
         if self.device.type == "cuda":
             torch.set_float32_matmul_precision("high")
-        forget_peak_memory(self.device)
+        reset_peak_memory(self.device)
         self.network.set_regularisation(dropout=config.training.dropout, noise=config.training.noise)
         self.optimizer = make_optimizer(self.network, config.training.weight_decay)
         # Tensors, so that other values need no other compiled graph

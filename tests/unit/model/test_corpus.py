@@ -316,7 +316,7 @@ def test_auto_takes_a_cached_wikitext_2_without_asking_the_hub(
     tmp_path: Path, no_hub_cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write_folder(tmp_path / "wikitext-2", {split: f"{split}.txt" for split in SPLITS})
-    monkeypatch.setattr(hpo_model.data.corpus, "_hub_answers", lambda: pytest.fail("asked the hub"))
+    monkeypatch.setattr(hpo_model.data.corpus, "_hub_is_reachable", lambda: pytest.fail("asked the hub"))
     said: list[str] = []
     corpus = load_corpus("auto", tmp_path, said.append)
     assert corpus.name == "wikitext-2"
@@ -324,13 +324,13 @@ def test_auto_takes_a_cached_wikitext_2_without_asking_the_hub(
     assert said == ["corpus auto: WikiText-2 (https://huggingface.co/datasets/Salesforce/wikitext, wikitext-2-v1)"]
 
 
-def test_auto_falls_back_where_the_hub_answers_but_does_not_deliver(
+def test_auto_falls_back_where_the_hub_is_reachable_but_does_not_deliver(
     cache: Path, no_hub_cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(*names: str) -> None:
         raise ConnectionError("dropped")
 
-    monkeypatch.setattr(hpo_model.data.corpus, "_hub_answers", lambda: True)
+    monkeypatch.setattr(hpo_model.data.corpus, "_hub_is_reachable", lambda: True)
     monkeypatch.setattr(datasets, "load_dataset", refuse)
     said: list[str] = []
     assert load_corpus("auto", cache, said.append).name == "python-docs"

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import hpo_model.hardware
-from hpo_model.hardware import energy_joules, forget_peak_memory, keep_freed_memory, peak_memory_bytes
+from hpo_model.hardware import energy_joules, reset_peak_memory, keep_freed_memory, peak_memory_bytes
 
 CPU = torch.device("cpu")
 MIB = 2**20
@@ -19,13 +19,13 @@ MIB = 2**20
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux forgets")
 def test_the_peak_of_an_earlier_run_is_forgotten_and_so_is_what_it_freed() -> None:
     keep_freed_memory()
-    forget_peak_memory(CPU)
+    reset_peak_memory(CPU)
     before = peak_memory_bytes(CPU)
     held = torch.ones(64 * MIB)
     with_tensor = peak_memory_bytes(CPU)
     del held
     assert peak_memory_bytes(CPU) == pytest.approx(with_tensor, abs=MIB)  # the kernel counts in batches of pages
-    forget_peak_memory(CPU)
+    reset_peak_memory(CPU)
     after = peak_memory_bytes(CPU)
     assert before is not None
     assert with_tensor is not None
@@ -39,7 +39,7 @@ def test_a_system_that_does_not_forget_or_tell_leaves_the_peak_of_the_process(
 ) -> None:
     monkeypatch.setattr(hpo_model.hardware, "_STATUS", tmp_path / "nothing")
     monkeypatch.setattr(hpo_model.hardware, "_CLEAR_REFS", tmp_path / "no folder" / "nothing")
-    forget_peak_memory(CPU)
+    reset_peak_memory(CPU)
     peak = peak_memory_bytes(CPU)
     assert peak is None or peak > 50 * MIB
 
