@@ -11,7 +11,7 @@ from torch import Tensor
 
 from hpo_model.config import RunConfig
 from hpo_model.data.batches import TrainingBatches
-from hpo_model.hardware import compiles, reset_peak_memory, keep_freed_memory
+from hpo_model.hardware import compiles, keep_freed_memory, reset_peak_memory
 from hpo_model.network.custom import build_network, source_digest
 from hpo_model.training.history import Evaluation
 from hpo_model.training.step import make_optimizer

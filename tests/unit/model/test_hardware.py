@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import hpo_model.hardware
-from hpo_model.hardware import energy_joules, reset_peak_memory, keep_freed_memory, peak_memory_bytes
+from hpo_model.hardware import energy_joules, keep_freed_memory, peak_memory_bytes, reset_peak_memory
 
 CPU = torch.device("cpu")
 MIB = 2**20
