@@ -9,11 +9,10 @@ from hpo.database.connection import open_database, storage_errors
 from hpo.database.url import storage_url
 from hpo.errors import StorageError, UsageError
 from hpo.home import Home
+from hpo.sweep.checkpoints import checkpoints_of
 from hpo.sweep.sweep import open_sweep, study_names
 from hpo_model.generation.trained import Trained, load_trained
 from hpo_model.hardware import default_device
-
-PATTERN = "checkpoint-*.pt"
 
 
 def open_checkpoints(paths: Sequence[Path], own: Sequence[str], device: str | None = None) -> list[Trained]:
@@ -59,7 +58,7 @@ def find_checkpoint(named: str, storage: str | None, home: Home) -> Path:
         raise UsageError(f"study {study!r} has no complete trial yet; {study}:TRIAL takes another one's checkpoint")
     trial = int(number) if number else best.number if best is not None else 0
     folder = home.trial(study, sweep.uid, trial)
-    found = sorted(folder.glob(PATTERN), key=lambda each: int(each.stem.rpartition("-")[2]))
+    found = checkpoints_of(folder)
     if not found:
         raise UsageError(f"trial {trial} of study {study!r} has no checkpoint in {folder}; complete trials keep theirs")
     return found[-1]

@@ -13,8 +13,8 @@ from optuna.trial import FrozenTrial
 
 from hpo.errors import StudyError
 from hpo.home import Home
+from hpo.sweep.checkpoints import newest_checkpoint
 from hpo.sweep.sweep import Sweep, is_feasible
-from hpo.worker.objective import newest_checkpoint
 from hpo_model.data.tokens import TokenizedCorpus
 from hpo_model.errors import CheckpointError
 from hpo_model.generation.trained import load_trained

@@ -1,4 +1,4 @@
-"""Files of a trial that Optuna's dashboard offers: its history, its checkpoint, samples of its text.
+"""Files of a trial that Optuna's dashboard offers: its history and its checkpoint.
 
 They lie in one folder under the ids that Optuna knows them by, as its own `FileSystemArtifactStore` keeps them, so that
 `optuna-dashboard --artifact-dir` shows them too. Checkpoints are linked there, or copied where links are
@@ -50,7 +50,7 @@ def offer(
         trial_id: Optuna's id of the trial.
         folder: the trial's own, which names it among all trials of this home.
         history: its evaluations.
-        files: its checkpoint and what else lies in its folder; linked.
+        files: its checkpoint, if it is to be offered; linked.
 
     Raises:
         OSError: the files cannot be written.

@@ -6,7 +6,6 @@ import dataclasses
 import logging
 import math
 import platform
-import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,11 +17,11 @@ import torch
 from hpo.database import optuna_private
 from hpo.study.search_space import should_prune
 from hpo.study.spec import StudySpec
+from hpo.sweep.checkpoints import checkpoint_path, newest_checkpoint
 from hpo.sweep.result import TrialResult
 from hpo_model.config import RunConfig, Scalar
 from hpo_model.data.tokens import TokenizedCorpus
-from hpo_model.errors import CheckpointError, ConfigError, OtherDeviceError
-from hpo_model.training.checkpoint import load_history
+from hpo_model.errors import ConfigError
 from hpo_model.training.history import Evaluation
 from hpo_model.training.loop import Decision, TrainingResult, train
 from hpo_model.training.memory_estimate import peak_tensor_bytes
@@ -47,7 +46,7 @@ class TrialSetting:
     spec: StudySpec
     corpus: TokenizedCorpus
     folder: Path  # of this trial's checkpoints
-    fencing_token: int  # of the lease: a later holder never writes over an earlier one's file, nor the other way round
+    fencing_token: int  # of the lease
     device: str
     announce: Callable[[str], None] = logger.warning  # called where a trial has to repeat evaluations
 
@@ -109,7 +108,7 @@ def run_trial(
         config,
         setting.corpus,
         device=setting.device,
-        save_to=setting.folder / f"checkpoint-{setting.fencing_token}.pt",
+        save_to=checkpoint_path(setting.folder, setting.fencing_token),
         resume_from=resume_from,
         on_evaluation=report,
     )
@@ -134,54 +133,6 @@ def crash_loop(crash_count: int, log: Path) -> TrialResult:
     reason = f"its process died {crash_count} times; see {log}"
     attributes = {TRIAL_OUTCOME: "failed", TRIAL_REASON: reason}
     return TrialResult(state="PRUNED", violations=("process_died",), attributes=attributes)
-
-
-def newest_checkpoint(folder: Path, device: str) -> tuple[Path | None, tuple[Evaluation, ...]]:
-    """The checkpoint of the latest lease that this device can continue, and its evaluations.
-
-    A damaged one is set aside, and one of another kind of device is skipped; both are logged.
-    """
-    for path in reversed(_checkpoints(folder)):
-        try:
-            return path, load_history(path, device)
-        except OtherDeviceError as error:
-            logger.warning("%s", error)
-        except CheckpointError as error:
-            logger.warning("%s; set aside as %s.damaged", error, path.name)
-            path.rename(path.with_name(f"{path.name}.damaged"))
-    return None, ()
-
-
-def discard(folder: Path, fencing_token: int, *, ended: bool) -> None:
-    """Remove what a worker wrote that had lost its lease, where a later holder has written or ended the trial since."""
-    paths = _checkpoints(folder)
-    if ended or (paths and _token(paths[-1]) > fencing_token):
-        (folder / f"checkpoint-{fencing_token}.pt").unlink(missing_ok=True)
-    if folder.is_dir() and not any(folder.iterdir()):
-        folder.rmdir()
-
-
-def _token(checkpoint: Path) -> int:
-    return int(checkpoint.stem.rpartition("-")[2])
-
-
-def _checkpoints(folder: Path) -> list[Path]:
-    """A trial's checkpoints in the order of the leases that wrote them."""
-    return sorted(folder.glob("checkpoint-*.pt"), key=_token)
-
-
-def tidy(folder: Path, outcome: TrialResult) -> None:
-    """Keep the last checkpoint of a complete trial; nothing of the others."""
-    if outcome.state != "COMPLETE":
-        shutil.rmtree(folder, ignore_errors=True)
-        return
-    for path in (*_checkpoints(folder)[:-1], *folder.glob(".checkpoint-*")):
-        path.unlink(missing_ok=True)
-
-
-def files_to_show(folder: Path, outcome: TrialResult) -> list[Path]:
-    """The files of a complete trial that the dashboard offers; none of others."""
-    return [*_checkpoints(folder)[-1:], *sorted(folder.glob("samples*"))] if outcome.state == "COMPLETE" else []
 
 
 def _report(trial: optuna.Trial, evaluation: Evaluation) -> None:

@@ -22,6 +22,7 @@ from hpo.database.connection import open_database, storage_errors
 from hpo.database.retry import RetryPolicy, is_transient
 from hpo.errors import WorkerError
 from hpo.study.search_space import suggest
+from hpo.sweep.checkpoints import delete_after_end, delete_after_lost_lease, kept_after_end
 from hpo.sweep.compatibility import check_compatible, check_network
 from hpo.sweep.corpus import load_text
 from hpo.sweep.result import TrialResult
@@ -34,12 +35,9 @@ from hpo.worker.objective import (
     Interrupted,
     TrialSetting,
     crash_loop,
-    discard,
     failed,
-    files_to_show,
     reached_before,
     run_trial,
-    tidy,
 )
 from hpo_model.data.tokens import TokenizedCorpus, open_tokens
 from hpo_model.errors import ModelError
@@ -189,7 +187,8 @@ class _Worker:
             try:
                 result = self.result_of(lambda: run_trial(trial, parameters, setting, on_evaluation))
             except LeaseLost:
-                discard(setting.folder, lease.fencing_token, ended=self.slots.is_done(lease.slot))
+                ended = self.slots.is_done(lease.slot)
+                delete_after_lost_lease(setting.folder, lease.fencing_token, ended=ended)
                 raise
         if not self.slots.finish(lease, result):
             raise LeaseLost
@@ -206,12 +205,12 @@ class _Worker:
                 self.sweep.trial_id(trial),
                 self.folder(trial),
                 result.attributes.get(TRIAL_HISTORY, ()),
-                files_to_show(self.folder(trial), result),
+                kept_after_end(self.folder(trial), result),
             )
         except OSError as error:
             self.warn(f"trial {trial}: its files are not shown in the dashboard ({error}); nothing else is lost")
         self.sweep.finalize(lease, trial, result)
-        tidy(self.folder(trial), result)
+        delete_after_end(self.folder(trial), result)
 
     def result_of(self, run: Callable[[], TrialResult]) -> TrialResult:
         """The trial's result; an unforeseen exception is one too, with its traceback in the worker's log."""

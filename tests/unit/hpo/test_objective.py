@@ -13,16 +13,14 @@ import pytest
 import torch
 
 import hpo.worker.objective
+from hpo.sweep.checkpoints import delete_after_end, newest_checkpoint
 from hpo.sweep.slots import LeaseLost
 from hpo.worker.objective import (
     Interrupted,
     TrialSetting,
     crash_loop,
-    discard,
-    newest_checkpoint,
     reached_before,
     run_trial,
-    tidy,
 )
 from hpo_model.data.tokens import TokenizedCorpus
 from hpo_model.training.checkpoint import load_checkpoint, save_checkpoint
@@ -54,9 +52,9 @@ SMALL = {
 def setting(small_corpus: TokenizedCorpus, tmp_path: Path) -> Callable[[int], TrialSetting]:
     spec = make_spec(run=SMALL)
 
-    def lease(epoch: int) -> TrialSetting:
+    def lease(fencing_token: int) -> TrialSetting:
         folder = tmp_path / "trial"
-        return TrialSetting(spec=spec, corpus=small_corpus, folder=folder, fencing_token=epoch, device="cpu")
+        return TrialSetting(spec=spec, corpus=small_corpus, folder=folder, fencing_token=fencing_token, device="cpu")
 
     return lease
 
@@ -132,7 +130,7 @@ def test_an_interrupted_trial_goes_on_from_its_newest_checkpoint(
     assert outcome.attributes[TRIAL_CONTINUED] == 1
     assert [each["milestone"] for each in outcome.attributes[TRIAL_HISTORY]] == [1, 2, 3, 4, 5]
     folder = setting(2).folder
-    tidy(folder, outcome)
+    delete_after_end(folder, outcome)
     assert [path.name for path in folder.iterdir()] == ["checkpoint-2.pt"]
 
 
@@ -324,38 +322,6 @@ def test_how_far_a_trial_has_come_is_known(trial: optuna.Trial) -> None:
     trial.report(4.0, 1)
     trial.report(4.0, 3)
     assert reached_before(again(trial)) == 3
-
-
-@pytest.mark.parametrize(
-    ("there", "left"),
-    [
-        ([1, 2], [1, 2]),  # nobody has written since
-        ([1, 2, 3], [1, 3]),
-        ([1], [1]),
-        ([2], [2]),
-        ([3], [3]),
-        ([], []),
-        ([2, 10], [10]),  # tenth, not first
-    ],
-)
-def test_who_lost_the_lease_takes_back_what_the_next_holder_does_not_need(
-    there: list[int], left: list[int], tmp_path: Path
-) -> None:
-    folder = tmp_path / "trial"
-    folder.mkdir()
-    for epoch in there:
-        (folder / f"checkpoint-{epoch}.pt").touch()
-    discard(folder, fencing_token=2, ended=False)
-    assert sorted(int(path.stem.rpartition("-")[2]) for path in folder.glob("*")) == left
-
-
-def test_who_wakes_after_the_trial_has_ended_leaves_nothing(tmp_path: Path) -> None:
-    folder = tmp_path / "trial"
-    discard(folder, fencing_token=1, ended=True)
-    folder.mkdir()
-    (folder / "checkpoint-1.pt").touch()
-    discard(folder, fencing_token=1, ended=True)
-    assert not folder.exists()
 
 
 def test_the_most_memory_that_a_trial_held_is_noted(
