@@ -1,4 +1,4 @@
-"""From an open study to its workers: what each of them gets, and who starts them."""
+"""From an open study to its workers: how many there are, what each of them gets, and who starts them."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class Launch:
     """A study that is ready to run."""
 
     study: OpenStudy
-    total: int | None  # None: all slots that there are, or will be meanwhile
+    total: int | None  # slots to fill; None: all, also those added later
     workers: tuple[tuple[WorkerSpec, Path], ...]  # with the file for what each prints
 
     @property
@@ -69,12 +69,12 @@ class Launch:
         )
 
 
-def launch(study: OpenStudy, total: int | None, stop_requests: int) -> Launch:
-    """Decide which workers a study gets; none where nothing is left to do.
+def plan_launch(study: OpenStudy, total: int | None, stop_requests: int) -> Launch:
+    """Decide which workers a study gets, without starting any; none where nothing is left to do.
 
     Args:
         study: whose slots they fill.
-        total: how many of them; None: all that there are, or will be meanwhile.
+        total: how many of them; None: all, also those added later.
         stop_requests: on the study so far; a later one stops these workers too.
 
     Raises:

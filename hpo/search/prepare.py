@@ -21,7 +21,7 @@ from hpo.executors.ray_cluster import has_gpus
 from hpo.executors.resources import check_resources
 from hpo.executors.slurm import asks_for_gpus, check_slurm
 from hpo.home import Home
-from hpo.search.launch import Launch, OpenStudy, launch
+from hpo.search.launch import Launch, OpenStudy, plan_launch
 from hpo.search.request import Request
 from hpo.study.spec import Profile, StudySpec
 from hpo.study.toml import load_study_file
@@ -62,7 +62,7 @@ def prepare(request: Request, url: str, home: Home) -> Launch:
         sweep.slots.ensure(total)
         sweep.study.set_user_attr(STUDY_LAST_RUN, time.time())
         study = OpenStudy(request=request, url=url, home=home, device=device, sweep=sweep, corpus=corpus)
-        return launch(study, total, stop_requests)
+        return plan_launch(study, total, stop_requests)
 
 
 def join(request: Request, url: str, home: Home) -> Launch:
@@ -85,7 +85,7 @@ def join(request: Request, url: str, home: Home) -> Launch:
                 "study %s was made with profile %s; here it trains on %s", sweep.spec.name, sweep.spec.profile, device
             )
         study = OpenStudy(request=request, url=url, home=home, device=device, sweep=sweep, corpus=corpus)
-        return launch(study, None, stop_requests)
+        return plan_launch(study, None, stop_requests)
 
 
 def open_study(request: Request, url: str, home: Home) -> OpenStudy:

@@ -19,7 +19,7 @@ from hpo.errors import StudyError, UsageError
 from hpo.executors.stop import Stop
 from hpo.home import Home
 from hpo.monitor.board import Board, Update
-from hpo.search.launch import Launch, OpenStudy, connected_to, launch, run_workers, submit
+from hpo.search.launch import Launch, OpenStudy, connected_to, plan_launch, run_workers, submit
 from hpo.search.prepare import open_study
 from hpo.search.request import Request
 from hpo.search.test_split import evaluate_on_test_split, past_evaluations
@@ -71,10 +71,10 @@ def search(session: Session, prepare: Prepare) -> Ending:
     """
     deadline = _deadline(session)
     with connected_to(session.request.executor), storage_errors(session.url):
-        ready = prepare(session.request, session.url, session.home)
-        ending = _run(session, ready, deadline)
-        if ending == "done" and ready.sweep.spec.replication is None and session.finalists:
-            return _run_finalists(session, ready.study, ready.sweep.spec.finalists, deadline)
+        launch = prepare(session.request, session.url, session.home)
+        ending = _run(session, launch, deadline)
+        if ending == "done" and launch.sweep.spec.replication is None and session.finalists:
+            return _run_finalists(session, launch.study, launch.sweep.spec.finalists, deadline)
         return ending
 
 
@@ -163,8 +163,8 @@ def _run_finalists(session: Session, study: OpenStudy, wanted: FinalistsSection,
     _log_overtaken(study.sweep, companion)
     with storage_errors(session.url):
         stop_requests, total = companion.row.stop_requests(), companion.slots.total()
-        ready = launch(replace(study, sweep=companion), total, stop_requests)
-    ending = _run(session, ready, deadline)
+        launch = plan_launch(replace(study, sweep=companion), total, stop_requests)
+    ending = _run(session, launch, deadline)
     if ending == "done" and session.concludes:
         _conclude(session, study, companion)
         publish_quietly(session.url, companion.spec.name, logger.warning)  # what the test evaluation adds

@@ -33,7 +33,7 @@ class WorkerSpec:
 
     storage_url: str = field(repr=False)
     study_name: str
-    total: int | None  # slots to fill; None: all that there are, or will be meanwhile
+    total: int | None  # slots to fill; None: all, also those added later
     home: Home
     tokens: Path | None = None  # folder of token files on this machine; None: made from the study's text
     data: Path | None = None  # folder of that text, if not where the study recorded it
