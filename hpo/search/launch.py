@@ -12,8 +12,8 @@ from pathlib import Path
 
 from hpo.database.connection import storage_errors
 from hpo.database.url import masked
+from hpo.executors.allocation import Demand, allocate
 from hpo.executors.local import run_local
-from hpo.executors.placement import Demand, allocate
 from hpo.executors.ray import run_ray
 from hpo.executors.ray_cluster import capacity, connected
 from hpo.executors.resources import WorkerResources, max_workers

@@ -9,7 +9,7 @@ from typing import Any
 import optuna
 import pytest
 
-import hpo.executors.placement
+import hpo.executors.allocation
 import hpo.search.prepare
 from hpo.database.connection import open_database
 from hpo.errors import HpoError, StorageError, StudyError, StudyFileError, UsageError
@@ -109,8 +109,8 @@ class Place:
 @pytest.fixture
 def place(tmp_path: Path, texts: tuple[Path, Path], home: Home, monkeypatch: pytest.MonkeyPatch, log: list[str]) -> Any:
     monkeypatch.setattr(hpo.search.prepare, "default_device", lambda: "cpu")
-    monkeypatch.setattr(hpo.executors.placement, "cpu_cores", lambda: 8)
-    monkeypatch.setattr(hpo.executors.placement, "_benchmark", each_worker_brings_as_much)
+    monkeypatch.setattr(hpo.executors.allocation, "cpu_cores", lambda: 8)
+    monkeypatch.setattr(hpo.executors.allocation, "_benchmark", each_worker_brings_as_much)
     made = Place(tmp_path, texts, home, log)
     yield made
     for launch in made.launches:
@@ -124,9 +124,9 @@ def each_worker_brings_as_much(demand: object, devices: list[tuple[str, int]]) -
 def use_cuda(monkeypatch: pytest.MonkeyPatch, gpus: int) -> None:
     monkeypatch.setattr(hpo.search.prepare, "default_device", lambda: "cuda")
     monkeypatch.setattr(hpo.search.prepare, "describe", lambda device: "a GPU")
-    for room in (hpo.search.prepare, hpo.executors.placement):
+    for room in (hpo.search.prepare, hpo.executors.allocation):
         monkeypatch.setattr(room, "gpu_count", lambda: gpus)
-    monkeypatch.setattr(hpo.executors.placement, "gpu_memory", lambda gpu: 80 * 2**30)
+    monkeypatch.setattr(hpo.executors.allocation, "gpu_memory", lambda gpu: 80 * 2**30)
 
 
 # ---------------------------------------------------------------------------------------------- what is made ready
@@ -235,7 +235,7 @@ def test_workers_share_the_cores(request_: dict[str, Any], count: int, threads: 
 
 
 def test_more_workers_than_cores_have_one_thread_each(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(hpo.executors.placement, "cpu_cores", lambda: 2)
+    monkeypatch.setattr(hpo.executors.allocation, "cpu_cores", lambda: 2)
     assert [order.threads for order, _ in place.prepare(workers=5).workers] == [1] * 5
 
 
@@ -258,7 +258,7 @@ def test_memory_that_a_trial_was_seen_to_hold_needs_no_benchmark(place: Place, m
     for device, peak in (("cuda:0", 10 * 2**30), ("cuda:0", 30 * 2**30), ("cpu", 70 * 2**30), ("cuda:0", None)):
         machine = {"device": device, "peak_memory_bytes": peak}
         run_slot(sweep, TrialResult(state="COMPLETE", values=(4.0,), attributes={TRIAL_MACHINE: machine}))
-    monkeypatch.setattr(hpo.executors.placement, "_benchmark", lambda *_: pytest.fail("it was measured again"))
+    monkeypatch.setattr(hpo.executors.allocation, "_benchmark", lambda *_: pytest.fail("it was measured again"))
     assert len(place.prepare(trials=20, trials_per_gpu=5).workers) == 2
     assert place.said == ["2 instead of 5 trials per GPU: one holds 30.0 GiB at its peak, and a GPU here has 80.0 GiB"]
 
@@ -267,7 +267,7 @@ def test_where_nothing_is_left_to_do_nothing_is_measured(place: Place, monkeypat
     sweep = place.prepare(trials=20, workers=1).sweep
     for _ in range(20):
         run_slot(sweep, COMPLETE)
-    monkeypatch.setattr(hpo.executors.placement, "_benchmark", lambda *_: pytest.fail("it was measured"))
+    monkeypatch.setattr(hpo.executors.allocation, "_benchmark", lambda *_: pytest.fail("it was measured"))
     assert place.prepare(trials=20).workers == ()
 
 

@@ -11,9 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-import hpo.executors.placement
+import hpo.executors.allocation
 from hpo.errors import UsageError, WorkerError
-from hpo.executors.placement import CONTEXT_BYTES, MIN_SPEEDUP, Demand, allocate, best_count, fitting
+from hpo.executors.allocation import CONTEXT_BYTES, MIN_SPEEDUP, Demand, allocate, best_count, fitting
 from hpo.executors.resources import ResourceRequest, WorkerResources, check_resources, parse_gpus, parse_workers
 from hpo.home import Home
 from hpo_model.data.tokens import TokenizedCorpus
@@ -165,10 +165,10 @@ class Machine:
         self.speed: Callable[[int], float] = lambda count: 1000.0 * count
         self.benchmarks: list[list[tuple[str, int]]] = []
         self.said = log
-        monkeypatch.setattr(hpo.executors.placement, "cpu_cores", lambda: self.cores)
-        monkeypatch.setattr(hpo.executors.placement, "gpu_count", lambda: self.gpus)
-        monkeypatch.setattr(hpo.executors.placement, "gpu_memory", lambda gpu: self.memory[gpu])
-        monkeypatch.setattr(hpo.executors.placement, "_benchmark", self.benchmark)
+        monkeypatch.setattr(hpo.executors.allocation, "cpu_cores", lambda: self.cores)
+        monkeypatch.setattr(hpo.executors.allocation, "gpu_count", lambda: self.gpus)
+        monkeypatch.setattr(hpo.executors.allocation, "gpu_memory", lambda gpu: self.memory[gpu])
+        monkeypatch.setattr(hpo.executors.allocation, "_benchmark", self.benchmark)
 
     def benchmark(self, *asked: Any) -> list[Throughput]:
         devices: list[tuple[str, int]] = asked[-1]
@@ -334,7 +334,7 @@ def test_what_was_measured_is_remembered_for_this_machine_and_network(
         machine.allocate(cache, **{"device": "cpu", "total": 40, **change})
         assert len(machine.benchmarks) > measured, change
         measured = len(machine.benchmarks)
-    monkeypatch.setattr(hpo.executors.placement, "describe", lambda device: "another machine")
+    monkeypatch.setattr(hpo.executors.allocation, "describe", lambda device: "another machine")
     machine.allocate(cache, device="cpu", total=40)
     assert len(machine.benchmarks) > measured
     file = Home(cache).throughputs
@@ -352,7 +352,7 @@ def test_a_measurement_that_failed_is_not_remembered(
         raise WorkerError("a benchmark of the trial died")
 
     with monkeypatch.context() as patch:
-        patch.setattr(hpo.executors.placement, "_benchmark", fail)
+        patch.setattr(hpo.executors.allocation, "_benchmark", fail)
         with pytest.raises(WorkerError):
             machine.allocate(tmp_path, device="cpu")
     assert list(tmp_path.iterdir()) == []
@@ -380,7 +380,7 @@ def small_demand(corpus: TokenizedCorpus) -> Demand:
 
 class TestBenchmark:
     def test_two_processes_are_benchmarked_at_once(self, small_corpus: TokenizedCorpus) -> None:
-        paces = hpo.executors.placement._benchmark(small_demand(small_corpus), [("cpu", 1), ("cpu", 1)])
+        paces = hpo.executors.allocation._benchmark(small_demand(small_corpus), [("cpu", 1), ("cpu", 1)])
         assert len(paces) == 2
         for pace in paces:
             assert pace.tokens_per_s > 100
@@ -390,13 +390,13 @@ class TestBenchmark:
     @pytest.mark.parametrize("devices", [[("cpu", 0)], [("cpu", 1), ("cpu", 0)], [("cpu", 0), ("cpu", 1)]])
     def test_one_that_fails_says_why(self, devices: list[tuple[str, int]], small_corpus: TokenizedCorpus) -> None:
         with pytest.raises(WorkerError, match=r"a benchmark of the trial failed: .*positive"):
-            hpo.executors.placement._benchmark(small_demand(small_corpus), devices)
+            hpo.executors.allocation._benchmark(small_demand(small_corpus), devices)
 
     @pytest.mark.parametrize("devices", [[("dies", 1)], [("dies", 1), ("waits", 1)], [("waits", 1), ("dies", 1)]])
     def test_one_that_dies_is_not_waited_for(
         self, devices: list[tuple[str, int]], small_corpus: TokenizedCorpus, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(hpo.executors.placement, "BENCHMARK_TIMEOUT_S", 10.0)
-        monkeypatch.setattr(hpo.executors.placement, "_benchmark_here", side_processes.benchmark_badly)
+        monkeypatch.setattr(hpo.executors.allocation, "BENCHMARK_TIMEOUT_S", 10.0)
+        monkeypatch.setattr(hpo.executors.allocation, "_benchmark_here", side_processes.benchmark_badly)
         with pytest.raises(WorkerError, match="a benchmark of the trial died, perhaps for want of memory"):
-            hpo.executors.placement._benchmark(small_demand(small_corpus), devices)
+            hpo.executors.allocation._benchmark(small_demand(small_corpus), devices)
