@@ -23,10 +23,10 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Row:
-    """What a worker does."""
+class WorkerRow:
+    """What a worker is doing now."""
 
-    doing: str = ""  # where it has no trial
+    doing: str = ""  # in words, while it has no trial
     trial: int | None = None
     parameters: Mapping[str, Scalar] = field(default_factory=dict)
     milestone: int = 0  # the last evaluation
@@ -81,8 +81,8 @@ class EndedTrial:
 class Update:
     """What has changed: what workers do now, trials that have ended, and what else a user should see."""
 
-    rows: Mapping[str, Row] = field(default_factory=dict)  # by worker
-    complete: bool = False  # whether no worker but these is there
+    rows: Mapping[str, WorkerRow] = field(default_factory=dict)  # by worker
+    all_workers: bool = False  # whether the rows are those of every worker there is
     ended: tuple[EndedTrial, ...] = ()
     messages: tuple[str, ...] = ()
 
@@ -104,11 +104,11 @@ class Update:
         return cls(rows=rows, ended=ended, messages=messages)
 
 
-def _row(event: Event, evaluations: int) -> Row:
+def _row(event: Event, evaluations: int) -> WorkerRow:
     if event.trial is None:
-        return Row(doing="waiting for other workers' trials" if event.kind == "waiting" else event.kind)
+        return WorkerRow(doing="waiting for other workers' trials" if event.kind == "waiting" else event.kind)
     evaluation = event.evaluation
-    return Row(
+    return WorkerRow(
         trial=event.trial,
         parameters=event.parameters,
         milestone=evaluations if event.kind == "finished" else evaluation.milestone if evaluation else 0,
@@ -119,15 +119,15 @@ def _row(event: Event, evaluations: int) -> Row:
 
 @dataclass
 class Board:
-    """What is known about a running sweep."""
+    """What is known about a running study."""
 
     sweep: Sweep
-    slots: int | None = None  # how many the run is about; None: all that there are, or will be meanwhile
+    slot_limit: int | None = None  # only the first so many slots count; None: all, also those added later
     started_at: float = field(default_factory=time.monotonic)
     counts: SlotCounts = field(default_factory=SlotCounts)
     done_before: int = 0
     front: list[FrozenTrial] = field(default_factory=list)  # with one objective the best trial
-    workers: dict[str, Row] = field(default_factory=dict)
+    workers: dict[str, WorkerRow] = field(default_factory=dict)
     rates: dict[str, float] = field(default_factory=dict)  # training tokens per second of each, when last measured
 
     def __post_init__(self) -> None:
@@ -137,12 +137,12 @@ class Board:
 
     @property
     def total(self) -> int:
-        """Trials that there are to be."""
+        """Trials that the study is to end with."""
         return self.counts.total
 
     def refresh(self) -> None:
         """Read counts and best trials from the database."""
-        self.counts = self.sweep.slots.counts(self.slots)
+        self.counts = self.sweep.slots.counts(self.slot_limit)
         self.front = [] if self.sweep.spec.replication is not None else self.sweep.front()  # of one seed's luck there
 
     def try_to_refresh(self) -> None:
@@ -155,7 +155,7 @@ class Board:
 
     def apply(self, update: Update) -> None:
         """Take in what has changed."""
-        if update.complete:
+        if update.all_workers:
             self.workers = {}
         for name, row in update.rows.items():
             self.workers[name] = row
@@ -166,7 +166,7 @@ class Board:
         if update.ended:
             self.try_to_refresh()
 
-    def search_is_over(self) -> bool:
+    def is_over(self) -> bool:
         """Whether there is nothing left to run."""
         return self.counts.begun == 0 and (self.counts.open == 0 or self.sweep.stopped_improving())
 

@@ -10,7 +10,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from hpo.monitor.board import Board, Row, Update, clock, describe_ended, describe_parameters
+from hpo.monitor.board import Board, Update, WorkerRow, clock, describe_ended, describe_parameters
 
 
 class Lines:
@@ -72,7 +72,7 @@ class LiveTable(Lines):
         totals.add_row(bar, Text(f"{self.board.summary()} · {elapsed} so far"))
         return Group(table, totals)
 
-    def _cells(self, name: str, row: Row) -> tuple[str | Text | ProgressBar, ...]:
+    def _cells(self, name: str, row: WorkerRow) -> tuple[str | Text | ProgressBar, ...]:
         if row.trial is None:
             return name, "", row.doing, "", "", "", ""
         val_ppl = "" if row.val_ppl is None else f"{row.val_ppl:.2f}"

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from optuna.trial import FrozenTrial, TrialState
 
-from hpo.monitor.board import Board, EndedTrial, Row, Update
+from hpo.monitor.board import Board, EndedTrial, Update, WorkerRow
 from hpo.sweep.slots import LEASE_S
 from hpo.sweep.sweep import Sweep
 from hpo.worker.messages import MAX_FAILURES_IN_A_ROW
@@ -94,7 +94,7 @@ class Watched:
     def look(self) -> Iterator[tuple[Change, FrozenTrial | None]]:
         """Read the database; what is different, with the trial that it is about."""
         owners, at_work = self.sweep.slots.owners(), self.sweep.slots.at_work()
-        if self.first and not at_work and self.board.front and self.board.search_is_over():
+        if self.first and not at_work and self.board.front and self.board.is_over():
             self.first = False
             yield self.change("watching", workers=()), None
             return  # a finished study, of which nothing will change: its trials need not be read
@@ -103,7 +103,7 @@ class Watched:
         if at_work:
             self.busy_at = time.monotonic()
         rows = {_shown(owner): self._row(trials[number]) for number, owner in owners.items()}
-        self.board.apply(Update(rows=rows, complete=True))
+        self.board.apply(Update(rows=rows, all_workers=True))
         self.ended = sorted(
             (trial for trial in trials if trial.state.is_finished()),
             key=lambda trial: (trial.datetime_complete, trial.number),
@@ -160,16 +160,16 @@ class Watched:
                 values=tuple(trial.values) if trial.values else None,
             )
 
-    def _row(self, trial: FrozenTrial) -> Row:
+    def _row(self, trial: FrozenTrial) -> WorkerRow:
         milestone = max(trial.intermediate_values, default=0)
         loss = trial.intermediate_values.get(milestone, math.inf)
         val_ppl = math.exp(loss) if loss < 700 else None
-        return Row(trial=trial.number, parameters=dict(trial.params), milestone=milestone, val_ppl=val_ppl)
+        return WorkerRow(trial=trial.number, parameters=dict(trial.params), milestone=milestone, val_ppl=val_ppl)
 
     def ending(self, *, out_of_time: bool) -> Ending | None:
         """How it ended, or None while it goes on."""
         idle_s = time.monotonic() - self.busy_at
-        if self.board.search_is_over():
+        if self.board.is_over():
             if self.board.front or any(trial.state is TrialState.COMPLETE for trial in self.ended):
                 return self.ends("finished", self.board.ending())
             return self.ends("failed", f"none of its {len(self.ended)} trials is complete")

@@ -95,7 +95,7 @@ def replicate(session: Session, candidates: int | None, replicates: int | None) 
         usual = study.sweep.spec.finalists
         wanted = FinalistsSection(count=candidates or usual.count or 1, replicates=replicates or usual.replicates or 1)
         board = Board(study.sweep)
-        if not board.search_is_over():
+        if not board.is_over():
             logger.info("the search goes on (%s); finalists are the best so far", board.ending())
         return _run_finalists(session, study, wanted, deadline)
 
@@ -109,7 +109,7 @@ def _run(session: Session, launch: Launch, deadline: float | None) -> Ending:
     name = launch.sweep.spec.name
     board = Board(launch.sweep, launch.total)
     logger.info("%s", launch.describe(board.counts))
-    if board.search_is_over():
+    if board.is_over():
         logger.info("nothing to do: %s", board.ending())
         return "done"
     if not launch.workers:
@@ -137,7 +137,7 @@ def _supervise(session: Session, launch: Launch, board: Board, deadline: float |
 
         run_workers(launch, on_event, view.pulse, stop)
     board.try_to_refresh()
-    over = board.search_is_over()
+    over = board.is_over()
     reason = stop.reason or ("" if over else "requested by `hpo stop`")
     logger.info("%s%s", board.ending(), f" ({reason}); run again to go on" if reason else "")
     if stop.reason in SIGNALS:
@@ -176,7 +176,7 @@ def _describe_finalists(companion: Sweep) -> str:
     assert replication is not None
     best = [candidate.trial for candidate in replication.candidates if candidate.role == "finalist"]
     beside = " and the baseline" if len(best) < len(replication.candidates) else ""
-    over = Board(companion).search_is_over()
+    over = Board(companion).is_over()
     skip = "" if over else " (--no-finalists, or replicates = 0 under [finalists], skips this)"
     return (
         f"finalists of {replication.study}: {_trials(best)}{beside} again, "

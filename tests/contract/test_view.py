@@ -36,7 +36,7 @@ def own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Database]:
 
 @pytest.fixture
 def board(own: Database) -> Board:
-    return Board(make_sweep(own), slots=10)
+    return Board(make_sweep(own), slot_limit=10)
 
 
 def update(board: Board, kind: str, **facts: Any) -> Update:
@@ -216,7 +216,7 @@ def test_totals_without_a_best_trial(board: Board) -> None:
     assert board.summary() == "0/10 trials"
     assert board.ending() == "0 of 10 trials finished"
     assert board.seconds_left() is None
-    assert not board.search_is_over()
+    assert not board.is_over()
 
 
 def test_totals_with_a_best_trial(board: Board) -> None:
@@ -229,7 +229,7 @@ def test_totals_with_a_best_trial(board: Board) -> None:
 
 
 def test_totals_of_two_objectives_name_both_ends_of_the_front(own: Database) -> None:
-    board = Board(make_sweep(own, objectives=["val_loss", "phi"], pruner={"kind": "none"}), slots=10)
+    board = Board(make_sweep(own, objectives=["val_loss", "phi"], pruner={"kind": "none"}), slot_limit=10)
     for values in ((4.0, 0.9), (3.0, 0.7), (3.5, 0.8), (5.0, 0.85)):
         run_slot(board.sweep, TrialResult(state="COMPLETE", values=values))
     board.refresh()
@@ -242,7 +242,7 @@ def test_the_time_left_counts_this_session_s_trials_alone(own: Database) -> None
     sweep = make_sweep(own)
     for _ in range(4):
         run_slot(sweep, COMPLETE)
-    board = Board(sweep, slots=10)
+    board = Board(sweep, slot_limit=10)
     assert board.seconds_left() is None
     run_slot(sweep, COMPLETE)
     run_slot(sweep, COMPLETE)
@@ -253,20 +253,20 @@ def test_the_time_left_counts_this_session_s_trials_alone(own: Database) -> None
 
 def test_nothing_is_left_when_all_are_done(own: Database) -> None:
     sweep = make_sweep(own)
-    board = Board(sweep, slots=1)
+    board = Board(sweep, slot_limit=1)
     run_slot(sweep, COMPLETE)
     board.refresh()
-    assert board.search_is_over()
+    assert board.is_over()
     assert board.summary() == "1/1 trials · best value 4 (trial 0)"
 
 
 def test_a_search_that_stopped_improving_is_over(own: Database) -> None:
-    board = Board(make_sweep(own, stopping={"trials_without_improvement": 2}), slots=10)
+    board = Board(make_sweep(own, stopping={"trials_without_improvement": 2}), slot_limit=10)
     for loss in (1.0, 2.0, 2.0):
-        assert not board.search_is_over()
+        assert not board.is_over()
         run_slot(board.sweep, complete(loss))
         board.refresh()
-    assert board.search_is_over()
+    assert board.is_over()
     assert board.ending() == "3 of 10 trials finished · ended after 2 without improvement · best value 1 (trial 0)"
 
 
@@ -291,7 +291,7 @@ def test_a_board_without_a_number_of_slots_is_about_all_there_are(own: Database)
     run_slot(sweep, COMPLETE)
     board.refresh()
     assert (board.total, board.ending()) == (5, "1 of 5 trials finished · best value 4 (trial 0)")
-    assert Board(sweep, slots=2).total == 2
+    assert Board(sweep, slot_limit=2).total == 2
 
 
 def test_what_was_known_stands_while_the_database_is_away(board: Board, monkeypatch: pytest.MonkeyPatch) -> None:
