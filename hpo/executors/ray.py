@@ -20,7 +20,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from hpo.errors import HpoError, WorkerError, one_line
-from hpo.executors.ray_cluster import Share, amounts, connected, nodes
+from hpo.executors.ray_cluster import NodeShare, amounts, connected, nodes
 from hpo.executors.stop import Stop, StopLevel
 from hpo.executors.supervisor import PULSE_S, Supervisor, note_end
 from hpo.sweep.slots import Slots
@@ -134,7 +134,7 @@ def run_ray(
         WorkerError: no cluster, none that can hold a worker, or a worker told that it cannot go on, or died too often.
             The others have left at an evaluation.
     """
-    share = Share(cpus=cpus_per_worker, gpus=gpus_per_worker)
+    share = NodeShare(cpus=cpus_per_worker, gpus=gpus_per_worker)
     with connected(address):
         resources = [node["Resources"] for node in nodes()]
         if not any(share.fits(each) for each in resources):
@@ -149,7 +149,7 @@ def run_ray(
 class _Actor:
     """A worker as its supervisor sees it."""
 
-    def __init__(self, spec: WorkerSpec, log: Path, share: Share, restarts: int) -> None:
+    def __init__(self, spec: WorkerSpec, log: Path, share: NodeShare, restarts: int) -> None:
         import ray
 
         self.spec = dataclasses.replace(share.apply(spec), owner=new_owner(spec.name))
@@ -178,7 +178,7 @@ class _Actor:
 class _RaySupervisor(Supervisor[_Actor]):
     """Workers as actors."""
 
-    def __init__(self, slots: Slots, on_event: Callable[[Event], None], stop: Stop, share: Share) -> None:
+    def __init__(self, slots: Slots, on_event: Callable[[Event], None], stop: Stop, share: NodeShare) -> None:
         super().__init__(slots, on_event, stop)
         self.share = share
 

@@ -23,7 +23,7 @@ PROBE_S = 20.0  # for an answer that tells a Ray cluster from whatever else list
 
 
 @dataclass(frozen=True, kw_only=True)
-class Share:
+class NodeShare:
     """What each worker gets of its node."""
 
     cpus: int
@@ -54,7 +54,7 @@ def capacity(address: str | None, gpus_per_worker: float, *, cpus_per_worker: in
     """
     with connected(address):
         gpus = gpus_per_worker if has_gpus(address) else 0.0
-        share = Share(cpus=cpus_per_worker, gpus=gpus)
+        share = NodeShare(cpus=cpus_per_worker, gpus=gpus)
         return sum(share.fits(node["Resources"]) for node in nodes())
 
 

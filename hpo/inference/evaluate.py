@@ -19,7 +19,7 @@ from hpo.errors import UsageError
 from hpo.home import Home
 from hpo.inference.generate import rules_for
 from hpo_model.data.corpus import Corpus, load_corpus
-from hpo_model.data.documents import Difference, Documents, documents_of, paired_difference
+from hpo_model.data.documents import Documents, PairedDifference, documents_of, paired_difference
 from hpo_model.data.tokens import encode_lines
 from hpo_model.generation.quality import Judgement, Passages, Words, passages, words_of
 from hpo_model.generation.sampling import Sampling, sample
@@ -83,7 +83,7 @@ class Comparison:
     first: str
     split: Split
     unit: Literal["bits per byte", "nats per token"] | None  # None: tokenizers that lost words do not compare
-    difference: Difference | None
+    difference: PairedDifference | None
     documents: str  # their kind
 
 

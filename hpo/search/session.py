@@ -22,7 +22,7 @@ from hpo.monitor.board import Board, Update
 from hpo.search.launch import Launch, OpenStudy, connected_to, plan_launch, run_workers, submit
 from hpo.search.prepare import open_study
 from hpo.search.request import Request
-from hpo.search.test_split import evaluate_on_test_split, past_evaluations
+from hpo.search.test_split import evaluate_on_test_split, tested_candidates
 from hpo.study.spec import FinalistsSection
 from hpo.sweep.finalists import overtaken, plan_finalists
 from hpo.sweep.sweep import Sweep
@@ -211,13 +211,13 @@ def _conclude(session: Session, study: OpenStudy, companion: Sweep) -> None:
 
 def _evaluate_winner(session: Session, study: OpenStudy, companion: Sweep, winner: int) -> None:
     """Evaluate the winner on the test split, unless that was used before."""
-    earlier = past_evaluations(companion)
+    earlier = tested_candidates(companion)
     if earlier and not session.test_again:
-        if earlier[0].candidate != winner:
+        if earlier[0] != winner:
             logger.info(
                 "the test split was already used for trial %d, which won then; testing again would be biased by the "
                 "first result (`hpo replicate %s --test-again` does it)",
-                *(earlier[0].candidate, quote(study.sweep.spec.name)),
+                *(earlier[0], quote(study.sweep.spec.name)),
             )
         return
     try:

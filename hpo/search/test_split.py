@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import time
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,20 +24,9 @@ from hpo_reports.records.names import FINALISTS_SUFFIX, STUDY_TEST_EVALUATIONS, 
 logger = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, kw_only=True)
-class TestEvaluation:
-    """A test evaluation that was done."""
-
-    __test__ = False  # for pytest
-
-    candidate: int  # number in the search
-    evaluated_at: float  # seconds since 1970
-
-
-def past_evaluations(companion: Sweep) -> tuple[TestEvaluation, ...]:
-    """The test evaluations so far, in order."""
-    stored = companion.study.user_attrs.get(STUDY_TEST_EVALUATIONS, [])
-    return tuple(TestEvaluation(candidate=each["candidate"], evaluated_at=each["evaluated_at"]) for each in stored)
+def tested_candidates(companion: Sweep) -> list[int]:
+    """The candidates of the test evaluations so far, in order, by their numbers in the search."""
+    return [int(each["candidate"]) for each in companion.study.user_attrs.get(STUDY_TEST_EVALUATIONS, [])]
 
 
 def evaluate_on_test_split(companion: Sweep, candidate: int, corpus: TokenizedCorpus, home: Home) -> None:
@@ -56,7 +44,7 @@ def evaluate_on_test_split(companion: Sweep, candidate: int, corpus: TokenizedCo
     """
     if "test" not in corpus.splits:
         raise StudyError(f"{corpus.corpus_name} has no test split; the winner stays unmeasured on one")
-    earlier = len(past_evaluations(companion))
+    earlier = len(tested_candidates(companion))
     checkpoints = _checkpoints(companion, candidate, home)
     torch.set_num_threads(cpu_cores())
     scores = []
@@ -74,7 +62,7 @@ def evaluate_on_test_split(companion: Sweep, candidate: int, corpus: TokenizedCo
                 "bits_per_byte": measured.bits_per_byte,
             }
         )
-    if len(past_evaluations(companion)) > earlier:
+    if len(tested_candidates(companion)) > earlier:
         return  # another process has done it meanwhile
     evaluation = {"candidate": candidate, "evaluated_at": time.time(), "scores": scores}
     before: list[Any] = companion.study.user_attrs.get(STUDY_TEST_EVALUATIONS, [])

@@ -19,7 +19,7 @@ import hpo.executors.ray_cluster
 import hpo.executors.supervisor
 from hpo.errors import WorkerError
 from hpo.executors.ray import run_ray
-from hpo.executors.ray_cluster import Share, capacity, connected, has_gpus, import_ray
+from hpo.executors.ray_cluster import NodeShare, capacity, connected, has_gpus, import_ray
 from hpo.executors.stop import Stop, StopLevel
 from hpo.sweep.slots import Slots
 from hpo.worker.messages import Event, WorkerSpec
@@ -328,9 +328,9 @@ def test_a_worker_computes_on_its_share_of_its_node(tmp_path: Path, sqlite_url: 
     order = WorkerSpec(
         storage_url=sqlite_url, study_name="toy", total=1, home=Home(tmp_path), device="cuda:5", threads=9, name="w"
     )
-    half = Share(cpus=2, gpus=0.5).apply(order)
+    half = NodeShare(cpus=2, gpus=0.5).apply(order)
     assert (half.device, half.threads, half.memory_fraction) == ("cuda:0", 2, 0.5)
-    none = Share(cpus=3, gpus=0).apply(order)
+    none = NodeShare(cpus=3, gpus=0).apply(order)
     assert (none.device, none.threads, none.memory_fraction) == ("cpu", 3, 1.0)
 
 

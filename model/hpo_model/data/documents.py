@@ -45,7 +45,7 @@ def documents_of(lines: Sequence[str]) -> Documents:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Difference:
+class PairedDifference:
     """One network's mean minus another's, with its interval over documents."""
 
     mean: float
@@ -61,7 +61,7 @@ class Difference:
 
 def paired_difference(
     one_D: NDArray[np.float64], other_D: NDArray[np.float64], size_D: NDArray[np.float64], seed: int = 0
-) -> Difference:
+) -> PairedDifference:
     """Bootstrap Σ (one − other) / Σ size over whole documents.
 
     Args:
@@ -79,4 +79,4 @@ def paired_difference(
     tail = (1 - CONFIDENCE) / 2
     low, high = np.quantile(gaps_S, (tail, 1 - tail))
     mean = float((one_D - other_D).sum() / size_D.sum())
-    return Difference(mean=mean, low=float(low), high=float(high), documents=count)
+    return PairedDifference(mean=mean, low=float(low), high=float(high), documents=count)
