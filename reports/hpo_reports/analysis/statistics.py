@@ -20,7 +20,7 @@ Floats = NDArray[np.float64]
 ALPHA = 0.05  # of every test and, as 1 - ALPHA, of every interval
 EXACT_PAIRS = 16  # up to here all 2^n sign patterns are looked at, beyond it as many random ones as below
 SIGN_PATTERNS = 100_000
-DRAWS = 20_000  # of means, and of resampled documents
+DRAWS = 20_000  # of means
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,11 +30,6 @@ class Interval:
     low: float
     high: float
     level: float
-
-    @property
-    def contains_zero(self) -> bool:
-        """Whether no difference at all is among the plausible ones."""
-        return self.low <= 0.0 <= self.high
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,26 +123,6 @@ def paired_interval(differences: ArrayLike, *, level: float = 1 - ALPHA) -> Inte
         return None
     reach = _student_quantile(level, len(values) - 1) * values.std(ddof=1) / math.sqrt(len(values))
     return Interval(low=float(values.mean() - reach), high=float(values.mean() + reach), level=level)
-
-
-def block_bootstrap_interval(
-    nats: ArrayLike, tokens: ArrayLike, *, level: float = 1 - ALPHA, seed: int = 1
-) -> Interval:
-    """Interval of a loss in nats per token over the choice of documents: how far the text at hand stands for its kind.
-
-    It knows nothing of seeds: a network's own luck is another noise.
-
-    Args:
-        nats: of each document (or block of text).
-        tokens: of each document.
-        level: of confidence.
-        seed: of the resamples.
-    """
-    nats_D, tokens_D = _finite(nats), _finite(tokens)
-    picks_RD = np.random.default_rng(seed).integers(0, len(nats_D), (DRAWS, len(nats_D)))
-    losses_R = nats_D[picks_RD].sum(axis=1) / tokens_D[picks_RD].sum(axis=1)
-    low, high = np.quantile(losses_R, [(1 - level) / 2, (1 + level) / 2])
-    return Interval(low=float(low), high=float(high), level=level)
 
 
 # ---------------------------------------------------------------------------------------------------------- the best

@@ -94,11 +94,6 @@ class FinalistsRecord:
     tests: tuple[TestEvaluation, ...]  # in the order in which they were made
 
     @property
-    def planned_runs(self) -> int:
-        """Runs that there are to be."""
-        return sum(len(candidate.replicates) for candidate in self.candidates)
-
-    @property
     def pending_runs(self) -> int:
         """Runs that have not ended."""
         return sum(candidate.count("pending") for candidate in self.candidates)

@@ -195,7 +195,7 @@ def test_the_search_finds_its_companion_and_no_other_studys() -> None:
     companion.set_user_attr(STUDY_RECORD, companion_facts([0, 3], [2, 3]))
     record = read_finalists(search, storage)
     assert record is not None
-    assert (record.study, record.seeds, record.planned_runs, record.pending_runs) == ("lambda_phi", (2, 3), 4, 4)
+    assert (record.study, record.seeds, record.pending_runs) == ("lambda_phi", (2, 3), 4)
     search.set_user_attr(STUDY_RECORD, {**FACTS, "created_at": 9.0})
     assert read_finalists(search, storage) is None, "the search was made anew"
 

@@ -13,7 +13,6 @@ from scipy import stats
 
 from hpo_reports.analysis.statistics import (
     EXACT_PAIRS,
-    block_bootstrap_interval,
     expected_largest,
     expected_optimism,
     holm,
@@ -93,7 +92,7 @@ def test_the_interval_is_students() -> None:
     interval = paired_interval(differences)
     assert interval is not None
     assert (interval.low, interval.high) == pytest.approx((reference.low, reference.high))
-    assert interval.contains_zero == (stats.ttest_1samp(differences, 0.0).pvalue > 0.05)
+    assert (interval.low <= 0.0 <= interval.high) == (stats.ttest_1samp(differences, 0.0).pvalue > 0.05)
     assert paired_interval([0.3]) is None
 
 
@@ -103,17 +102,6 @@ def test_the_interval_covers_what_it_promises(pairs: int) -> None:
     intervals = [paired_interval(sample) for sample in samples]
     covered = sum(each is not None and each.low <= 0.2 <= each.high for each in intervals)
     assert covered / len(samples) == pytest.approx(0.95, abs=0.015)
-
-
-def test_the_interval_over_documents_covers_what_it_promises() -> None:
-    random = np.random.default_rng(4)
-    covered = 0
-    for trial in range(200):
-        tokens = random.integers(50, 500, 60)
-        nats = tokens * random.normal(4.0, 0.5, 60)
-        interval = block_bootstrap_interval(nats, tokens, seed=trial)
-        covered += interval.low <= 4.0 <= interval.high
-    assert 0.89 <= covered / 200 <= 0.99
 
 
 def test_of_two_candidates_the_probability_is_that_of_a_paired_t_test() -> None:
