@@ -17,12 +17,12 @@ import sqlalchemy as sa
 
 from hpo.database import tables
 from hpo.database.connection import Database
-from hpo.database.optuna_private import DASHBOARD_FIGURE, STUDIES, STUDY_SYSTEM_ATTRIBUTES
+from hpo.database.optuna_private import ARTIFACT, DASHBOARD, DASHBOARD_FIGURE, STUDIES, STUDY_SYSTEM_ATTRIBUTES
 from hpo_model.digest import short_digest
 from hpo_reports.records.names import STUDY_PUBLISHED
 
 FIGURE = f"{DASHBOARD_FIGURE}hpo-"
-_TRIAL_NOTE = re.compile(r"dashboard:(\d+):note_str:0")
+_TRIAL_NOTE = re.compile(rf"{DASHBOARD}(\d+):note_str:0")
 # A link's definition, which Markdown does not show. It holds the text's digest: an edited text belongs to its editor.
 _SIGNATURE = re.compile(r"\n\n\[//\]: # \(hpo ([0-9a-f]{16})\)\s*\Z")
 
@@ -103,7 +103,7 @@ def remap_ids(attributes: Mapping[str, Any], ids: Mapping[int, int]) -> dict[str
     """
     result = {}
     for key, value in attributes.items():
-        found = re.fullmatch(r"(dashboard:(?:artifacts:)?)(\d+)(:.*)", key, re.DOTALL)
+        found = re.fullmatch(rf"({DASHBOARD}(?:{ARTIFACT})?)(\d+)(:.*)", key, re.DOTALL)
         if found is None:
             result[key] = value
         elif int(found[2]) in ids:
@@ -123,7 +123,8 @@ def _take(connection: sa.Connection, study_id: int) -> bool:
 def _note_rows(notes: Notes, stored: Mapping[str, Any]) -> dict[str, Any]:
     """The attributes of the notes that are to be written."""
     rows: dict[str, Any] = {}
-    for prefix, text in (("dashboard:", notes.study), *((f"dashboard:{n}:", text) for n, text in notes.trials.items())):
+    texts = {DASHBOARD: notes.study, **{f"{DASHBOARD}{number}:": text for number, text in notes.trials.items()}}
+    for prefix, text in texts.items():
         note, before = signed(text), _stored_note(prefix, stored)
         if note == before or not is_ours(before):
             continue
@@ -143,7 +144,7 @@ def _gone_notes(notes: Notes, stored: Mapping[str, Any]) -> Iterator[str]:
         found = _TRIAL_NOTE.fullmatch(key)
         if found is None or int(found[1]) in notes.trials:
             continue
-        prefix = f"dashboard:{found[1]}:"
+        prefix = f"{DASHBOARD}{found[1]}:"
         note = _stored_note(prefix, stored)
         if note and is_ours(note):
             yield from (*_pieces(prefix, stored), f"{prefix}note_ver")

@@ -362,12 +362,13 @@ class StudySpec(_Section):
         return len(self.planned()) if self.sampler.kind == "grid" else None
 
     def identity(self) -> dict[str, Any]:
-        """What must be equal for two sessions to work on one study; totals and texts for people are not in it.
+        """What must be equal for two sessions to work on one study.
 
-        The corpus is absent because its content counts, not the name under which it was found.
+        Description, total, stopping rule and finalists may change meanwhile. The corpus is absent because its content
+        counts, not the name under which it was found.
         """
-        people = {"description", "trials", "stopping", "finalists", "replication", "profile"}
-        content: dict[str, Any] = self.model_dump(mode="json", exclude=people)
+        free = {"description", "trials", "stopping", "finalists", "replication", "profile"}
+        content: dict[str, Any] = self.model_dump(mode="json", exclude=free)
         del content["text"]["corpus"]
         content["run"] = {name: _typed(name, value) for name, value in self.run.items()}
         return content

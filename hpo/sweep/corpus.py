@@ -25,6 +25,6 @@ def load_text(
         if data is not None or recorded is None:
             raise
         raise StudyError(f"the text of study {spec.name!r} is gone ({error}); --data says where it is now") from error
-    corpus = tokenize_corpus(text, spec.text.choice, home.cache / "tokens")
+    corpus = tokenize_corpus(text, spec.text.choice, home.tokens)
     corpus.check_length(spec.run_with({}).architecture.sequence_length)
     return corpus

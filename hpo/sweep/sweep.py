@@ -277,7 +277,7 @@ def create_sweep(database: Database, record: StudyRecord, lease_s: float = LEASE
 
 
 def update_metadata(sweep: Sweep, spec: StudySpec) -> None:
-    """Take over what may change between sessions from the study file as it is now: description, total, stopping."""
+    """Take over from the study file what may differ between two sessions: all that is not in `StudySpec.identity`."""
 
     def change(record: StudyRecord) -> StudyRecord:
         text = spec.text.model_copy(update={"corpus": record.spec.text.corpus})

@@ -40,6 +40,14 @@ def test_links_lead_somewhere(document: Path) -> None:
             assert (document.parent / target).exists(), target
 
 
+def test_files_of_tests_that_documents_name_are_there() -> None:
+    there = {path.name for path in (REPOSITORY / "tests").rglob("test_*.py")}
+    text = "".join((REPOSITORY / name).read_text(encoding="utf-8") for name in ("README.md", "docs/testing.md"))
+    named = set(re.findall(r"test_\w+\.py", text))
+    assert named
+    assert named <= there
+
+
 def test_every_value_of_a_run_is_documented_and_no_other() -> None:
     table = STUDY_FILES[STUDY_FILES.index("## Values of a run") :]
     rows = [line.split("|")[1] for line in table.splitlines() if line.startswith("| `")]
@@ -62,7 +70,7 @@ def test_every_shipped_study_is_documented(study: str) -> None:
     assert f"`{study}`" in README
 
 
-def test_shipped_studies_search_what_their_issue_asks_for() -> None:
+def test_the_shipped_studies_search_the_values_of_the_logs() -> None:
     assert set(shipped_studies()) == {
         *("lambda_phi", "lambda_phi_grid", "lambda_schedule"),
         *("learning_rate", "batch_size", "architecture", "full", "ppl_vs_phi"),

@@ -1,4 +1,4 @@
-"""Which configuration a long run has. Nothing here trains; `hpo train` itself is in test_run.py."""
+"""Which configuration a long run has. Nothing here trains; `hpo train` itself is in tests/acceptance/test_train.py."""
 
 from __future__ import annotations
 
