@@ -17,7 +17,7 @@ import sqlalchemy as sa
 from hpo.database.connection import Database
 from hpo.home import Home
 from hpo.study.spec import StudySpec
-from hpo.sweep.record import CorpusFacts, StudyRecord, TokenizerFacts
+from hpo.sweep.record import CorpusFacts, SweepRecord, TokenizerFacts
 from hpo.sweep.sweep import Sweep, create_sweep
 from hpo.worker.messages import EventSink, WorkerSpec
 from hpo.worker.worker import work
@@ -60,7 +60,7 @@ def make_sweep(database: Database, name: str, trials: int, lease_s: float = 30.0
         **sections,
     }
     spec = StudySpec.model_validate(content)
-    record = StudyRecord(
+    record = SweepRecord(
         uid="benchmark",
         spec=spec,
         profile=spec.profile,

@@ -39,7 +39,7 @@ studies = sa.Table(
     "hpo_studies",
     metadata,
     sa.Column("study_id", sa.Integer, primary_key=True),
-    sa.Column("record", sa.Text, nullable=False),  # JSON of a StudyRecord
+    sa.Column("record", sa.Text, nullable=False),  # JSON of a SweepRecord
     # how often `hpo stop` was called
     sa.Column("stops", sa.Integer, key="stop_requests", nullable=False, server_default="0"),
 )

@@ -27,7 +27,7 @@ from hpo.study.spec import Profile, StudySpec
 from hpo.study.toml import load_study_file
 from hpo.sweep.compatibility import check_compatible, check_text, network_facts
 from hpo.sweep.corpus import load_text
-from hpo.sweep.record import CorpusFacts, NetworkFacts, StudyRecord, TokenizerFacts
+from hpo.sweep.record import CorpusFacts, NetworkFacts, SweepRecord, TokenizerFacts
 from hpo.sweep.sweep import create_sweep, find_sweep, open_sweep, update_metadata
 from hpo_model.data.tokens import TokenizedCorpus
 from hpo_model.hardware import default_device, describe, gpu_count
@@ -144,8 +144,8 @@ def _total(request: Request, spec: StudySpec) -> int:
     return total
 
 
-def _record(spec: StudySpec, corpus: TokenizedCorpus, network: NetworkFacts | None, hardware: str) -> StudyRecord:
-    return StudyRecord(
+def _record(spec: StudySpec, corpus: TokenizedCorpus, network: NetworkFacts | None, hardware: str) -> SweepRecord:
+    return SweepRecord(
         uid=uuid.uuid4().hex[:8],
         created_at=time.time(),
         profile=spec.profile,

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from hpo.errors import StudyError, StudyFileError
 from hpo.study.spec import StudySpec
-from hpo.sweep.record import Fingerprint, NetworkFacts, StudyRecord
+from hpo.sweep.record import Fingerprint, NetworkFacts, SweepRecord
 from hpo_model.config import SEMANTICS_VERSION
 from hpo_model.errors import ModelError
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from hpo_model.data.tokens import TokenizedCorpus
 
 
-def check_compatible(record: StudyRecord, spec: StudySpec | None = None, corpus: TokenizedCorpus | None = None) -> None:
+def check_compatible(record: SweepRecord, spec: StudySpec | None = None, corpus: TokenizedCorpus | None = None) -> None:
     """Refuse to continue a study whose trials would not compare with new ones.
 
     Args:
@@ -42,7 +42,7 @@ def check_compatible(record: StudyRecord, spec: StudySpec | None = None, corpus:
         check_network(record)
 
 
-def _check_study_file(record: StudyRecord, spec: StudySpec) -> None:
+def _check_study_file(record: SweepRecord, spec: StudySpec) -> None:
     differences = list(_differences(record.spec.identity(), spec.identity()))
     if not differences:
         return
@@ -57,7 +57,7 @@ def _check_study_file(record: StudyRecord, spec: StudySpec) -> None:
     )
 
 
-def _check_semantics(record: StudyRecord) -> None:
+def _check_semantics(record: SweepRecord) -> None:
     """A value that runs did not have then is no difference: by its default they are as before."""
     then, now = record.fingerprint, Fingerprint.of(record.spec)
     differences = [
@@ -76,7 +76,7 @@ def _check_semantics(record: StudyRecord) -> None:
         )
 
 
-def check_text(record: StudyRecord, corpus: TokenizedCorpus) -> None:
+def check_text(record: SweepRecord, corpus: TokenizedCorpus) -> None:
     """Refuse a corpus or tokenizer other than the study's; the rest does not matter to replicates, which are all new.
 
     Raises:
@@ -93,7 +93,7 @@ def check_text(record: StudyRecord, corpus: TokenizedCorpus) -> None:
             )
 
 
-def check_network(record: StudyRecord) -> None:
+def check_network(record: SweepRecord) -> None:
     """Refuse other code of a custom network than the study's; it is read and compared before any of it runs.
 
     Raises:

@@ -8,14 +8,14 @@ from pathlib import Path
 from hpo.errors import StudyError
 from hpo.home import Home
 from hpo.study.spec import StudySpec
-from hpo.sweep.record import StudyRecord
+from hpo.sweep.record import SweepRecord
 from hpo_model.data.corpus import load_corpus
 from hpo_model.data.tokens import TokenizedCorpus, tokenize_corpus
 from hpo_model.errors import CorpusError
 
 
 def load_text(
-    spec: StudySpec, data: Path | None, record: StudyRecord | None, home: Home, announce: Callable[[str], None]
+    spec: StudySpec, data: Path | None, record: SweepRecord | None, home: Home, announce: Callable[[str], None]
 ) -> TokenizedCorpus:
     """The study's text in tokens: from `--data`, else from where an existing study has it, else as its file says."""
     recorded = None if record is None else record.corpus.source

@@ -16,7 +16,7 @@ from optuna.trial import FrozenTrial
 
 from hpo.errors import StudyError
 from hpo.study.spec import Candidate, Replication, StudySpec
-from hpo.sweep.record import StudyRecord
+from hpo.sweep.record import SweepRecord
 from hpo.sweep.sweep import Sweep, create_sweep, find_sweep, is_feasible
 from hpo_reports.records.names import FINALISTS_SUFFIX, TRIAL_ROLE
 
@@ -65,7 +65,7 @@ def plan_finalists(search: Sweep, count: int, replicates: int) -> Sweep | None:
         record = dataclasses.replace(search.record, uid=uuid.uuid4().hex[:8], spec=_spec(search.spec, replication))
         companion = create_sweep(search.database, record, search.slots.lease_s)
 
-    def extend(record: StudyRecord) -> StudyRecord:
+    def extend(record: SweepRecord) -> SweepRecord:
         assert record.spec.replication is not None, "companions are found by it"
         wanted = _extended(record.spec.replication, search, count, replicates)
         same = wanted == record.spec.replication

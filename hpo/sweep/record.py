@@ -59,7 +59,7 @@ class Fingerprint:
 
 
 @dataclass(frozen=True, kw_only=True)
-class StudyRecord:
+class SweepRecord:
     """What a study was made from. Made once; only the specification and the versions of a revision differ later."""
 
     uid: str  # eight hexadecimal digits that tell studies of one name apart
@@ -100,7 +100,7 @@ class StudyRecord:
         return json.dumps(self.to_dict())
 
     @classmethod
-    def from_json(cls, text: str) -> StudyRecord:
+    def from_json(cls, text: str) -> SweepRecord:
         """The record that a text holds.
 
         Raises:

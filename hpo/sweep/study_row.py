@@ -10,7 +10,7 @@ import sqlalchemy as sa
 from hpo.database import tables
 from hpo.database.connection import Database
 from hpo.database.optuna_private import TRIALS
-from hpo.sweep.record import StudyRecord
+from hpo.sweep.record import SweepRecord
 
 _studies, _slots = tables.studies.c, tables.slots.c
 
@@ -27,7 +27,7 @@ class StudyRow:
         self.database = database
         self.study_id = study_id
 
-    def create(self, record: StudyRecord) -> StudyRecord:
+    def create(self, record: SweepRecord) -> SweepRecord:
         """Create the tables and store a record, unless there is one.
 
         Returns:
@@ -41,7 +41,7 @@ class StudyRow:
         assert found is not None
         return found
 
-    def record(self) -> StudyRecord | None:
+    def record(self) -> SweepRecord | None:
         """What the study was made from; None for a study that another program made.
 
         Raises:
@@ -49,7 +49,7 @@ class StudyRow:
             StudyError: the record is.
         """
         text = self.record_text()
-        return None if text is None else StudyRecord.from_json(text)
+        return None if text is None else SweepRecord.from_json(text)
 
     def record_text(self) -> str | None:
         """The record as it is stored.
@@ -63,7 +63,7 @@ class StudyRow:
         text: str | None = self.database.transaction(lambda connection: connection.scalar(mine))
         return text
 
-    def revise(self, old: StudyRecord, new: StudyRecord) -> bool:
+    def revise(self, old: SweepRecord, new: SweepRecord) -> bool:
         """Store a record in place of the one it was made from. False: another stands there now, and stays."""
         text = new.to_json()
         mine = (_studies.study_id == self.study_id) & (_studies.record.in_([old.stored, text]))

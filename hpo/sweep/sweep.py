@@ -17,7 +17,7 @@ from hpo.errors import StudyError
 from hpo.study.search_space import make_pruner, make_sampler
 from hpo.study.spec import Objective, Role, StudySpec
 from hpo.sweep.fence import FencedSessions
-from hpo.sweep.record import Fingerprint, StudyRecord
+from hpo.sweep.record import Fingerprint, SweepRecord
 from hpo.sweep.renewal import renewed
 from hpo.sweep.result import TrialResult
 from hpo.sweep.slots import LEASE_S, Lease, LeaseLost, Slots
@@ -32,7 +32,7 @@ DIRECTIONS: Mapping[Objective, StudyDirection] = {"val_loss": StudyDirection.MIN
 class Sweep:
     """One study, its slots, and the record of what it was made from."""
 
-    def __init__(self, database: Database, study: optuna.Study, study_id: int, record: StudyRecord, lease_s: float):
+    def __init__(self, database: Database, study: optuna.Study, study_id: int, record: SweepRecord, lease_s: float):
         self.database, self.study, self.study_id = database, study, study_id
         self.storage = database.storage
         self.slots = Slots(database, study_id, lease_s)
@@ -41,7 +41,7 @@ class Sweep:
         self._use(record)
         self.snapshot = SnapshotStudy(study.study_name, self.storage, pruner=make_pruner(self.spec))
 
-    def _use(self, record: StudyRecord) -> None:
+    def _use(self, record: SweepRecord) -> None:
         self.record = record
         self.plan = record.spec.planned()
 
@@ -73,7 +73,7 @@ class Sweep:
 
     # ------------------------------------------------------------------------------------------------- record
 
-    def revise(self, change: Callable[[StudyRecord], StudyRecord]) -> None:
+    def revise(self, change: Callable[[SweepRecord], SweepRecord]) -> None:
         """Store a changed record, for our own readers and for Optuna's; changed again where another process was first.
 
         Args:
@@ -239,7 +239,7 @@ def find_sweep(database: Database, name: str, lease_s: float = LEASE_S) -> Sweep
         raise StudyError(f"study {name!r} is a table of past experiments, which nothing can run; `hpo report` reads it")
     if stored is None:
         raise StudyError(f"study {name!r} was made by another program; only that program can run it; name another")
-    return Sweep(database, study, study_id, StudyRecord.from_json(stored), lease_s)
+    return Sweep(database, study, study_id, SweepRecord.from_json(stored), lease_s)
 
 
 def open_sweep(database: Database, name: str, lease_s: float = LEASE_S) -> Sweep:
@@ -255,7 +255,7 @@ def open_sweep(database: Database, name: str, lease_s: float = LEASE_S) -> Sweep
     return sweep
 
 
-def create_sweep(database: Database, record: StudyRecord, lease_s: float = LEASE_S) -> Sweep:
+def create_sweep(database: Database, record: SweepRecord, lease_s: float = LEASE_S) -> Sweep:
     """Create a study and store what it is made from; where two processes do so at once, the first one's record stands.
 
     Raises:
@@ -279,7 +279,7 @@ def create_sweep(database: Database, record: StudyRecord, lease_s: float = LEASE
 def update_metadata(sweep: Sweep, spec: StudySpec) -> None:
     """Take over from the study file what may differ between two sessions: all that is not in `StudySpec.identity`."""
 
-    def change(record: StudyRecord) -> StudyRecord:
+    def change(record: SweepRecord) -> SweepRecord:
         text = spec.text.model_copy(update={"corpus": record.spec.text.corpus})
         update = {"profile": record.spec.profile, "text": text}
         return dataclasses.replace(record, spec=spec.model_copy(update=update))

@@ -15,7 +15,7 @@ import sqlalchemy as sa
 from hpo.database import tables
 from hpo.database.connection import Database
 from hpo.errors import StudyError
-from hpo.sweep.record import StudyRecord
+from hpo.sweep.record import SweepRecord
 from hpo.sweep.study_row import StudyRow
 from hpo.sweep.sweep import open_sweep, update_metadata
 from tests.support.sweeps import (
@@ -35,7 +35,7 @@ from tests.support.sweeps import (
 IDS = itertools.count(5000)
 
 
-def record_of(uid: str) -> StudyRecord:
+def record_of(uid: str) -> SweepRecord:
     return dataclasses.replace(make_record(make_spec()), uid=uid)
 
 

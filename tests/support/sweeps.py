@@ -18,7 +18,7 @@ from hpo.database import tables
 from hpo.database.connection import Database, open_database
 from hpo.database.retry import NO_RETRY, RetryPolicy
 from hpo.study.spec import Dimension, StudySpec
-from hpo.sweep.record import CorpusFacts, StudyRecord, TokenizerFacts
+from hpo.sweep.record import CorpusFacts, SweepRecord, TokenizerFacts
 from hpo.sweep.result import TrialResult
 from hpo.sweep.sweep import Sweep, create_sweep
 from hpo.worker.messages import Event
@@ -57,8 +57,8 @@ def inside(content: dict[str, Any]) -> dict[str, Any]:
     return {name: space.corners[0] for name, space in spaces.items() if not space.holds(own.get(name, ""))}
 
 
-def make_record(spec: StudySpec) -> StudyRecord:
-    return StudyRecord(
+def make_record(spec: StudySpec) -> SweepRecord:
+    return SweepRecord(
         uid=uuid.uuid4().hex[:8],
         spec=spec,
         profile=spec.profile,

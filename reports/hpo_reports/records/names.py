@@ -12,7 +12,7 @@ PREFIX = "hpo:"  # of every name below that is an attribute: what has none of th
 
 # Of a study.
 
-STUDY_RECORD = "hpo:study"  # object: what the study was made from (`StudyRecord`); written when it is made or revised
+STUDY_RECORD = "hpo:study"  # object: what the study was made from (`SweepRecord`); written when it is made or revised
 STUDY_LAST_RUN = "hpo:last_run"  # number, seconds since 1970: when `hpo run` last worked on it; written by the launcher
 STUDY_TABLE = "hpo:log"  # object: file, digest and moment of an imported table; written by `hpo import-log`
 STUDY_TEST_EVALUATIONS = "hpo:test_split"  # list of objects: a companion's test evaluations, in nats; by the search

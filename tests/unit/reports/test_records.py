@@ -191,7 +191,7 @@ def test_what_is_read_of_a_history_is_what_training_writes():
     assert set(evaluation(1, 5.0)) <= set(Evaluation.__dataclass_fields__)
 
 
-def test_reports_load_neither_torch_nor_other_rooms_of_ours():
+def test_reports_load_neither_torch_nor_our_other_packages():
     program = "import hpo_reports.render, sys; print({'torch', 'hpo_model', 'hpo', 'hpo_studies'} & set(sys.modules))"
     result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "set()"
