@@ -1,1 +1,1 @@
-"""From an open study to documents: records, then tables, then text. Pure functions that import neither torch nor our other packages."""
+"""From an open study to documents: records, then tables, then text. Imports neither torch nor our other packages."""

@@ -86,8 +86,8 @@ class Place:
         return self.launches[-1]
 
     def request(self, **request: Any) -> Request:
-        wish = {name: request.pop(name) for name in ("workers", "gpus", "trials_per_gpu") if name in request}
-        return Request(**request, resources=ResourceRequest(**wish))
+        resources = {name: request.pop(name) for name in ("workers", "gpus", "trials_per_gpu") if name in request}
+        return Request(**request, resources=ResourceRequest(**resources))
 
     def refusal(self, kind: type[Exception], ask: Callable[..., Launch] | None = None, **request: Any) -> str:
         """What is said of a request that cannot be met; always one line."""
@@ -203,12 +203,12 @@ def test_a_description_names_study_text_workers_and_database(place: Place) -> No
 
 def test_a_description_hides_the_password(place: Place) -> None:
     launch = place.prepare(workers=1)
-    ((order, log),) = launch.workers
+    ((spec, log),) = launch.workers
     url = f"postgresql://user:{PASSWORD}@host/name"
-    object.__setattr__(order, "storage_url", url)
+    object.__setattr__(spec, "storage_url", url)
     object.__setattr__(launch.study, "url", url)
     assert "postgresql://user:***@host/name" in launch.describe(SlotCounts())
-    for text in (launch.describe(SlotCounts()), repr(order), repr(launch), str(log)):
+    for text in (launch.describe(SlotCounts()), repr(spec), repr(launch), str(log)):
         assert PASSWORD not in text
 
 
@@ -228,28 +228,28 @@ def test_a_description_hides_the_password(place: Place) -> None:
     ],
 )
 def test_workers_share_the_cores(request_: dict[str, Any], count: int, threads: int, place: Place) -> None:
-    orders = [order for order, _ in place.prepare(**request_).workers]
-    assert len(orders) == count
-    assert {order.threads for order in orders} == {threads}
-    assert {order.device for order in orders} == {"cpu"}
+    specs = [spec for spec, _ in place.prepare(**request_).workers]
+    assert len(specs) == count
+    assert {spec.threads for spec in specs} == {threads}
+    assert {spec.device for spec in specs} == {"cpu"}
 
 
 def test_more_workers_than_cores_have_one_thread_each(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(hpo.executors.allocation, "cpu_cores", lambda: 2)
-    assert [order.threads for order, _ in place.prepare(workers=5).workers] == [1] * 5
+    assert [spec.threads for spec, _ in place.prepare(workers=5).workers] == [1] * 5
 
 
 def test_workers_take_the_gpus_in_turn(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     use_cuda(monkeypatch, gpus=2)
-    assert [order.device for order, _ in place.prepare().workers] == ["cuda:0", "cuda:1"]
-    assert [order.device for order, _ in place.prepare(workers=3).workers] == ["cuda:0", "cuda:1", "cuda:0"]
+    assert [spec.device for spec, _ in place.prepare().workers] == ["cuda:0", "cuda:1"]
+    assert [spec.device for spec, _ in place.prepare(workers=3).workers] == ["cuda:0", "cuda:1", "cuda:0"]
 
 
 def test_a_worker_gets_its_share_of_a_gpu(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     use_cuda(monkeypatch, gpus=2)
-    orders = [order for order, _ in place.prepare(trials_per_gpu=2, gpus=(1, 0)).workers]
-    assert [(order.device, order.threads) for order in orders] == [("cuda:1", 2), ("cuda:0", 2)] * 2
-    assert all(0.48 < order.memory_fraction < 0.5 for order in orders), "half, less what a context takes"
+    specs = [spec for spec, _ in place.prepare(trials_per_gpu=2, gpus=(1, 0)).workers]
+    assert [(spec.device, spec.threads) for spec in specs] == [("cuda:1", 2), ("cuda:0", 2)] * 2
+    assert all(0.48 < spec.memory_fraction < 0.5 for spec in specs), "half, less what a context takes"
 
 
 def test_memory_that_a_trial_was_seen_to_hold_needs_no_benchmark(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -271,22 +271,22 @@ def test_where_nothing_is_left_to_do_nothing_is_measured(place: Place, monkeypat
     assert place.prepare(trials=20).workers == ()
 
 
-def test_orders_know_how_often_a_stop_was_asked_before(place: Place) -> None:
+def test_workers_know_how_many_stops_were_requested_before(place: Place) -> None:
     launch = place.prepare(workers=2)
-    assert [order.stop_requests for order, _ in launch.workers] == [0, 0]
+    assert [spec.stop_requests for spec, _ in launch.workers] == [0, 0]
     launch.sweep.row.request_stop()
-    assert [order.stop_requests for order, _ in place.prepare(workers=2).workers] == [1, 1]
-    assert [order.stop_requests for order, _ in place.join(workers=1).workers] == [1]
+    assert [spec.stop_requests for spec, _ in place.prepare(workers=2).workers] == [1, 1]
+    assert [spec.stop_requests for spec, _ in place.join(workers=1).workers] == [1]
 
 
 def test_every_worker_has_a_name_and_a_log_of_its_own(place: Place) -> None:
     launch = place.prepare(workers=3)
-    assert [order.name for order, _ in launch.workers] == ["worker-0", "worker-1", "worker-2"]
+    assert [spec.name for spec, _ in launch.workers] == ["worker-0", "worker-1", "worker-2"]
     assert len({log for _, log in launch.workers}) == 3
-    for order, log in launch.workers:
+    for spec, log in launch.workers:
         assert log.is_relative_to(place.home.study("small", launch.sweep.uid))
-        assert (order.storage_url, order.study_name, order.total) == (place.url, "small", 6)
-        assert order.tokens == launch.corpus.folder
+        assert (spec.storage_url, spec.study_name, spec.total) == (place.url, "small", 6)
+        assert spec.tokens == launch.corpus.folder
 
 
 # ---------------------------------------------------------------------------------------------- what is refused
@@ -442,10 +442,10 @@ class Deaf:
 
 
 def test_a_worker_of_another_version_does_not_fill_the_study_s_slots(place: Place) -> None:
-    order, _ = place.prepare(workers=1).workers[0]
+    spec, _ = place.prepare(workers=1).workers[0]
     as_made_when(place, with_runs_of_version_1)
     with pytest.raises(StudyError, match="runs were of version 1"):
-        work(order, Deaf())
+        work(spec, Deaf())
 
 
 def test_a_value_that_runs_did_not_have_when_a_study_was_made_is_no_difference(place: Place) -> None:
@@ -536,7 +536,7 @@ def test_who_joins_works_on_what_the_database_has(place: Place) -> None:
     assert joined.sweep.record == made.sweep.record
     assert joined.corpus.corpus_digest == made.corpus.corpus_digest
     assert joined.total is None
-    assert [order.total for order, _ in joined.workers] == [None, None]
+    assert [spec.total for spec, _ in joined.workers] == [None, None]
     assert len({log for _, log in (*made.workers, *joined.workers)}) == 4
     assert place.said == []
 
@@ -590,4 +590,4 @@ def test_another_profile_than_this_machine_s_is_told(place: Place, monkeypatch: 
     joined = place.join()
     assert place.said == ["study small was made with profile cpu; here it trains on cuda"]
     assert joined.sweep.spec == made.sweep.spec
-    assert [order.device for order, _ in joined.workers] == ["cuda:0"]
+    assert [spec.device for spec, _ in joined.workers] == ["cuda:0"]

@@ -104,8 +104,8 @@ def test_a_study_trains_it_and_goes_on_with_the_same_code_alone(place: Place) ->
     launch = place.prepare()
     made_with = dataclasses.asdict(launch.sweep.record.network)  # type: ignore[arg-type]
     assert made_with == {"network": "mine:GatedConvolutions", "digest": digest_of(place)}
-    order = dataclasses.replace(launch.workers[0][0], threads=1)
-    work(order, Silent())
+    spec = dataclasses.replace(launch.workers[0][0], threads=1)
+    work(spec, Silent())
     (trial,) = launch.sweep.study.get_trials()
     assert trial.user_attrs[TRIAL_OUTCOME] == "complete"
     assert trial.user_attrs[TRIAL_RUN]["network"] == "mine:GatedConvolutions"
@@ -118,7 +118,7 @@ def test_a_study_trains_it_and_goes_on_with_the_same_code_alone(place: Place) ->
         place.prepare,
         lambda: join(Request(study="own"), place.url, place.home),
         lambda: prepare_trial_run(place.url, place.home, TrialRequest(study="own", epochs=1)),
-        lambda: work(order, Silent()),
+        lambda: work(spec, Silent()),
     ):
         with pytest.raises(StudyError, match=r"was made with other code of mine:GatedConvolutions \(digest"):
             ask()

@@ -1,4 +1,4 @@
-"""The contract of slots and leases, held by every engine that the program knows."""
+"""The contract of slots and leases, on SQLite and on PostgreSQL."""
 
 from __future__ import annotations
 
@@ -185,7 +185,9 @@ WRITES: dict[str, Callable[[Slots, Lease], bool]] = {
 
 
 class TestLease:
-    def test_an_expired_lease_is_taken_over_under_the_next_epoch(self, make: Callable[[int], SlotSetting]) -> None:
+    def test_an_expired_lease_is_taken_over_under_the_next_fencing_token(
+        self, make: Callable[[int], SlotSetting]
+    ) -> None:
         setting = make(1)
         setting.bound(setting.claim_and_lapse("a"), 7)
         assert setting.claim("b") == Lease(
@@ -194,7 +196,7 @@ class TestLease:
 
     @pytest.mark.parametrize("taker", ["b", "a"])  # the same worker may claim again what it has lost
     @pytest.mark.parametrize("write", WRITES)
-    def test_who_lost_the_lease_writes_nothing(
+    def test_a_worker_that_lost_its_lease_writes_nothing(
         self, make: Callable[[int], SlotSetting], write: str, taker: str
     ) -> None:
         setting = make(1)
@@ -205,7 +207,9 @@ class TestLease:
         assert setting.row(0) == before
 
     @pytest.mark.parametrize("write", WRITES)
-    def test_who_gave_the_slot_back_writes_nothing(self, make: Callable[[int], SlotSetting], write: str) -> None:
+    def test_a_worker_that_released_the_slot_writes_nothing(
+        self, make: Callable[[int], SlotSetting], write: str
+    ) -> None:
         setting = make(1)
         lease = setting.claim("a")
         assert setting.slots.release(lease)
@@ -242,7 +246,7 @@ class TestLease:
         assert setting.slots.release(setting.bound(setting.claim("a"), 7))
         assert setting.claim("b") == Lease(slot=0, owner="b", fencing_token=2, trial_number=7, result=None)
 
-    def test_a_finishing_slot_keeps_its_outcome_for_the_next_claimer(self, make: Callable[[int], SlotSetting]) -> None:
+    def test_a_finishing_slot_keeps_its_result_for_the_next_claimer(self, make: Callable[[int], SlotSetting]) -> None:
         setting = make(1)
         lease = setting.bound(setting.claim("a"), 7)
         assert setting.slots.finish(lease, DIVERGED)
@@ -340,7 +344,7 @@ class TestRenewed:
             wait_until(lambda: answers.count(True) >= 2)
             assert len(renewers()) == 1
 
-    def test_what_it_is_told_to_call_is_called_after_each_renewal_and_may_meet_an_outage(
+    def test_on_renewal_is_called_after_each_renewal_and_may_meet_an_outage(
         self, make: Callable[[int], SlotSetting]
     ) -> None:
         setting = make(1)
@@ -450,21 +454,21 @@ class TestTotals:
         assert setting.slots.owners() == {11: "finishing"}
 
 
-class TestDeaths:
-    def test_a_lease_that_expired_is_a_death_and_the_next_one_too(self, make: Callable[[int], SlotSetting]) -> None:
+class TestCrashCount:
+    def test_every_lease_that_expired_counts_as_a_crash(self, make: Callable[[int], SlotSetting]) -> None:
         setting = make(1)
         assert [setting.claim_and_lapse(owner).crash_count for owner in "abac"] == [0, 1, 2, 3]
 
-    @pytest.mark.parametrize(("died", "deaths"), [(True, 1), (False, 0)])
-    def test_a_gone_worker_s_lease_is_a_death_if_it_died_of_itself(
-        self, make: Callable[[int], SlotSetting], died: bool, deaths: int
+    @pytest.mark.parametrize(("crashed", "count"), [(True, 1), (False, 0)])
+    def test_the_lease_of_a_worker_that_ended_counts_as_a_crash_if_it_crashed(
+        self, make: Callable[[int], SlotSetting], crashed: bool, count: int
     ) -> None:
         setting = make(1)
         setting.claim("a")
-        setting.slots.release_owner("a", crashed=died)
-        assert setting.claim("b").crash_count == deaths
+        setting.slots.release_owner("a", crashed=crashed)
+        assert setting.claim("b").crash_count == count
 
-    def test_no_death_is_counted_twice(self, make: Callable[[int], SlotSetting]) -> None:
+    def test_no_crash_is_counted_twice(self, make: Callable[[int], SlotSetting]) -> None:
         setting = make(1)
         setting.claim_and_lapse("a")  # expired, and its supervisor says that it died, and says it again
         for _ in range(2):
@@ -474,27 +478,27 @@ class TestDeaths:
         setting.slots.release_owner("b", crashed=True)
         assert setting.row(0)["crash_count"] == 2
 
-    def test_who_gives_the_slot_back_is_not_dead(self, make: Callable[[int], SlotSetting]) -> None:
+    def test_releasing_a_slot_counts_no_crash(self, make: Callable[[int], SlotSetting]) -> None:
         setting = make(1)
         assert setting.slots.release(setting.claim_and_lapse("a"))
         assert setting.claim("b").crash_count == 0
 
-    def test_a_trial_that_only_has_to_be_told_kills_nobody(self, make: Callable[[int], SlotSetting]) -> None:
+    def test_taking_over_a_finishing_slot_counts_no_crash(self, make: Callable[[int], SlotSetting]) -> None:
         setting = make(1)
         assert setting.lapsing.finish(setting.claim("a"), COMPLETE)
         taken = setting.claim("b")
         assert (taken.result, taken.crash_count) == (COMPLETE, 0)
 
-    def test_progress_forgives(self, make: Callable[[int], SlotSetting]) -> None:
+    def test_progress_resets_the_crash_count(self, make: Callable[[int], SlotSetting]) -> None:
         setting = make(2)
         other = setting.claim("other")
         lease = [setting.claim_and_lapse("a") for _ in range(3)][-1]
         assert lease.crash_count == 2
         assert setting.slots.reset_crash_count(lease)
-        assert setting.claim("b").crash_count == 1  # the lease that it forgave expired in its turn
+        assert setting.claim("b").crash_count == 1  # that lease has expired as well
         assert setting.slots.renew(other)
 
-    def test_deaths_are_those_of_one_slot(self, make: Callable[[int], SlotSetting]) -> None:
+    def test_each_slot_counts_its_own_crashes(self, make: Callable[[int], SlotSetting]) -> None:
         setting = make(2)
         setting.claim("a")
         setting.claim("b")
@@ -538,13 +542,13 @@ class TestUnheardAnswers:
         with unheard(patient, 1):
             assert setting.claim("a").slot == 0
 
-    def test_a_claim_counts_the_death_before_it_once(self, patient: Database) -> None:
+    def test_a_claim_counts_the_crash_before_it_once(self, patient: Database) -> None:
         setting = SlotSetting(patient, 1)
         setting.claim_and_lapse("dead")
         with unheard(patient, 1):
             assert setting.claim("a").crash_count == 1
 
-    def test_a_claim_of_what_is_only_to_be_told_keeps_the_outcome(self, patient: Database) -> None:
+    def test_a_claim_of_a_finishing_slot_keeps_its_result(self, patient: Database) -> None:
         setting = SlotSetting(patient, 2)
         assert setting.lapsing.finish(setting.bound(setting.claim("dead"), 7), DIVERGED)
         with unheard(patient, 1):
@@ -619,7 +623,7 @@ class Worker:
         set_slot(self.slots.database, self.slots.study_id, 0, expires_at=0.0)
 
 
-def of_a_search(worker: Worker) -> None:
+def suggest_dropout(worker: Worker) -> None:
     worker.trial.suggest_float("dropout", 0.0, 0.4)
 
 
@@ -630,12 +634,12 @@ THROUGH_OPTUNA: dict[str, Callable[[Worker], object]] = {
     "system attribute": lambda worker: worker.trial.storage.set_trial_system_attr(
         worker.trial._trial_id, "note", "text"
     ),
-    "parameter": of_a_search,
+    "parameter": suggest_dropout,
     "constraint": lambda worker: worker.trial.set_constraint("diverged", 1.0),
     "rung": lambda worker: worker.trial.should_prune(),
     "value": lambda worker: worker.study.tell(worker.trial, 4.0),
     "pruned": lambda worker: worker.study.tell(worker.trial, state=optuna.trial.TrialState.PRUNED),
-    "settle": lambda worker: worker.sweep.finalize(worker.lease, worker.trial.number, COMPLETE),
+    "finalize": lambda worker: worker.sweep.finalize(worker.lease, worker.trial.number, COMPLETE),
     "another trial": lambda worker: worker.sweep.storage.create_new_trial(worker.sweep.study_id),
     "another trial as the program makes it": lambda worker: worker.sweep.start(
         dataclasses.replace(worker.lease, trial_number=None)
@@ -647,7 +651,7 @@ THROUGH_OPTUNA: dict[str, Callable[[Worker], object]] = {
 
 class TestFence:
     @pytest.mark.parametrize("write", THROUGH_OPTUNA)
-    def test_who_lost_the_lease_changes_nothing_through_optuna(
+    def test_a_worker_that_lost_its_lease_changes_nothing_through_optuna(
         self, own: Database, database: Database, write: str
     ) -> None:
         worker = Worker(own, database, lease_s=-1.0)
@@ -660,7 +664,7 @@ class TestFence:
                 assert contents(database) == before
 
     @pytest.mark.parametrize("write", [each for each in THROUGH_OPTUNA if "as the program" not in each])
-    def test_what_the_holder_writes_through_optuna_renews_the_lease(
+    def test_a_write_of_the_holder_through_optuna_renews_the_lease(
         self, own: Database, database: Database, write: str
     ) -> None:
         worker = Worker(own, database)
@@ -669,7 +673,7 @@ class TestFence:
         with worker.sweep.sessions.under(worker.lease):
             THROUGH_OPTUNA[write](worker)
         expires_at = worker.row()["expires_at"]
-        assert expires_at is None if write == "settle" else expires_at > time.time() + 50  # type: ignore[operator]
+        assert expires_at is None if write == "finalize" else expires_at > time.time() + 50  # type: ignore[operator]
         changed = {name for name, rows in contents(database).items() if rows != before[name]}
         assert changed > {"hpo_slots"}
 
@@ -705,7 +709,7 @@ class TestFence:
         worker.report(3.0, 4)
         assert worker.losses() == {1: 4.0, 3: 4.0, 4: 3.0}
 
-    def test_it_may_be_raised_and_taken_down_at_every_trial(self, own: Database, database: Database) -> None:
+    def test_a_fence_may_be_put_up_and_taken_down_again(self, own: Database, database: Database) -> None:
         worker = Worker(own, database)
         for milestone in range(4, 8):
             with worker.sweep.sessions.under(worker.lease):
@@ -823,5 +827,5 @@ plain = st.recursive(
         attributes=st.dictionaries(st.text(max_size=5), plain, max_size=3),
     )
 )
-def test_an_outcome_waits_unchanged_in_its_slot(outcome: TrialResult) -> None:
-    assert TrialResult.from_json(outcome.to_json()) == outcome
+def test_a_result_survives_the_way_through_json(result: TrialResult) -> None:
+    assert TrialResult.from_json(result.to_json()) == result

@@ -29,7 +29,7 @@ from hpo_reports.records.names import TRIAL_CONTINUED
 from tests.support.sweeps import COMPLETE, lost_connection, make_sweep, run_slot
 
 
-def test_nothing_is_wished_at_first() -> None:
+def test_no_stop_is_requested_at_first() -> None:
     stop = Stop()
     assert stop.level is StopLevel.NONE
     assert stop.reason == ""
@@ -44,17 +44,17 @@ def test_a_level_never_falls_and_the_first_reason_stands() -> None:
     assert stop.reason == "a fault"
 
 
-def test_a_time_limit_that_has_passed_is_a_wish() -> None:
+def test_a_time_limit_that_has_passed_is_a_graceful_stop() -> None:
     stop = Stop(timeout_s=-1.0)
     assert stop.level is StopLevel.GRACEFUL
     assert stop.reason == "the time limit is over"
 
 
-def test_a_time_limit_ahead_is_none() -> None:
+def test_a_time_limit_ahead_is_no_stop() -> None:
     assert Stop(timeout_s=3600.0).level is StopLevel.NONE
 
 
-def test_a_time_limit_does_not_soften_a_wish_to_leave_now() -> None:
+def test_a_time_limit_does_not_soften_an_immediate_stop() -> None:
     stop = Stop(timeout_s=-1.0)
     stop.request_stop(StopLevel.IMMEDIATE, "Ctrl-C")
     assert stop.level is StopLevel.IMMEDIATE
@@ -62,7 +62,9 @@ def test_a_time_limit_does_not_soften_a_wish_to_leave_now() -> None:
 
 
 @pytest.mark.parametrize(("number", "name"), [(signal.SIGINT, "Ctrl-C"), (signal.SIGTERM, "SIGTERM")])
-def test_the_first_signal_is_polite_and_the_second_is_not(number: signal.Signals, name: str, log: list[str]) -> None:
+def test_the_first_signal_is_graceful_and_the_second_immediate(
+    number: signal.Signals, name: str, log: list[str]
+) -> None:
     stop = Stop()
     with stop.on_signals():
         signal.raise_signal(number)
@@ -85,7 +87,7 @@ def test_signals_of_two_kinds_add_up() -> None:
     assert stop.reason == "SIGTERM"
 
 
-def test_ctrl_c_after_the_time_limit_leaves_now() -> None:
+def test_ctrl_c_after_the_time_limit_is_immediate() -> None:
     stop = Stop(timeout_s=-1.0)
     assert stop.level is StopLevel.GRACEFUL
     with stop.on_signals():
@@ -196,7 +198,9 @@ def test_a_worker_leaves_at_the_evaluation_after_the_stop(site: Site, seen: thre
     assert sorted(trial.intermediate_values) == [1]
 
 
-def test_who_begins_after_the_stop_goes_on_with_what_was_left(site: Site, seen: threading.Event) -> None:
+def test_a_worker_that_starts_after_the_stop_continues_the_trial_that_was_left(
+    site: Site, seen: threading.Event
+) -> None:
     test_a_worker_leaves_at_the_evaluation_after_the_stop(site, seen)
     site.work()
     assert site.sweep.slots.counts(None) == SlotCounts(done=3)
@@ -205,13 +209,13 @@ def test_who_begins_after_the_stop_goes_on_with_what_was_left(site: Site, seen: 
     assert first.user_attrs[TRIAL_CONTINUED] == 1
 
 
-def test_an_order_from_after_the_stop_is_carried_out(site: Site) -> None:
+def test_a_worker_launched_after_the_stop_works(site: Site) -> None:
     site.sweep.row.request_stop()
     site.work(stop_requests=site.sweep.row.stop_requests())
     assert site.sweep.slots.counts(None) == SlotCounts(done=3)
 
 
-def test_an_order_from_before_the_stop_begins_no_trial(site: Site) -> None:
+def test_a_worker_launched_before_the_stop_begins_no_trial(site: Site) -> None:
     before = site.sweep.row.stop_requests()
     site.sweep.row.request_stop()
     site.work(stop_requests=before)
@@ -219,7 +223,7 @@ def test_an_order_from_before_the_stop_begins_no_trial(site: Site) -> None:
     assert site.sweep.slots.counts(None) == SlotCounts(open=3)
 
 
-def test_who_waits_for_others_leaves_too(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_worker_that_waits_for_others_leaves_too(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(hpo.worker.worker, "WAIT_S", 0.001)
     for slot in range(3):
         lease = site.sweep.slots.claim(f"other-{slot}", None)
@@ -272,7 +276,7 @@ def test_a_worker_whose_database_was_replaced_does_not_go_on_unseen(site: Site, 
 
 
 @pytest.mark.parametrize("wanted", [True, False])
-def test_who_is_to_leave_does_so_without_the_database_too(
+def test_a_worker_that_is_to_leave_does_so_without_the_database_too(
     site: Site, wanted: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     stopped = []

@@ -1,4 +1,4 @@
-"""Study and slots in step, whatever happens in between; on every engine that the program knows."""
+"""Study and slots in step, whatever happens in between; on SQLite and on PostgreSQL."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def claim(sweep: Sweep, owner: str = "worker") -> Lease:
 
 
 def take_over(sweep: Sweep, dead: str = "worker") -> Lease:
-    """The slot of a worker that is gone, under the next epoch."""
+    """The slot of a worker that is gone, under the next fencing token."""
     sweep.slots.release_owner(dead, crashed=True)
     return claim(sweep, "next")
 
@@ -286,7 +286,7 @@ def finishing(sweep: Sweep, outcome: TrialResult) -> tuple[Lease, int]:
 
 
 @pytest.mark.parametrize("outcome", [COMPLETE, PRUNED, FAIL, DIVERGED], ids=lambda outcome: outcome.state)
-def test_a_trial_ends_in_optuna_as_its_outcome_says(database: Database, outcome: TrialResult) -> None:
+def test_a_trial_ends_in_optuna_as_its_result_says(database: Database, outcome: TrialResult) -> None:
     sweep = make_sweep(database)
     lease, number = finishing(sweep, outcome)
     sweep.finalize(lease, number, outcome)
@@ -309,7 +309,7 @@ def test_a_pruned_trial_s_last_report_is_not_taken_for_its_value(database: Datab
     assert sweep.best() is None
 
 
-def test_telling_twice_changes_nothing(database: Database) -> None:
+def test_finalizing_twice_changes_nothing(database: Database) -> None:
     sweep = make_sweep(database)
     lease, number = finishing(sweep, UNLUCKY)
     sweep.finalize(lease, number, UNLUCKY)
@@ -332,7 +332,7 @@ def test_a_trial_that_somebody_else_has_ended_keeps_its_end_and_fills_its_slot(d
 
 
 @pytest.mark.parametrize("moment", ["before", "after"])
-def test_a_crash_anywhere_in_the_end_is_made_good_by_the_next_claimer(
+def test_a_crash_anywhere_while_finalizing_is_made_good_by_the_next_claimer(
     database: Database, own: Database, moment: Literal["before", "after"]
 ) -> None:
     crashes = 0
@@ -370,7 +370,9 @@ def test_a_trial_ends_in_the_transaction_that_marks_its_slot(database: Database,
     assert slot_row(database, mine.study_id, 0)["state"] == "done"
 
 
-def test_who_lost_the_lease_while_telling_leaves_the_slot_alone(database: Database, own: Database) -> None:
+def test_a_worker_that_loses_its_lease_while_finalizing_leaves_the_slot_alone(
+    database: Database, own: Database
+) -> None:
     mine = open_sweep(own, make_sweep(database).spec.name)
     stale, number = finishing(mine, COMPLETE)
     other = open_sweep(database, mine.spec.name)
@@ -387,7 +389,7 @@ def test_who_lost_the_lease_while_telling_leaves_the_slot_alone(database: Databa
     assert other.slots.counts(10) == SlotCounts(done=1, open=9)
 
 
-def test_of_two_that_tell_at_once_the_one_with_the_lease_does(
+def test_of_two_that_finalize_at_once_the_one_with_the_lease_does(
     database: Database, own: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     mine = open_sweep(own, make_sweep(database).spec.name)
@@ -461,7 +463,7 @@ def test_the_sampler_hears_of_broken_constraints(database: Database) -> None:
     assert pruned.constraints == {}
 
 
-def test_a_study_without_the_wish_never_stops_improving(database: Database) -> None:
+def test_a_study_without_a_stopping_rule_never_stops_improving(database: Database) -> None:
     sweep = make_sweep(database)
     for loss in (1.0, 2.0, 2.0, 2.0, 2.0):
         run_slot(sweep, complete(loss))

@@ -30,7 +30,7 @@ class Deaf:
         return False
 
 
-def order_for(sweep: Sweep, url: str, corpus: TokenizedCorpus, root: Path) -> WorkerSpec:
+def spec_for(sweep: Sweep, url: str, corpus: TokenizedCorpus, root: Path) -> WorkerSpec:
     return WorkerSpec(
         storage_url=url,
         study_name=sweep.spec.name,
@@ -56,7 +56,7 @@ def test_a_worker_without_memory_to_take_a_trial_up_leaves_it_to_others(
         with pytest.raises(
             WorkerError, match=r"\Aworker-0: checkpoint-1\.pt: no memory to read it; run again to go on"
         ):
-            work(order_for(sweep, sqlite_url, small_corpus, tmp_path), Deaf())
+            work(spec_for(sweep, sqlite_url, small_corpus, tmp_path), Deaf())
         counts = sweep.slots.counts(None)
         assert (counts.begun, counts.done) == (1, 0)
         assert [trial.state.name for trial in sweep.study.get_trials()] == ["RUNNING"]
@@ -93,7 +93,7 @@ def test_a_worker_whose_study_was_deleted_says_so_in_one_line(
         with pytest.raises(
             StudyError, match=r"\Astudy '.*' was deleted meanwhile: nothing is left to work on\Z"
         ) as end:
-            work(order_for(sweep, sqlite_url, small_corpus, tmp_path), Deaf())
+            work(spec_for(sweep, sqlite_url, small_corpus, tmp_path), Deaf())
     note_end(end.value)
     assert capfd.readouterr().err == f"{end.value}\n"
 

@@ -49,7 +49,7 @@ class Crew:
         self.pulses = 0
         self.at_pulse: Callable[[], object] = lambda: None
 
-    def orders(self, workers: int) -> list[tuple[WorkerSpec, Path]]:
+    def specs(self, workers: int) -> list[tuple[WorkerSpec, Path]]:
         names = [f"worker-{number}" for number in range(workers)]
         facts = {"storage_url": self.url, "study_name": self.sweep.spec.name, "total": None, "home": Home(self.root)}
         return [
@@ -58,7 +58,7 @@ class Crew:
         ]
 
     def run(self, work: Work, workers: int = 1) -> None:
-        run_local(self.orders(workers), self.slots, self.heard.append, self.pulse, self.stop, work=work)
+        run_local(self.specs(workers), self.slots, self.heard.append, self.pulse, self.stop, work=work)
 
     def pulse(self) -> None:
         self.pulses += 1
@@ -130,14 +130,16 @@ def test_a_fault_of_the_supervisor_ends_its_workers(crew: Crew) -> None:
     assert not alive(crew.processes()[0]["pid"])
 
 
-def test_who_hangs_after_the_others_have_found_all_done_is_ended(crew: Crew, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_worker_that_hangs_after_the_others_have_found_all_done_is_ended(
+    crew: Crew, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(hpo.executors.supervisor, "STRAGGLERS_S", 0.3)
     crew.run(hangs, workers=2)
     assert not alive(crew.processes()[0]["pid"])
     assert crew.restarts() == []
 
 
-def test_who_is_on_a_trial_is_not_ended_because_another_has_left(crew: Crew, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_worker_on_a_trial_is_not_ended_because_another_has_left(crew: Crew, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(hpo.executors.supervisor, "STRAGGLERS_S", 0.3)
     others_left: list[int] = []
 
@@ -152,7 +154,7 @@ def test_who_is_on_a_trial_is_not_ended_because_another_has_left(crew: Crew, mon
     assert crew.left("worker-0")
 
 
-# ---------------------------------------------------------------------------------------------- deaths
+# ---------------------------------------------------------------------------------------------- crashes
 
 
 def test_a_killed_worker_is_started_again_and_its_signal_and_last_output_are_told(crew: Crew) -> None:
@@ -183,7 +185,7 @@ def test_a_successor_is_forked_from_a_process_that_has_imported_everything(crew:
     assert first["module"] == second["module"], "at the same address: imported once, in their parent"
 
 
-def test_a_dead_worker_s_trial_is_free_at_once_and_its_death_is_counted(crew: Crew) -> None:
+def test_a_dead_worker_s_trial_is_free_at_once_and_its_crash_is_counted(crew: Crew) -> None:
     crew.stop_when(lambda: len(crew.processes()) == 2)
     crew.run(dies_over_its_trial)
     assert crew.sweep.slots.counts(None) == SlotCounts(released=1, open=9)
@@ -191,7 +193,7 @@ def test_a_dead_worker_s_trial_is_free_at_once_and_its_death_is_counted(crew: Cr
     assert (row["state"], row["owner"], row["crash_count"], row["trial_number"]) == ("open", None, 1, 0)
 
 
-def test_who_dies_again_and_again_ends_the_run(crew: Crew) -> None:
+def test_a_worker_that_dies_again_and_again_ends_the_run(crew: Crew) -> None:
     with pytest.raises(WorkerError) as caught:
         crew.run(dies_always, workers=2)
     assert len(crew.processes()) == RESTARTS + 1
@@ -207,19 +209,19 @@ def test_who_dies_again_and_again_ends_the_run(crew: Crew) -> None:
     assert crew.stop.reason == "a fault"
 
 
-def test_who_makes_progress_may_die_more_often(crew: Crew) -> None:
+def test_a_worker_that_makes_progress_may_die_more_often(crew: Crew) -> None:
     crew.run(dies_after_progress)
     assert len(crew.restarts()) == RESTARTS + 1
 
 
-def test_who_dies_after_a_stop_has_no_successor(crew: Crew) -> None:
+def test_a_worker_that_dies_after_a_stop_has_no_successor(crew: Crew) -> None:
     crew.stop_when(lambda: len(crew.processes()) == 1)
     crew.run(dies_when_stopped)
     assert len(crew.processes()) == 1
     assert crew.restarts() == []
 
 
-def test_who_cannot_go_on_says_why_and_the_others_leave(crew: Crew) -> None:
+def test_a_worker_that_cannot_go_on_says_why_and_the_others_leave(crew: Crew) -> None:
     with pytest.raises(WorkerError, match=r"\Athe database is gone\Z"):
         crew.run(cannot_go_on, workers=2)
     assert crew.left("worker-1")
@@ -273,7 +275,7 @@ def test_a_database_that_stays_away_does_not_keep_the_run_from_ending(crew: Crew
     assert crew.left("worker-0")
 
 
-def test_who_was_ended_did_not_die(crew: Crew) -> None:
+def test_a_worker_that_was_ended_did_not_crash(crew: Crew) -> None:
     crew.slots = slots = AwaySlots(crew, times=0)
     crew.stop_when(lambda: len(crew.processes()) == 1, StopLevel.IMMEDIATE)
     crew.run(hangs)

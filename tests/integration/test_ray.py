@@ -86,7 +86,7 @@ class Run:
 
         monkeypatch.setattr(Slots, "release_owner", note)
 
-    def go(self, orders: list[tuple[WorkerSpec, Path]], *, cpus_per_worker: int = 1) -> None:
+    def go(self, specs: list[tuple[WorkerSpec, Path]], *, cpus_per_worker: int = 1) -> None:
         def on_event(event: Event) -> None:
             self.events.append(event)
             self.hear(event)
@@ -96,7 +96,7 @@ class Run:
             self.look()
 
         run_ray(
-            orders,
+            specs,
             self.study.sweep.slots,
             on_event,
             on_pulse,
@@ -148,7 +148,7 @@ class TestOnTwoNodes:
         study = far_study(trials=4)
         run = start(study)
         handler = signal.getsignal(signal.SIGTERM)
-        run.go(study.orders(2))
+        run.go(study.specs(2))
         study.assert_exact()
         assert {event.worker for event in run.kinds("finished")} == {"worker-0", "worker-1"}
         assert len(run.kinds("evaluated")) == 4 * 5
@@ -162,7 +162,7 @@ class TestOnTwoNodes:
         write_own_files(tmp_path)
         monkeypatch.chdir(tmp_path)
         study = far_study(trials=1)
-        start(study).go(study.orders(1))
+        start(study).go(study.specs(1))
         study.assert_exact()
 
     def test_a_killed_worker_is_started_again_and_its_trial_goes_on(
@@ -176,7 +176,7 @@ class TestOnTwoNodes:
             process.kill()
 
         run.when_both_have_a_checkpoint(kill)
-        run.go(study.orders(2))
+        run.go(study.specs(2))
         study.assert_exact()
         assert study.continued()
         (restarted,) = run.kinds("restarted")
@@ -185,28 +185,28 @@ class TestOnTwoNodes:
         assert len(restarted.message) < 500
         assert (restarted.worker, True) in run.freed
 
-    def test_a_wish_to_stop_lets_workers_leave_at_their_next_evaluation(
+    def test_a_graceful_stop_lets_workers_leave_at_their_next_evaluation(
         self, far_study: Make, start: Callable[[FarStudy], Run]
     ) -> None:
         study = far_study(trials=4, budget_tokens=40_000)
         run = start(study)
         run.when_both_have_a_checkpoint(lambda: run.stop.request_stop(StopLevel.GRACEFUL, "a test"))
-        run.go(study.orders(3))  # one of them waits for room
+        run.go(study.specs(3))  # one of them waits for room
         counts = study.sweep.slots.counts(4)
         assert (counts.done, counts.leased, counts.released, counts.open) == (0, 0, 2, 2)
         assert run.freed == [(run.waited(3), False)]
-        Run.go(start(study), study.orders(2))
+        Run.go(start(study), study.specs(2))
         study.assert_exact()
         assert len(study.continued()) == 2
 
     @pytest.mark.nightly
-    def test_a_wish_to_stop_now_ends_workers_and_frees_their_leases(
+    def test_an_immediate_stop_ends_workers_and_frees_their_leases(
         self, far_study: Make, start: Callable[[FarStudy], Run], cluster: Any, second_node: Any
     ) -> None:
         study = far_study(trials=4, budget_tokens=400_000)
         run = start(study)
         run.when_both_have_a_checkpoint(lambda: run.stop.request_stop(StopLevel.IMMEDIATE, "a test"))
-        run.go(study.orders(2))
+        run.go(study.specs(2))
         assert sorted(run.freed) == [("worker-0", False), ("worker-1", False)]
         assert study.sweep.slots.counts(4).released == 2
         wait_until("no worker runs", lambda: not processes_on(cluster.head_node) + processes_on(second_node))
@@ -221,7 +221,7 @@ class TestOnTwoNodes:
         study = far_study(trials=4, lease_s=3.0, budget_tokens=400_000)
         run = start(study)
         run.when_both_have_a_checkpoint(study.sweep.row.request_stop)
-        run.go(study.orders(2))
+        run.go(study.specs(2))
         assert run.freed == []
         assert study.sweep.slots.counts(4).released == 2
 
@@ -231,12 +231,12 @@ class TestOnTwoNodes:
     ) -> None:
         study = far_study(trials=4, budget_tokens=100_000)
         run = start(study)
-        (order, log), (other, _) = study.orders(2)
+        (spec, log), (other, _) = study.specs(2)
         nowhere = study.home.root / "nowhere"
-        faulty = study.orders(2, tokens=nowhere)[1]
+        faulty = study.specs(2, tokens=nowhere)[1]
         assert faulty[0].name == other.name
         with pytest.raises(WorkerError, match=rf"\A{nowhere}[^\n]*\Z"):
-            run.go([(order, log), faulty])
+            run.go([(spec, log), faulty])
         assert study.sweep.slots.counts(4).leased == 0
         assert run.kinds("fatal")[0].worker == "worker-1"
         assert "Traceback" in faulty[1].read_text(encoding="utf-8")
@@ -252,7 +252,7 @@ class TestOnTwoNodes:
         file.parent.mkdir(parents=True)
         file.touch()
         with pytest.raises(WorkerError, match=r"FileExistsError.*it died 2 times, so the run ends here"):
-            run.go([(study.orders(1)[0][0], file / "worker.log")])
+            run.go([(study.specs(1)[0][0], file / "worker.log")])
         assert len(run.kinds("restarted")) == 1
         assert study.sweep.slots.counts(1).open == 1
 
@@ -267,7 +267,7 @@ class TestOnTwoNodes:
             with pytest.raises(
                 WorkerError, match=r"\Aworker-0 cannot begin: ModuleNotFoundError: no torch; every node"
             ):
-                start(study := far_study(trials=1)).go(study.orders(1), cpus_per_worker=2)
+                start(study := far_study(trials=1)).go(study.specs(1), cpus_per_worker=2)
         finally:
             cluster.remove_node(node)
 
@@ -277,7 +277,7 @@ class TestOnTwoNodes:
         monkeypatch.setattr(hpo.executors.ray, "ROOM_S", 0.5)
         study = far_study(trials=3, budget_tokens=60_000)
         run = start(study)
-        run.go(study.orders(3))
+        run.go(study.specs(3))
         study.assert_exact()
         (said,) = [event.message for event in run.kinds("warned") if event.worker == run.waited(3)]
         assert said == "has not begun: it takes 1 CPU, and 0 CPUs of the Ray cluster are free"
@@ -285,9 +285,9 @@ class TestOnTwoNodes:
     def test_workers_that_no_node_can_hold_are_refused(self, far_study: Make, start: Callable[[FarStudy], Run]) -> None:
         study = far_study(trials=1)
         with pytest.raises(WorkerError, match=r"can hold a worker, which takes 2 CPUs: they have 1 CPU\Z"):
-            start(study).go(study.orders(1), cpus_per_worker=2)
+            start(study).go(study.specs(1), cpus_per_worker=2)
 
-    def test_places_are_what_nodes_can_hold(self, cluster: Any) -> None:
+    def test_capacity_is_what_nodes_can_hold(self, cluster: Any) -> None:
         assert capacity(cluster.address, 0.5) == 2
         assert capacity(cluster.address, 0.5, cpus_per_worker=2) == 0
         assert not has_gpus(cluster.address)
@@ -311,7 +311,7 @@ class TestOnTwoNodes:
         study = far_study(trials=4, budget_tokens=40_000)
         run = start(study)
         run.when_both_have_a_checkpoint(lambda: cluster.remove_node(second_node, allow_graceful=False))
-        run.go(study.orders(2))
+        run.go(study.specs(2))
         study.assert_exact()
         assert study.continued()
         (restarted,) = run.kinds("restarted")
@@ -325,12 +325,12 @@ class TestOnTwoNodes:
 def test_a_worker_computes_on_its_share_of_its_node(tmp_path: Path, sqlite_url: str) -> None:
     from hpo.home import Home
 
-    order = WorkerSpec(
+    spec = WorkerSpec(
         storage_url=sqlite_url, study_name="toy", total=1, home=Home(tmp_path), device="cuda:5", threads=9, name="w"
     )
-    half = NodeShare(cpus=2, gpus=0.5).apply(order)
+    half = NodeShare(cpus=2, gpus=0.5).apply(spec)
     assert (half.device, half.threads, half.memory_fraction) == ("cuda:0", 2, 0.5)
-    none = NodeShare(cpus=3, gpus=0).apply(order)
+    none = NodeShare(cpus=3, gpus=0).apply(spec)
     assert (none.device, none.threads, none.memory_fraction) == ("cpu", 3, 1.0)
 
 

@@ -54,12 +54,12 @@ def processes_of(folder: Path) -> list[psutil.Process]:
     return [each for each in running if any(str(folder) in word for word in each.info["cmdline"] or [])]
 
 
-def order_for(url: str, root: Path) -> tuple[WorkerSpec, Path]:
-    """An order that is refused before anybody looks at its study."""
-    order = WorkerSpec(
+def spec_for(url: str, root: Path) -> tuple[WorkerSpec, Path]:
+    """A spec that is refused before anybody looks at its study."""
+    spec = WorkerSpec(
         storage_url=url, study_name="toy", total=1, home=Home(root), device="cpu", threads=1, name="worker-0"
     )
-    return order, root / "worker-0.log"
+    return spec, root / "worker-0.log"
 
 
 def ended(folder: Path, jobs: list[str]) -> bool:
@@ -79,7 +79,7 @@ def task_of(job: str) -> psutil.Process:
 class TestLocalJobs:
     def test_two_tasks_end_a_study_with_its_exact_total(self, far_study: Make, folder: Path) -> None:
         study = far_study(trials=4)
-        jobs = submit_slurm(study.orders(2), folder, TIME, cluster="local")
+        jobs = submit_slurm(study.specs(2), folder, TIME, cluster="local")
         assert len(set(jobs)) == 2
         wait_until("both tasks end", lambda: ended(folder, jobs))
         study.assert_exact()
@@ -96,7 +96,7 @@ class TestLocalJobs:
         monkeypatch.chdir(tmp_path)
         monkeypatch.setenv("PYTHONSAFEPATH", "1")  # as the command line does; submitit's own process has no -P
         study = far_study(trials=1)
-        jobs = submit_slurm(study.orders(1), folder, TIME, cluster="local")
+        jobs = submit_slurm(study.specs(1), folder, TIME, cluster="local")
         wait_until("the task ends", lambda: ended(folder, jobs))
         study.assert_exact()
 
@@ -104,7 +104,7 @@ class TestLocalJobs:
         self, far_study: Make, folder: Path
     ) -> None:
         study = far_study(trials=3, lease_s=2.0, budget_tokens=40_000)
-        jobs = submit_slurm(study.orders(2), folder, TIME, cluster="local")
+        jobs = submit_slurm(study.specs(2), folder, TIME, cluster="local")
         wait_until("both work on a trial and have a checkpoint", lambda: study.under_way() == 2)
         task_of(jobs[0]).kill()
         wait_until("the other task ends", lambda: ended(folder, jobs[1:]))
@@ -115,7 +115,7 @@ class TestLocalJobs:
         self, far_study: Make, folder: Path
     ) -> None:
         study = far_study(trials=2, lease_s=300.0, budget_tokens=40_000)
-        (job,) = submit_slurm(study.orders(1), folder, TIME, cluster="local")
+        (job,) = submit_slurm(study.specs(1), folder, TIME, cluster="local")
         wait_until("a checkpoint is written", study.checkpoints)
         owners = set(study.sweep.slots.owners().values())
         task_of(job).send_signal(signal.SIGUSR2)
@@ -127,7 +127,7 @@ class TestLocalJobs:
 
     def test_sigterm_lets_a_task_leave_at_its_next_evaluation(self, far_study: Make, folder: Path) -> None:
         study = far_study(trials=2, lease_s=300.0, budget_tokens=40_000)
-        (job,) = submit_slurm(study.orders(1), folder, TIME, cluster="local")
+        (job,) = submit_slurm(study.specs(1), folder, TIME, cluster="local")
         wait_until("a checkpoint is written", study.checkpoints)
         task_of(job).terminate()
         wait_until("the task ends", lambda: ended(folder, [job]))
@@ -137,7 +137,7 @@ class TestLocalJobs:
 
     def test_a_worker_that_cannot_go_on_says_why_in_the_log(self, far_study: Make, folder: Path) -> None:
         study = far_study()
-        (job,) = submit_slurm(study.orders(1, tokens=folder / "nowhere"), folder, TIME, cluster="local")
+        (job,) = submit_slurm(study.specs(1, tokens=folder / "nowhere"), folder, TIME, cluster="local")
         wait_until("the task ends", lambda: ended(folder, [job]))
         assert f"worker-0: fatal: {folder / 'nowhere'}" in log_of(folder, job)
         assert study.sweep.slots.counts(3).open == 3
@@ -180,7 +180,7 @@ def test_an_array_of_slurm_ends_a_study_with_its_exact_total(
 ) -> None:
     study = far_study(new_postgres_url(), trials=4)
     options = {**TIME, "partition": "gpu", "cpus_per_task": "2", "setup": "export TASK_WAS_SET_UP=1"}
-    jobs = submit_slurm(study.orders(2), folder, options)
+    jobs = submit_slurm(study.specs(2), folder, options)
     assert jobs == ["4242_0", "4242_1"]
     wait_until("both tasks end", lambda: ended(folder, jobs))
     study.assert_exact()
@@ -196,7 +196,7 @@ def test_sigterm_queues_a_task_again_that_makes_room_but_not_a_cancelled_one(
 ) -> None:
     write_command(slurm / "squeue", f"#!/bin/bash\necho {state}\n")
     study = far_study(new_postgres_url(), trials=1, lease_s=300.0, budget_tokens=40_000)
-    (job,) = submit_slurm(study.orders(1), folder, TIME)
+    (job,) = submit_slurm(study.specs(1), folder, TIME)
     wait_until("a checkpoint is written", study.checkpoints)
     (task,) = [each for each in processes_of(folder) if "submitit.core._submit" in each.info["cmdline"]]
     task.terminate()
@@ -211,9 +211,9 @@ def test_what_sbatch_refuses_is_told_in_its_words(
     folder: Path, slurm: Path, capfd: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     (slurm / "sbatch").write_text("#!/bin/bash\necho 'error: invalid partition: gpuu' >&2\nexit 1\n", encoding="utf-8")
-    orders = [order_for("postgresql+psycopg:///studies", tmp_path)] * 2
+    specs = [spec_for("postgresql+psycopg:///studies", tmp_path)] * 2
     with pytest.raises(WorkerError, match=r"\ASlurm did not take the jobs: error: invalid partition: gpuu\Z"):
-        submit_slurm(orders, folder, {**TIME, "partition": "gpuu"})
+        submit_slurm(specs, folder, {**TIME, "partition": "gpuu"})
     assert capfd.readouterr().err == ""
 
 
@@ -231,30 +231,30 @@ class TestRefusals:
     )
     def test_options(self, options: dict[str, str], words: str, folder: Path, sqlite_url: str) -> None:
         with pytest.raises(UsageError, match=rf"\A{words}[^\n]*\Z"):
-            submit_slurm([order_for(sqlite_url, folder)], folder, options, cluster="local")
+            submit_slurm([spec_for(sqlite_url, folder)], folder, options, cluster="local")
         assert not folder.exists()
 
     @pytest.mark.parametrize("url", ["postgresql://me:hunter2@db/studies", "postgresql:///studies?password=hunter2"])
     def test_a_url_with_a_password(self, url: str, folder: Path) -> None:
         with pytest.raises(StorageError, match=r"put the password in ~/.pgpass or PGPASSWORD") as caught:
-            submit_slurm([order_for(url, folder)], folder, TIME, cluster="local")
+            submit_slurm([spec_for(url, folder)], folder, TIME, cluster="local")
         assert "hunter2" not in str(caught.value)
         assert not folder.exists()
 
     @pytest.mark.usefixtures("slurm")
     def test_sqlite_for_several_machines(self, folder: Path, sqlite_url: str) -> None:
         with pytest.raises(StorageError, match=r"\Asqlite:///.*PostgreSQL\Z"):
-            submit_slurm([order_for(sqlite_url, folder)], folder, TIME)
+            submit_slurm([spec_for(sqlite_url, folder)], folder, TIME)
         assert not folder.exists()
 
     def test_a_machine_without_sbatch(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("PATH", str(folder))
         with pytest.raises(WorkerError, match="there is no sbatch here"):
-            submit_slurm([order_for("postgresql:///studies", folder)], folder, TIME)
+            submit_slurm([spec_for("postgresql:///studies", folder)], folder, TIME)
         assert not folder.exists()
 
     def test_an_installation_without_the_extra(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setitem(sys.modules, "submitit", None)
         with pytest.raises(WorkerError, match=r"pip install 'assay-hpo\[slurm\]'"):
-            submit_slurm([order_for("postgresql:///studies", folder)], folder, TIME)
+            submit_slurm([spec_for("postgresql:///studies", folder)], folder, TIME)
         assert not folder.exists()

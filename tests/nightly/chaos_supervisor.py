@@ -82,7 +82,7 @@ def toy_train(
     return TrainingResult(outcome="complete", reason="all", history=history)
 
 
-def toy_work(order: WorkerSpec, sink: EventSink) -> None:
+def toy_work(spec: WorkerSpec, sink: EventSink) -> None:
     """The real worker, whose trials do not train and whose reports carry the epoch of the lease that it believes in."""
     believed: list[int] = []
 
@@ -102,15 +102,15 @@ def toy_work(order: WorkerSpec, sink: EventSink) -> None:
         mock.patch("hpo.worker.objective.peak_tensor_bytes", return_value=0),  # there is no text
         mock.patch("hpo.worker.worker.open_tokens"),
     ):
-        real_work(order, sink)
+        real_work(spec, sink)
 
 
-def real_work(order: WorkerSpec, sink: EventSink) -> None:
+def real_work(spec: WorkerSpec, sink: EventSink) -> None:
     """The real worker, which leaves its process's number where the campaign finds it."""
-    pids = order.home.root / "pids"
+    pids = spec.home.root / "pids"
     pids.mkdir(parents=True, exist_ok=True)
     (pids / str(os.getpid())).touch()
-    work(order, sink)
+    work(spec, sink)
 
 
 def main(setting: dict[str, Any]) -> int:
@@ -121,11 +121,11 @@ def main(setting: dict[str, Any]) -> int:
         if setting["real"]:
             request = Request(study=setting["study"], resources=ResourceRequest(workers=setting["workers"]))
             launch = join(request, setting["url"], home)
-            orders = [(dataclasses.replace(order, lease_s=setting["lease_s"]), log) for order, log in launch.workers]
+            specs = [(dataclasses.replace(spec, lease_s=setting["lease_s"]), log) for spec, log in launch.workers]
             sweep = launch.sweep
         else:
             sweep = open_sweep(open_database(setting["url"], create=False), setting["study"], setting["lease_s"])
-            orders = [
+            specs = [
                 (
                     WorkerSpec(
                         storage_url=setting["url"],
@@ -142,7 +142,7 @@ def main(setting: dict[str, Any]) -> int:
                 )
                 for number in range(setting["workers"])
             ]
-        run_local(orders, sweep.slots, tell, lambda: None, stop, work=real_work if setting["real"] else toy_work)
+        run_local(specs, sweep.slots, tell, lambda: None, stop, work=real_work if setting["real"] else toy_work)
     except HpoError as error:
         print(error, flush=True)
         return 1

@@ -1,4 +1,4 @@
-"""A toy study that really trains, and the orders for workers that an executor places somewhere."""
+"""A toy study that really trains, and the specs for workers that an executor places somewhere."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class FarStudy:
         )
         self.trials = trials
 
-    def orders(self, workers: int, **changes: Any) -> list[tuple[WorkerSpec, Path]]:
+    def specs(self, workers: int, **changes: Any) -> list[tuple[WorkerSpec, Path]]:
         name, uid = self.sweep.spec.name, self.sweep.uid
         made = []
         for number in range(workers):
@@ -47,8 +47,8 @@ class FarStudy:
                 storage_url=self.url, study_name=name, total=self.trials, home=self.home, tokens=self.corpus.folder,
                 device="cpu", threads=1, name=f"worker-{number}", lease_s=self.lease_s,
             )  # fmt: skip
-            order = WorkerSpec(**{**content, **changes})
-            made.append((order, self.home.worker_log(name, uid, order.name)))
+            spec = WorkerSpec(**{**content, **changes})
+            made.append((spec, self.home.worker_log(name, uid, spec.name)))
         return made
 
     def assert_exact(self) -> None:

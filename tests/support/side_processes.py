@@ -82,28 +82,28 @@ def benchmark_badly(config: object, tokens: object, device: str, threads: int, s
 # ---------------------------------------------------------------------------------------------- what workers do
 
 
-def leaves(order: WorkerSpec, sink: EventSink) -> None:
-    _note(order)
+def leaves(spec: WorkerSpec, sink: EventSink) -> None:
+    _note(spec)
 
 
-def waits_for_stop(order: WorkerSpec, sink: EventSink) -> None:
-    _note(order)
-    _wait(order, sink)
+def waits_for_stop(spec: WorkerSpec, sink: EventSink) -> None:
+    _note(spec)
+    _wait(spec, sink)
 
 
-def dies_once(order: WorkerSpec, sink: EventSink) -> None:
-    if _note(order) == 0:
+def dies_once(spec: WorkerSpec, sink: EventSink) -> None:
+    if _note(spec) == 0:
         print("no memory is left\n\n", flush=True)
         os.kill(os.getpid(), signal.SIGKILL)
-    _wait(order, sink)
+    _wait(spec, sink)
 
 
-def dies_always(order: WorkerSpec, sink: EventSink) -> None:
+def dies_always(spec: WorkerSpec, sink: EventSink) -> None:
     """The first of a crew: each time in another way. The others wait for a stop."""
-    if order.name != "worker-0":
-        waits_for_stop(order, sink)
+    if spec.name != "worker-0":
+        waits_for_stop(spec, sink)
         return
-    times = _note(order)
+    times = _note(spec)
     if times == 0:
         raise ValueError("a defect")
     if times == 1:
@@ -111,77 +111,77 @@ def dies_always(order: WorkerSpec, sink: EventSink) -> None:
     os._exit(3)
 
 
-def dies_after_progress(order: WorkerSpec, sink: EventSink) -> None:
-    if _note(order) <= RESTARTS:
-        sink.send(Event(kind="evaluated", worker=order.name, trial=0))
+def dies_after_progress(spec: WorkerSpec, sink: EventSink) -> None:
+    if _note(spec) <= RESTARTS:
+        sink.send(Event(kind="evaluated", worker=spec.name, trial=0))
         os.kill(os.getpid(), signal.SIGKILL)
 
 
-def dies_when_stopped(order: WorkerSpec, sink: EventSink) -> None:
-    waits_for_stop(order, sink)
+def dies_when_stopped(spec: WorkerSpec, sink: EventSink) -> None:
+    waits_for_stop(spec, sink)
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def cannot_go_on(order: WorkerSpec, sink: EventSink) -> None:
+def cannot_go_on(spec: WorkerSpec, sink: EventSink) -> None:
     """The first of a crew. The others wait for a stop."""
-    if order.name != "worker-0":
-        waits_for_stop(order, sink)
+    if spec.name != "worker-0":
+        waits_for_stop(spec, sink)
         return
     raise StorageError("the database is gone")
 
 
-def dies_over_its_trial(order: WorkerSpec, sink: EventSink) -> None:
-    if _note(order) == 0:
-        database = open_database(order.storage_url, create=False)
-        sweep = open_sweep(database, order.study_name)
-        lease = sweep.slots.claim(order.owner, None)
+def dies_over_its_trial(spec: WorkerSpec, sink: EventSink) -> None:
+    if _note(spec) == 0:
+        database = open_database(spec.storage_url, create=False)
+        sweep = open_sweep(database, spec.study_name)
+        lease = sweep.slots.claim(spec.owner, None)
         assert lease is not None
         sweep.start(lease)
         os.kill(os.getpid(), signal.SIGKILL)
-    _wait(order, sink)
+    _wait(spec, sink)
 
 
-def hangs(order: WorkerSpec, sink: EventSink) -> None:
+def hangs(spec: WorkerSpec, sink: EventSink) -> None:
     """The first of a crew. The others leave."""
-    _note(order)
-    if order.name == "worker-0":
+    _note(spec)
+    if spec.name == "worker-0":
         threading.Event().wait()
 
 
-def works_on(order: WorkerSpec, sink: EventSink) -> None:
+def works_on(spec: WorkerSpec, sink: EventSink) -> None:
     """The first of a crew: on its trial, until a file is there. The others leave at once."""
-    _note(order)
-    if order.name != "worker-0":
+    _note(spec)
+    if spec.name != "worker-0":
         return
-    database = open_database(order.storage_url, create=False)
-    sweep = open_sweep(database, order.study_name)
-    lease = sweep.slots.claim(order.owner, None)
+    database = open_database(spec.storage_url, create=False)
+    sweep = open_sweep(database, spec.study_name)
+    lease = sweep.slots.claim(spec.owner, None)
     assert lease is not None
     with sweep.holding(lease):
         sweep.start(lease)
-        sink.send(Event(kind="started", worker=order.name, trial=0))
-        while not (order.home.root / "evaluated").exists():
+        sink.send(Event(kind="started", worker=spec.name, trial=0))
+        while not (spec.home.root / "evaluated").exists():
             time.sleep(0.01)
     sweep.slots.release(lease)
-    (order.home.root / f"left-{order.name}").touch()
+    (spec.home.root / f"left-{spec.name}").touch()
 
 
-def _wait(order: WorkerSpec, sink: EventSink) -> None:
+def _wait(spec: WorkerSpec, sink: EventSink) -> None:
     while not sink.stop_wanted():
         time.sleep(0.01)
-    (order.home.root / f"left-{order.name}").touch()
+    (spec.home.root / f"left-{spec.name}").touch()
 
 
-def _note(order: WorkerSpec) -> int:
+def _note(spec: WorkerSpec) -> int:
     """Leave a trace of this process; how many of this worker there were before it."""
-    before = len(list(order.home.root.glob(f"{order.name}-*")))
+    before = len(list(spec.home.root.glob(f"{spec.name}-*")))
     facts = {
         "pid": os.getpid(),
         "parent": os.getppid(),
         "module": id(sys.modules["hpo.worker.worker"]),
-        "owner": order.owner,
+        "owner": spec.owner,
     }
-    draft = order.home.root / f"draft-{order.name}"
+    draft = spec.home.root / f"draft-{spec.name}"
     draft.write_text(json.dumps(facts))
-    draft.rename(order.home.root / f"{order.name}-{before}")
+    draft.rename(spec.home.root / f"{spec.name}-{before}")
     return before

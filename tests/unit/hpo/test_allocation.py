@@ -1,4 +1,4 @@
-"""How many workers a machine takes: what was wished, what fits, what was measured."""
+"""How many workers a machine takes: what was asked for, what fits, what was measured."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def refusal(work: Callable[[], object]) -> str:
     return str(caught.value)
 
 
-# ---------------------------------------------------------------------------------------------- what was wished
+# ---------------------------------------------------------------------------------------------- what was asked for
 
 
 @pytest.mark.parametrize(("text", "expected"), [("auto", None), ("0", 0), ("1", 1), ("12", 12)])
@@ -67,7 +67,7 @@ def all_visible(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize(
-    ("wish", "device"),
+    ("request_", "device"),
     [
         (ResourceRequest(), "cpu"),
         (ResourceRequest(workers=0), "cpu"),
@@ -77,13 +77,13 @@ def all_visible(monkeypatch: pytest.MonkeyPatch) -> None:
         (ResourceRequest(gpus=(1,), workers=3), "cuda"),
     ],
 )
-def test_what_a_machine_has_may_be_wished(wish: ResourceRequest, device: str) -> None:
-    check_resources(wish, device, 2)
+def test_what_a_machine_has_may_be_asked_for(request_: ResourceRequest, device: str) -> None:
+    check_resources(request_, device, 2)
 
 
 @pytest.mark.usefixtures("all_visible")
 @pytest.mark.parametrize(
-    ("wish", "device", "words"),
+    ("request_", "device", "words"),
     [
         (ResourceRequest(workers=-1), "cpu", "--workers must be at least 0, got -1"),
         (ResourceRequest(trials_per_gpu=0), "cuda", "--trials-per-gpu must be at least 1, got 0"),
@@ -98,8 +98,8 @@ def test_what_a_machine_has_may_be_wished(wish: ResourceRequest, device: str) ->
         (ResourceRequest(gpus=(0, 2)), "cuda", "--gpus 2: this process sees GPUs 0 to 1"),
     ],
 )
-def test_what_a_machine_does_not_have_is_refused(wish: ResourceRequest, device: str, words: str) -> None:
-    assert refusal(lambda: check_resources(wish, device, 2)) == words
+def test_what_a_machine_does_not_have_is_refused(request_: ResourceRequest, device: str, words: str) -> None:
+    assert refusal(lambda: check_resources(request_, device, 2)) == words
 
 
 def test_a_refusal_names_what_the_environment_lets_see(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -192,7 +192,7 @@ def machine(monkeypatch: pytest.MonkeyPatch, log: list[str]) -> Machine:
     return Machine(monkeypatch, log)
 
 
-def test_without_a_wish_each_gpu_gets_one_worker_and_nothing_is_measured(machine: Machine, tmp_path: Path) -> None:
+def test_without_a_request_each_gpu_gets_one_worker_and_nothing_is_measured(machine: Machine, tmp_path: Path) -> None:
     assert machine.allocate(tmp_path) == [
         WorkerResources(device="cuda:0", threads=8),
         WorkerResources(device="cuda:1", threads=8),
@@ -224,7 +224,7 @@ def test_what_processes_of_one_gpu_may_take_fits_into_it(each: int, machine: Mac
     assert sum(place.memory_fraction * machine.memory[0] + CONTEXT_BYTES for place in granted) <= machine.memory[0]
 
 
-def test_fewer_trials_per_gpu_than_wished_are_told(machine: Machine, tmp_path: Path) -> None:
+def test_fewer_trials_per_gpu_than_asked_for_are_told(machine: Machine, tmp_path: Path) -> None:
     machine.peak = 30 * GIB
     granted = machine.allocate(tmp_path, trials_per_gpu=8)
     assert [place.device for place in granted] == ["cuda:0", "cuda:1"] * 2
@@ -269,7 +269,7 @@ def test_so_many_workers_are_spread_over_the_gpus(
     assert bool(machine.benchmarks) is (workers > 2), "two share a GPU"
 
 
-def test_more_workers_than_fit_are_refused_their_place(machine: Machine, tmp_path: Path) -> None:
+def test_more_workers_than_fit_are_cut_to_what_fits(machine: Machine, tmp_path: Path) -> None:
     machine.peak = 60 * GIB
     assert [place.device for place in machine.allocate(tmp_path, workers=5)] == ["cuda:0", "cuda:1"]
     assert machine.said[0].startswith("1 instead of 3 trials per GPU: ")

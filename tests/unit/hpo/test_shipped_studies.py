@@ -61,7 +61,7 @@ def shrunk(name: str) -> StudySpec:
     return StudySpec.model_validate({**content, "run": {**content["run"], **SMALL}, "trials": TRIALS})
 
 
-def order(url: str, spec: StudySpec, corpus: TokenizedCorpus, root: Path) -> WorkerSpec:
+def worker_spec(url: str, spec: StudySpec, corpus: TokenizedCorpus, root: Path) -> WorkerSpec:
     facts = {"device": "cpu", "threads": 1, "name": "worker-0", "owner": "worker-0", "tokens": corpus.folder}
     return WorkerSpec(storage_url=url, study_name=spec.name, total=TRIALS, home=Home(root), **facts)  # type: ignore[arg-type]
 
@@ -72,9 +72,11 @@ def test_a_shipped_study_runs(name: str, sqlite_url: str, small_corpus: Tokenize
     spec = shrunk(name)
     database = open_database(sqlite_url, create=True)
     create_sweep(database, make_record(spec)).slots.ensure(TRIALS)
-    work(order(sqlite_url, spec, small_corpus, tmp_path), Listener(evaluations=1))  # and leave amid the first trial
+    work(
+        worker_spec(sqlite_url, spec, small_corpus, tmp_path), Listener(evaluations=1)
+    )  # and leave amid the first trial
     assert [trial.state.name for trial in load_study(database, name).trials] == ["RUNNING"]
-    work(order(sqlite_url, spec, small_corpus, tmp_path), Listener())
+    work(worker_spec(sqlite_url, spec, small_corpus, tmp_path), Listener())
     trials = load_study(database, name).trials
     assert [trial.state.name for trial in trials] == ["COMPLETE"] * TRIALS
     assert [trial.user_attrs[TRIAL_CONTINUED] for trial in trials] == [1, 0, 0]
