@@ -23,8 +23,8 @@ class State:
 
     study_id: int
     finished: int  # trials that have ended; it only grows
-    digest: str  # of that, of what is noted of the study, as its long runs are, and of the program
-    stamp: PublishedVersion  # of its notes
+    digest: str  # of that number, of the study's attributes (long runs among them), and of the program's version
+    stamp: PublishedVersion  # of the notes as they were last written
 
     @property
     def is_stale(self) -> bool:

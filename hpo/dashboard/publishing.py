@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from hpo.worker.messages import Event
 
 MIN_PERIOD_S = 20.0
-MAX_SHARE = 0.01  # of the time that may go into it
+MAX_SHARE = 0.01  # of the time that may be spent on publishing
 MAX_TRIAL_NOTES = 300  # the dashboard's answers take time by the square of their number
 POLL_S = 15.0  # between the dashboard's checks for stale studies
 

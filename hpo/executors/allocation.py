@@ -28,7 +28,7 @@ from hpo_model.hardware import cpu_cores, describe, gpu_count, gpu_memory
 from hpo_model.training.loop import Throughput, benchmark
 
 BENCHMARK_S = 1.5
-MIN_SPEEDUP = 1.05  # that more workers must bring, since each costs the sampler
+MIN_SPEEDUP = 1.05  # that more workers must bring, since with more of them the sampler knows less at each trial
 CONTEXT_BYTES = 700 * 2**20  # of GPU memory that a process takes beside its tensors: CUDA's context and libraries
 BENCHMARK_TIMEOUT_S = 300.0  # for a benchmark, which runs a few steps
 ANOTHER_FAILED = "another benchmark failed"
@@ -43,7 +43,7 @@ class Demand:
     trials: int  # slots that are to be filled
     spec: StudySpec
     corpus: TokenizedCorpus
-    peak_memory_bytes: int | None = None  # most that a trial was seen to hold on such a device; None: not known yet
+    peak_memory_bytes: int | None = None  # the most that a trial of the study held on a GPU; None: not known yet
 
 
 def allocate(request: ResourceRequest, demand: Demand, device: str, home: Home) -> list[WorkerResources]:
@@ -97,7 +97,7 @@ def _on_gpus(request: ResourceRequest, demand: Demand) -> list[WorkerResources]:
 
 
 def _fraction(device: str, sharers: int) -> float:
-    """Of a GPU's memory that one of its workers may fill with tensors, so that all fit beside their contexts."""
+    """The share of a GPU's memory that one of its workers may fill with tensors: all fit beside their contexts."""
     if sharers == 1:
         return 1.0
     return 1 / sharers - CONTEXT_BYTES / gpu_memory(int(device.partition(":")[2]))
@@ -109,7 +109,7 @@ def fitting(memory_bytes: int, peak_bytes: int) -> int:
 
 
 def _best_on_cpu(demand: Demand, most: int, cores: int, path: Path) -> int:
-    """The number of workers that trains most tokens per second, all together; measured once per machine and network."""
+    """The number of workers that together train most tokens per second; measured once per machine and network."""
     known: dict[str, dict[str, float]] = {}
     with contextlib.suppress(FileNotFoundError, json.JSONDecodeError):  # what is damaged is measured again
         known = json.loads(path.read_text(encoding="utf-8"))
@@ -140,7 +140,7 @@ def best_count(speeds: Mapping[int, float]) -> int:
 
 
 def _benchmark(demand: Demand, devices: list[tuple[str, int]]) -> list[Throughput]:
-    """What training does at once on these devices with so many threads, each in a process of its own.
+    """Throughputs of the run, trained on all of these devices at once, each in a process of its own.
 
     Raises:
         WorkerError: a process ended without a measurement.

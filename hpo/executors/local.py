@@ -1,7 +1,7 @@
 """Workers as processes of this machine, watched by the one that started them.
 
 A worker that dies is seen at once: its lease is freed and it is started again, within a limit. A worker whose
-supervisor dies hears it on its line and leaves at its next evaluation.
+supervisor dies notices it on its pipe and leaves at its next evaluation.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ Work = Callable[[WorkerSpec, EventSink], None]  # what a worker's process runs
 
 
 class _PipeSink:
-    """A worker's end of its line: events go out, and anything that comes in, or its end, means stop."""
+    """A worker's end of its pipe: events go out; anything that comes in, or the end of the pipe, means stop."""
 
     def __init__(self, connection: Connection) -> None:
         self.connection = connection
@@ -60,7 +60,7 @@ class _Process:
     process: BaseProcess
     line: Connection
     restarts: int
-    log_began: int  # bytes of the log that are of processes before
+    log_began: int  # bytes that the log already held when the process started
     asked_to_stop: bool = False
 
     def request_stop(self) -> None:
@@ -71,7 +71,7 @@ class _Process:
 
     def events(self) -> list[Event]:
         events = []
-        with contextlib.suppress(EOFError, OSError, pickle.UnpicklingError):  # it ended, perhaps within a word
+        with contextlib.suppress(EOFError, OSError, pickle.UnpicklingError):  # it ended, perhaps while it was sending
             while self.line.poll():
                 events.append(self.line.recv())
         return events
@@ -103,13 +103,13 @@ def run_local(
     Args:
         workers: a worker's spec and the file for what it prints.
         slots: of the sweep, to free the leases of dead workers.
-        on_event: told what workers tell.
+        on_event: called with each event of a worker.
         on_pulse: called a few times a second.
         stop: raised by signals and time limits; raised here after a fault.
         work: what each process runs; importable, since the process is another one.
 
     Raises:
-        WorkerError: a worker told that it cannot go on, or died too often. The others have left at an evaluation.
+        WorkerError: a worker reported that it cannot go on, or died too often. The others left at an evaluation.
     """
     supervisor = _LocalSupervisor(slots, on_event, stop, work)
     supervisor.run(workers, on_pulse)
@@ -149,7 +149,7 @@ class _LocalSupervisor(Supervisor[_Process]):
 
     def poll(self, worker: _Process) -> None:
         """Handle the events that a worker has sent, and its end."""
-        ended = worker.process.exitcode is not None  # asked first: what it said last is read below
+        ended = worker.process.exitcode is not None  # asked first, so that its last events are read below
         for event in worker.events():
             self.handle_event(worker, event)
         if ended:
@@ -173,7 +173,7 @@ class _LocalSupervisor(Supervisor[_Process]):
 
 
 def process_context() -> SpawnContext | ForkServerContext:
-    """How processes are made: forked from one that has imported everything and runs nothing, where that is to be had.
+    """How processes are made: forked from one that has imported everything and runs nothing, where fork exists.
 
     A successor then works within a tenth of a second rather than after the seconds that the imports take.
     """
@@ -185,7 +185,7 @@ def process_context() -> SpawnContext | ForkServerContext:
 
 
 def _last_line(log: Path, begin: int) -> str:
-    """The last line that is not empty after so many bytes."""
+    """The last line that is not empty, after the first `begin` bytes."""
     if not log.is_file():
         return ""
     with log.open("rb") as file:

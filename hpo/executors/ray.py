@@ -28,9 +28,9 @@ from hpo.worker.messages import Event, WorkerSpec, new_owner
 from hpo.worker.worker import work
 from hpo_model.errors import ModelError
 
-LISTEN_S = 0.25  # for which a worker waits for something to tell before it answers
-ROOM_S = 20.0  # without an answer from a new worker, after which it is said that it waits for room
-MAX_REASON_CHARACTERS = 300  # characters of Ray's on a death
+LISTEN_S = 0.25  # for which a worker waits for an event before it answers
+ROOM_S = 20.0  # without an answer from a new worker, after which a warning says that it waits for room
+MAX_REASON_CHARACTERS = 300  # of what Ray says of a death
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -41,7 +41,7 @@ class Answer:
     host: str
     events: tuple[Event, ...]
     ended: bool
-    crash: str  # what it ended by, if nobody expected that
+    crash: str  # the unforeseen exception that ended it; empty: none
 
 
 class RayWorker:
@@ -64,7 +64,7 @@ class RayWorker:
         threading.Thread(target=self._work, args=(spec, log), name="work", daemon=True).start()
 
     def answer(self, stop: bool) -> Answer:
-        """What was told since the last answer, as soon as there is something, else after a moment.
+        """The events since the last answer, as soon as there are any, else none after a moment.
 
         Args:
             stop: whether to leave at the next evaluation.
@@ -72,7 +72,7 @@ class RayWorker:
         import ray
 
         self.stopped = self.stopped or stop
-        ended = self.ended.is_set()  # asked first: what was told last is read below
+        ended = self.ended.is_set()  # asked first, so that the last events are read below
         events = []
         with contextlib.suppress(queue.Empty):
             events.append(self.told.get(timeout=0 if ended else LISTEN_S))
@@ -120,10 +120,10 @@ def run_ray(
     """Run workers on a Ray cluster until all have ended.
 
     Args:
-        workers: a worker's spec and the file for what it prints, on its node. Device, threads and memory of an spec do
-            not count: they follow from what each worker gets.
+        workers: a worker's spec and the file for what it prints, on its node. Device, threads and memory of a spec
+            do not count: they follow from what each worker gets.
         slots: of the sweep, to free the leases of dead workers.
-        on_event: told what workers tell.
+        on_event: called with each event of a worker.
         on_pulse: called a few times a second.
         stop: raised by signals and time limits; raised here after a fault.
         address: of the cluster, as `connected` takes it.
@@ -131,7 +131,7 @@ def run_ray(
         gpus_per_worker: 0.5: two workers on each GPU; 0: workers compute on CPUs.
 
     Raises:
-        WorkerError: no cluster, none that can hold a worker, or a worker told that it cannot go on, or died too often.
+        WorkerError: no cluster, none that can hold a worker, or a worker cannot go on, or died too often.
             The others have left at an evaluation.
     """
     share = NodeShare(cpus=cpus_per_worker, gpus=gpus_per_worker)

@@ -13,7 +13,7 @@ MIN_TRIALS_PER_WORKER = 10  # fewer leave the sampler little to learn from befor
 
 @dataclass(frozen=True, kw_only=True)
 class ResourceRequest:
-    """What the user asked for; None: what measures best."""
+    """What the user asked for; None: what is measured to be best."""
 
     workers: int | None = None  # processes in all
     gpus: tuple[int, ...] | None = None  # numbers as this process sees them, after CUDA_VISIBLE_DEVICES; None: all

@@ -35,7 +35,7 @@ from hpo_reports.records.names import TRIAL_REASON
 if TYPE_CHECKING:
     from submitit.core.utils import DelayedSubmission
 
-TIMEOUTS = 1000  # of a task, after which it is not queued again: a study may outlast many time limits
+TIMEOUTS = 1000  # after so many of them a task is not queued again; a study may outlast many time limits
 ALIASES = {"time": "timeout_min"}  # in minutes, both
 COMMON: dict[str, Callable[[str], Any]] = {
     "cpus_per_task": int,
@@ -72,7 +72,7 @@ def submit_slurm(
     Raises:
         WorkerError: submitit or Slurm is missing, or Slurm refuses.
         StorageError: the database is none for several machines, or its URL holds a password.
-        UsageError: an option is unknown or missing. Nothing has been written in any of these cases but Slurm's refusal.
+        UsageError: an option is unknown or missing. Nothing has been written, except where Slurm itself refuses.
     """
     try:
         import submitit
@@ -194,7 +194,7 @@ class SlurmTask:
 
 
 class _LogSink:
-    """A task's line to whoever reads its log."""
+    """Writes a task's events into its log."""
 
     def __init__(self) -> None:
         self.stopped = False

@@ -18,7 +18,7 @@ logger = logging.getLogger(__name__)
 
 
 class StopLevel(IntEnum):
-    """How urgently workers are to leave. Neither level loses anything but time."""
+    """How urgently workers are to leave. No level loses anything but time."""
 
     NONE = 0
     GRACEFUL = 1  # checkpoint, release, leave

@@ -1,4 +1,4 @@
-"""What executors share that watch their workers: deaths, successors, faults, leases of the dead."""
+"""What the executors that watch their workers share: restarts after crashes, faults, leases of dead workers."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from hpo.sweep.slots import Slots
 from hpo.worker.messages import MAX_CRASHES, Event, WorkerSpec
 from hpo_model.errors import ModelError
 
-RESTARTS = MAX_CRASHES  # of each worker in a row, without an evaluation between: a deadly trial is given up before
-STRAGGLERS_S = 15.0  # between two looks, once a worker has left, whether what still runs hangs
+RESTARTS = MAX_CRASHES  # of one worker in a row without an evaluation: a trial that crashes it is given up first
+STRAGGLERS_S = 15.0  # between two checks for workers that hang, once one has left because nothing was to be done
 PULSE_S = 0.25  # longest time between two looks at clock and signals
 
 
 def note_end(error: HpoError | ModelError) -> None:
-    """Write into a worker's log why it ends: a line, and the traceback of what lies beneath if something does."""
+    """Write into a worker's log why it ends: a line, or with the traceback where the error has a cause."""
     if error.__cause__ is None:
         print(error, file=sys.stderr, flush=True)
     else:
@@ -45,7 +45,7 @@ class Supervisor(Generic[_Handle]):
 
     Args:
         slots: of the sweep, to free the leases of dead workers.
-        on_event: told what workers tell.
+        on_event: called with each event of a worker.
         stop: raised here after a fault.
     """
 
@@ -54,7 +54,7 @@ class Supervisor(Generic[_Handle]):
         self.running: list[_Handle] = []
         self.gone: list[tuple[str, bool]] = []  # owners whose leases are still to be freed, and whether they crashed
         self.faults: list[str] = []
-        self.looked_at: float | None = None  # for stragglers; None until a worker has left of itself
+        self.looked_at: float | None = None  # when stragglers were looked for; None until a worker left by itself
 
     def start(self, spec: WorkerSpec, log: Path, restarts: int) -> _Handle:
         """Start a worker under a new owner's name."""
@@ -73,7 +73,7 @@ class Supervisor(Generic[_Handle]):
             self.fault(event.message)
 
     def fault(self, message: str) -> None:
-        """Let all leave at their next evaluation, because of this."""
+        """Let all workers leave at their next evaluation, for this reason."""
         self.faults.append(message)
         self.stop.request_stop(StopLevel.GRACEFUL, "a fault")
 
@@ -106,7 +106,7 @@ class Supervisor(Generic[_Handle]):
             self.gone.remove((owner, died))
 
     def only_stragglers(self, total: int | None) -> bool:
-        """Whether what still runs hangs: others have finished its slots. Workers that `hpo stop` asked do not hang."""
+        """Whether the workers that still run hang: every slot that was begun is done. After `hpo stop` some are not."""
         if self.looked_at is None or time.monotonic() < self.looked_at + STRAGGLERS_S:
             return False
         self.looked_at = time.monotonic()

@@ -161,7 +161,7 @@ def generate_texts(trained: Trained, prompts: Sequence[str], request: GenerateRe
         for prompt, ids in zip(prompts, encoded, strict=True):
             found = beam_search(trained.network, ids, request.beams, request.sampling, rules)
             for rank, continuation in enumerate(found[: request.samples]):
-                yield _told(trained, request, prompt, ids, rank, continuation)
+                yield _generated_text(trained, request, prompt, ids, rank, continuation)
         return
     for first in range(0, len(jobs), ROWS_AT_ONCE):
         rows = jobs[first : first + ROWS_AT_ONCE]
@@ -173,7 +173,7 @@ def generate_texts(trained: Trained, prompts: Sequence[str], request: GenerateRe
             numbers=[number for _, number in rows],
         )
         for (place, number), continuation in zip(rows, texts, strict=True):
-            yield _told(trained, request, prompts[place], encoded[place], number, continuation)
+            yield _generated_text(trained, request, prompts[place], encoded[place], number, continuation)
 
 
 def stream_text(trained: Trained, prompt: str, request: GenerateRequest, show: Callable[[str], None]) -> GeneratedText:
@@ -191,10 +191,10 @@ def stream_text(trained: Trained, prompt: str, request: GenerateRequest, show: C
             break
     show(pieces.end())
     end: Literal["length", "line"] = "line" if tokens[-1] in rules.ends else "length"
-    return _told(trained, request, prompt, ids, 0, Continuation(tokens=tuple(tokens), end=end))
+    return _generated_text(trained, request, prompt, ids, 0, Continuation(tokens=tuple(tokens), end=end))
 
 
-def _told(
+def _generated_text(
     trained: Trained, request: GenerateRequest, prompt: str, ids: list[int], number: int, made: Continuation
 ) -> GeneratedText:
     length = trained.config.architecture.sequence_length

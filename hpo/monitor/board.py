@@ -17,7 +17,7 @@ from hpo.worker.messages import Event
 from hpo_model.config import Scalar
 from hpo_reports.records.names import TRIAL_HISTORY, TRIAL_OUTCOME, TRIAL_REASON
 
-IDLE_PULSE_S = 0.5  # between two reads of who still works
+IDLE_PULSE_S = 0.5  # between two looks at who still works
 
 logger = logging.getLogger(__name__)
 
@@ -88,11 +88,11 @@ class Update:
 
     @classmethod
     def of_event(cls, event: Event, evaluations: int) -> Update:
-        """The change that a worker reports.
+        """The change that an event of a worker stands for.
 
         Args:
             event: of the worker.
-            evaluations: that a trial has in all.
+            evaluations: of a whole trial.
         """
         rows = {} if event.kind == "warned" else {event.worker: _row(event, evaluations)}
         ended = (EndedTrial.of_event(event),) if event.kind == "finished" else ()

@@ -26,8 +26,9 @@ if TYPE_CHECKING:
     from hpo.monitor.console import Lines
 
 PULSE_S = 1.0  # between looks at the database
-IDLE_S = 2 * LEASE_S  # without a lease; a dead worker's trial is taken up when its lease expires, so longer than that
-BETWEEN_TRIALS_S = 5.0  # a worker that is at work holds its next lease sooner
+# Without a lease. A dead worker's trial can be taken up only when its lease has expired, so this is longer.
+IDLE_S = 2 * LEASE_S
+BETWEEN_TRIALS_S = 5.0  # without a lease; a worker at work holds its next one sooner
 
 Outcome = Literal["finished", "failed", "timeout", "nothing_running"]
 EXIT_CODES: Mapping[Outcome, int] = {"finished": 0, "failed": 3, "timeout": 4, "nothing_running": 5}

@@ -49,8 +49,8 @@ def make_sampler(spec: StudySpec, slot: int) -> optuna.samplers.BaseSampler:
 def make_pruner(spec: StudySpec) -> optuna.pruners.BasePruner:
     """The pruner, on a scale of evaluation milestones.
 
-    The line of percentile and median is drawn through complete trials alone, so the peers must be complete ones: among
-    two, a lower quartile is little more than the better of them.
+    Percentile and median compare with complete trials alone, so `n_min_trials` counts complete ones: of two trials, the
+    lower quartile is hardly more than the better one.
     """
     pruner = spec.pruner
     if pruner.kind == "successive_halving":

@@ -20,8 +20,8 @@ from hpo_reports.records.names import FINALISTS_SUFFIX
 Profile = Literal["cpu", "cuda"]
 T = TypeVar("T")
 Role = Literal["baseline", "enqueued", "grid", "search", "finalist"]
-Objective = Literal["val_loss", "phi"]  # of a trial's last evaluation: nats per token, the less the better; Φ, the more
-PLANNED: tuple[Role, ...] = ("baseline", "enqueued", "grid", "finalist")  # of trials whose values no sampler chooses
+Objective = Literal["val_loss", "phi"]  # of the last evaluation: nats per token, to be minimised; Φ, to be maximised
+PLANNED: tuple[Role, ...] = ("baseline", "enqueued", "grid", "finalist")  # no sampler chooses these trials' values
 FORMER_NAMES: Mapping[tuple[str | None, str], str] = {  # by section and name; None: the file's top
     (None, "known"): "enqueued",
     ("pruner", "first_milestone"): "min_resource",
@@ -29,7 +29,7 @@ FORMER_NAMES: Mapping[tuple[str | None, str], str] = {  # by section and name; N
     ("pruner", "peers"): "n_min_trials",
 }
 SHARED = ("budget_tokens", "evaluations", "evaluation_tokens", "seed")  # never searched
-MAX_WHOLE = 2.0**53  # beyond it a float no longer holds every whole number
+MAX_WHOLE = 2.0**53  # beyond it a float cannot hold every whole number
 Positive = Annotated[int, Field(gt=0, le=1_000_000)]
 
 
@@ -167,9 +167,9 @@ class StoppingSection(_Section):
 
 
 class FinalistsSection(_Section):
-    """What is run again after the search, beside the baseline; either at 0: nothing is."""
+    """What is run again after the search, beside the baseline; with either value at 0, nothing."""
 
-    count: int = Field(ge=0, le=100)  # the best so many configurations
+    count: int = Field(ge=0, le=100)  # how many of the best configurations
     replicates: int = Field(ge=0, le=1000)  # fresh seeds, the same for all of them
 
 
@@ -194,11 +194,11 @@ class Replication(_Section):
 
     study: str  # the search
     created_at: float | None = None  # of the search: tells it from another of its name
-    screened: int  # complete, feasible trials among which the candidates were chosen, the last time that some were
+    screened: int  # complete, feasible trials to choose from when candidates were last chosen
     candidates: tuple[Candidate, ...] = Field(strict=False)
     seeds: tuple[int, ...] = Field(strict=False)
     runs: tuple[tuple[int, int], ...] = Field(strict=False)  # by slot: candidate and seed; only ever added to
-    rounds: tuple[int, ...] = Field(strict=False)  # seeds that were planned, each time that there were more
+    rounds: tuple[int, ...] = Field(strict=False)  # number of seeds after each time that some were added
 
     @field_validator("runs", mode="before")
     @classmethod

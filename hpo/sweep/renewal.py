@@ -16,11 +16,11 @@ RETRY_S = 1.0  # between attempts to renew during an outage
 
 @contextlib.contextmanager
 def renewed(slots: Slots, lease: Lease, on_renewal: Callable[[], None] = lambda: None) -> Iterator[None]:
-    """Renew a lease from a thread of its own. That it was lost shows at the holder's next write.
+    """Renew a lease from a thread of its own. A lost lease shows at the holder's next write.
 
-    An outage of the database loses nothing: the next renewal may succeed. Where the lease was lost, the timer ends; the
-    worker trains on to its next evaluation, whose report the fence refuses (`LeaseLost`), and takes another slot. At
-    most the training since the last evaluation is lost.
+    An outage of the database loses nothing: the next renewal may succeed. Once the lease is lost, the timer ends; the
+    worker trains on to its next evaluation, whose report the fence refuses (`LeaseLost`), and claims another slot. No
+    more than the training since the last evaluation is lost.
 
     Args:
         slots: of the lease's study.

@@ -3,7 +3,7 @@
 A study that is to end with N trials has N rows here, in its own database. A worker claims a slot by a lease: owner,
 fencing token, expiry. It renews the lease on a timer; a lease that expired is claimed by the next worker under a higher
 token, which continues the same Optuna trial. Every later write of a worker, to these tables or through Optuna, compares
-owner and token in its own transaction (`hpo.sweep.fence`), so that one which lost its lease changes nothing.
+owner and token in its own transaction (`hpo.sweep.fence`), so that a worker which lost its lease changes nothing.
 
     open ──claim──▶ leased ──finish──▶ finishing ──(tell Optuna)──▶ done
       ◀──release───   │  ▲                 │  ▲
@@ -25,7 +25,7 @@ from hpo.database import tables
 from hpo.database.connection import Database
 from hpo.sweep.result import TrialResult
 
-LEASE_S = 30.0  # an unrenewed lease is another worker's after this
+LEASE_S = 30.0  # without renewal; after it another worker may claim the slot
 
 _CLOCKS = {
     "sqlite": "(julianday('now') - 2440587.5) * 86400.0",
@@ -42,8 +42,8 @@ class Lease:
     owner: str
     fencing_token: int
     trial_number: int | None  # of the trial to continue; None: not started
-    crash_count: int = 0  # of leases over this trial, in a row and without progress between
-    result: TrialResult | None  # set where only telling Optuna is left
+    crash_count: int = 0  # of this trial: crashes in a row, without progress between them
+    result: TrialResult | None  # set once the trial has ended and Optuna has yet to be told
 
 
 class LeaseLost(Exception):
@@ -86,7 +86,7 @@ class Slots:
         self._now: sa.ColumnElement[float] = sa.literal_column(_CLOCKS[database.engine.dialect.name], sa.Double)
 
     def without_retry(self) -> Slots:
-        """The same slots for a caller that would rather fail than wait."""
+        """The same slots, whose calls fail at the first transient error instead of waiting."""
         return Slots(self.database.without_retry(), self.study_id, self.lease_s)
 
     def ensure(self, total: int) -> None:
@@ -172,7 +172,7 @@ class Slots:
         return self._write(lease, crash_count=0)
 
     def finish(self, lease: Lease, result: TrialResult) -> bool:
-        """Store how the trial ended; from here on only telling Optuna is left. False: the lease is lost."""
+        """Store how the trial ended; what remains is to tell Optuna. False: the lease is lost."""
         return self._write(lease, state="finishing", result=result.to_json(), expires_at=self._now + self.lease_s)
 
     def done(self, lease: Lease) -> bool:
@@ -215,7 +215,7 @@ class Slots:
         return {trial: owner for trial, owner in self._live_leases() if trial is not None}
 
     def at_work(self) -> tuple[str, ...]:
-        """Owners of live leases, those included whose trial is about to be created."""
+        """Owners of live leases, including those whose trial is about to be created."""
         return tuple(sorted({owner for _, owner in self._live_leases()}))
 
     def _live_leases(self) -> list[tuple[int | None, str]]:
@@ -232,7 +232,7 @@ class Slots:
         return self._among(None) & mine & (_slots.fencing_token == lease.fencing_token)
 
     def next_expiry(self) -> sa.ColumnElement[float]:
-        """When a lease expires that is renewed now."""
+        """When a lease that is renewed now will expire."""
         return self._now + self.lease_s
 
     def _among(self, total: int | None) -> sa.ColumnElement[bool]:

@@ -93,7 +93,7 @@ class Sweep:
         self.publish()
 
     def publish(self) -> None:
-        """Put the record where Optuna's readers look; done again where a crash prevented it."""
+        """Put the record where readers of Optuna's study look; called again in case a crash prevented it."""
         content = self.record.to_dict()
         if self.study.user_attrs.get(STUDY_RECORD) != content:
             names = [METRICS[objective] for objective in self.spec.objectives]

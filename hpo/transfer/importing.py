@@ -91,7 +91,7 @@ def read_experiments(path: Path) -> PastExperiments:
         raise UsageError(f"{path}: cannot be read ({error.strerror})") from error
     except UnicodeDecodeError as error:
         raise UsageError(f"{path}: not UTF-8 at byte {error.start}") from error
-    rows = [_told(row) for row in (_json_rows(path, text) if path.suffix == ".json" else _csv_rows(path, text))]
+    rows = [_known(row) for row in (_json_rows(path, text) if path.suffix == ".json" else _csv_rows(path, text))]
     if not 0 < len(rows) <= MAX_ROWS:
         raise UsageError(f"{path}: needs between one and {MAX_ROWS:,} experiments, got {len(rows):,}")
     baselines = [
@@ -162,8 +162,8 @@ def _json_rows(path: Path, text: str) -> list[dict[str, Any]]:
     return content
 
 
-def _told(row: Mapping[str, Any]) -> dict[str, Any]:
-    """What a row knows: neither `null` nor the word for it."""
+def _known(row: Mapping[str, Any]) -> dict[str, Any]:
+    """The cells of a row that hold a value, neither `null` nor the word for an unknown one."""
     return {name: value for name, value in row.items() if value is not None and value != UNKNOWN}
 
 

@@ -65,7 +65,7 @@ class Event:
 
 
 class EventSink(Protocol):
-    """Where a worker sends its events, and where it learns that it should stop."""
+    """Where a worker sends its events, and where it learns that it is to stop."""
 
     def send(self, event: Event) -> None:
         """Pass an event on. An event that cannot be delivered is dropped without an error."""

@@ -151,7 +151,7 @@ def _report(trial: optuna.Trial, evaluation: Evaluation) -> None:
 
 
 def _report_repetition(trial: optuna.Trial, reached: int, kept: int, setting: TrialSetting) -> None:
-    """Say that checkpoints are missing, as where they lie on the disk of another machine, and note how many."""
+    """Say that checkpoints are missing, for example because another machine has them, and count the repetitions."""
     begins = f"goes on from evaluation {kept}" if kept else "starts over"
     setting.announce(
         f"trial {trial.number} {begins}, though it had reached evaluation {reached}: {platform.node()} has no later "
@@ -181,7 +181,7 @@ def _outcome(result: TrainingResult, spec: StudySpec, attributes: dict[str, Any]
 
 
 def _machine(config: RunConfig, setting: TrialSetting) -> dict[str, Any]:
-    """Where a trial ran and, before it is known, the most that its tensors should hold with the whole batch at once."""
+    """Where a trial ran, and the peak that was predicted for its tensors with the whole batch at once."""
     vocabulary, train_tokens = setting.corpus.tokenizer.vocabulary, setting.corpus.tokens("train")
     device_type = torch.device(setting.device).type
     own = config.architecture.network  # whose memory cannot be known beforehand

@@ -46,14 +46,14 @@ from hpo_reports.records.names import TRIAL_HISTORY, TRIAL_REASON
 
 WAIT_S = 0.5  # between looks for a free slot while other workers hold the rest
 MAX_OUTAGE_S = 600.0  # of the database, after which workers give up
-BEYOND_A_TRIAL = (
+FAULTS_BEYOND_A_TRIAL = (
     ModelError,
     OSError,
     MemoryError,  # outside training, where it is a result
     SQLAlchemyError,
     StorageInternalError,
 )  # faults that another trial would meet too
-ROW_GONE = (KeyError, IntegrityError)  # of Optuna and of the database, where the study was deleted
+ROW_GONE = (KeyError, IntegrityError)  # raised by Optuna and by the database where the study was deleted
 
 logger = logging.getLogger(__name__)
 
@@ -152,7 +152,7 @@ class _Worker:
             self.slots.done(lease)
         except Interrupted:
             self.slots.release(lease)
-        except BEYOND_A_TRIAL:
+        except FAULTS_BEYOND_A_TRIAL:
             with contextlib.suppress(SQLAlchemyError):
                 self.slots.without_retry().release(lease)
             raise
@@ -171,7 +171,7 @@ class _Worker:
             announce=self.warn,
         )
         furthest = reached_before(trial)
-        suspected = lease.crash_count > 0  # of crashing its process
+        suspected = lease.crash_count > 0  # the trial may be what crashes its workers
 
         def on_evaluation(evaluation: Evaluation) -> bool:
             nonlocal suspected
@@ -216,7 +216,7 @@ class _Worker:
         """The trial's result; an unforeseen exception is one too, with its traceback in the worker's log."""
         try:
             result = run()
-        except (LeaseLost, Interrupted, UpdateFinishedTrialError, *BEYOND_A_TRIAL):
+        except (LeaseLost, Interrupted, UpdateFinishedTrialError, *FAULTS_BEYOND_A_TRIAL):
             raise
         except Exception as error:
             if isinstance(error, ROW_GONE):

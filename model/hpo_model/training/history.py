@@ -16,7 +16,7 @@ class Evaluation:
     tokens: int  # training tokens read so far
     step: int  # updates made so far
     epoch: float  # passes over the training split so far
-    whole_split: bool  # of the full validation split, not of a fixed sample; stored histories have this name
+    whole_split: bool  # whether it read the full validation split, not a fixed sample; the name is a stored one
     val_loss: float  # nats per token
     val_ppl: float  # per token; not comparable across tokenizers
     val_word_ppl: float  # per word and end of line, as the literature reports
@@ -39,4 +39,4 @@ class Evaluation:
     tokens_per_s: float  # of training alone, since the last evaluation
     seconds: float  # spent on training and evaluations so far, over all processes that worked on the run
     peak_memory_bytes: int | None  # since the run began or went on: its tensors on a GPU, else the whole process
-    energy_joules: float | None = None  # that its GPU has taken meanwhile, over all processes, whoever else used it
+    energy_joules: float | None = None  # used by its GPU meanwhile, including what other programs on it used

@@ -135,8 +135,8 @@ def train_run(
     Args:
         run: where it stands.
         save_to, on_evaluation, on_update: as for `train`.
-        announced: evaluations that `on_evaluation` was called with before; an attempt that ran out of memory may have
-            been ahead of this one.
+        announced: how many evaluations `on_evaluation` has had already; an attempt that ran out of memory may have come
+            further than this one.
     """
     config, last = run.config, run.config.training.evaluations
     for milestone in range(len(run.history) + 1, last + 1):

@@ -199,11 +199,11 @@ def _difference(contender: _Contender, first: _Contender, scale: Scale) -> tuple
     if len(mine) < 2 or len(theirs) < 2:
         own, other = (_mean([_score(m, scale) for m in _measurements(each)]) for each in (contender, first))
         gap = None if own is None or other is None else own - other
-        return _told(name, "one_run", 1, gap, None), None
+        return _undecided(name, "one_run", 1, gap, None), None
     if len(common) == len(mine) == len(theirs):
         pairs = [mine[seed] - theirs[seed] for seed in common]
         interval = statistics.paired_interval(pairs)
-        return _told(name, "paired", len(pairs), float(np.mean(pairs)), interval), statistics.sign_flip_p(pairs)
+        return _undecided(name, "paired", len(pairs), float(np.mean(pairs)), interval), statistics.sign_flip_p(pairs)
     from scipy import stats
 
     tested = stats.ttest_ind(list(mine.values()), list(theirs.values()), equal_var=False)
@@ -211,9 +211,9 @@ def _difference(contender: _Contender, first: _Contender, scale: Scale) -> tuple
     gap = float(np.mean(list(mine.values())) - np.mean(list(theirs.values())))
     p = float(tested.pvalue)
     if not math.isfinite(p):  # neither sample varies
-        return _told(name, "two_samples", min(len(mine), len(theirs)), gap, None), 1.0
+        return _undecided(name, "two_samples", min(len(mine), len(theirs)), gap, None), 1.0
     interval = Interval(low=float(low), high=float(high), level=1 - ALPHA)
-    return _told(name, "two_samples", min(len(mine), len(theirs)), gap, interval), p
+    return _undecided(name, "two_samples", min(len(mine), len(theirs)), gap, interval), p
 
 
 def _by_seed(contender: _Contender, scale: Scale) -> dict[int, float]:
@@ -221,7 +221,8 @@ def _by_seed(contender: _Contender, scale: Scale) -> dict[int, float]:
     return {seed: score for seed, score in scores.items() if score is not None}
 
 
-def _told(study: str, evidence: Evidence, pairs: int, gap: float | None, interval: Interval | None) -> Difference:
+def _undecided(study: str, evidence: Evidence, pairs: int, gap: float | None, interval: Interval | None) -> Difference:
+    """A difference before p is corrected and a verdict follows."""
     return Difference(
         study=study,
         evidence=evidence,

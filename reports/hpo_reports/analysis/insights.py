@@ -26,7 +26,7 @@ RESAMPLES = 1000
 MAX_DRAWN = 500_000  # values over all resamples of a large study
 MAX_PAIRED = 1000  # best trials among which pairs are looked for
 MAX_CONTRASTS = 12
-MAX_VALUES = 12  # different ones, beyond which a parameter is no set of groups
+MAX_VALUES = 12  # different values of a parameter, beyond which its trials are not grouped by value
 
 Floats = NDArray[np.float64]
 

@@ -70,7 +70,7 @@ class SeedNoise:
     deviation: float  # standard deviation of one run, in nats per token: also of log-perplexity
     degrees: int  # of freedom
     candidates: int  # with two complete replicates or more
-    paired_deviation: float | None  # what is left of it where runs share their seed; None: it takes two by two runs
+    paired_deviation: float | None  # what remains where runs share their seed; None: fewer than 2 candidates or seeds
     paired_degrees: int
 
     @property

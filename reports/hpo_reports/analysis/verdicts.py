@@ -46,7 +46,7 @@ class TrialVerdict:
     """How a complete trial stands to the baseline."""
 
     standing: TrialStanding
-    percent: float | None = None  # of the baseline's val PPL that the trial's is above it; below: negative
+    percent: float | None = None  # by which the trial's val PPL is above the baseline's; negative: below
 
 
 @dataclass(frozen=True, kw_only=True)

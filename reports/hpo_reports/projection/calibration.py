@@ -9,6 +9,7 @@ the last doubling of time: a curve that still moves may move otherwise.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -22,8 +23,8 @@ Target = Literal["final", "best"]  # the loss at the horizon, or the lowest up t
 TARGETS: tuple[Target, ...] = ("final", "best")
 LEVELS = (80, 90)  # per cent that an interval is to hold
 SHARES = (0.05, 0.1, 0.2, 0.3, 0.4, 0.6, 0.8)  # of the horizon, at which scales are measured
-NOISE = 0.01  # nats: what the noise of an evaluation alone can do to a median
-MOVING = 0.25  # of the change over the last doubling; of 0, 1/4 and 1/2 the best on public curves
+NOISE = 0.01  # nats by which the noise of a single evaluation can move a median
+MOVING = 0.25  # of the change over the last doubling; the best of 0, 1/4 and 1/2 on public curves
 SIBLING_COUNTS = (0, 1, 3)  # siblings with which scales are measured
 
 
@@ -40,7 +41,7 @@ class Residual:
 
 @dataclass(frozen=True, kw_only=True)
 class Calibration:
-    """Stretches by target and level, at shares of the horizon."""
+    """Scales by target and level, at shares of the horizon."""
 
     shares: tuple[float, ...]
     scales: Mapping[str, tuple[float, ...]]  # by "final-90" and the like, one for each share
@@ -124,23 +125,25 @@ def quantile(values: Floats, weights: Floats, q: float) -> float:
 
 
 def calibrate(residuals: Iterable[Residual]) -> Calibration:
-    """Stretches from projections whose truths are known."""
+    """Scales from projections whose truths are known."""
     residuals = list(residuals)
     shares = tuple(sorted({residual.share for residual in residuals}))
     groups = {residual.group for residual in residuals}
     scales = {}
     for target in TARGETS:
-        at = {share: [m for m in residuals if m.share == share and m.target == target] for share in shares}
+        of_target = [each for each in residuals if each.target == target]
+        at = {share: [each for each in of_target if each.share == share] for share in shares}
         for level in LEVELS:
             scales[f"{target}-{level}"] = tuple(_quantile_of(at[share], level) for share in shares)
-    curves = max((sum(m.share == share and m.target == "final" for m in residuals) for share in shares), default=0)
+    final = Counter(each.share for each in residuals if each.target == "final")
+    curves = max(final.values(), default=0)
     return Calibration(shares=shares, scales=scales, curves=curves, groups=len(groups))
 
 
 def _quantile_of(residuals: Sequence[Residual], level: int) -> float:
     """The scale that holds so many per cent of all truths, and of no group's fewer than the level squared."""
-    names = sorted({m.group for m in residuals})
-    groups = [np.array([m.scale[level] for m in residuals if m.group == name]) for name in names]
+    names = sorted({each.group for each in residuals})
+    groups = [np.array([each.scale[level] for each in residuals if each.group == name]) for name in names]
     values = np.concatenate(groups)
     weights = np.concatenate([np.full(len(each), 1 / len(each)) for each in groups])
     order = np.argsort(values)

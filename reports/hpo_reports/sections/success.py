@@ -1,4 +1,4 @@
-"""Success metrics: the baseline before, the winner after, and what the difference is worth."""
+"""Success metrics: the baseline before, the winner after, and how sure the difference is."""
 
 from __future__ import annotations
 
