@@ -21,8 +21,8 @@ from hpo.errors import UsageError
 from hpo.monitor.board import Board
 from hpo.monitor.watch import Change, Ending, Watched, watch_study
 from hpo.sweep.sweep import Sweep
+from tests.support.receiver import Receiver
 from tests.support.sweeps import COMPLETE, FAIL, PRUNED, complete, make_sweep, run_slot
-from tests.unit.hpo.test_webhook import Receiver
 
 
 @pytest.fixture(scope="module")

@@ -52,8 +52,8 @@ def calibration() -> Calibration:
     return measured()
 
 
-def projected(run: Curve, library: list[Curve], calibration: Calibration, **wishes: object) -> Projection:
-    answer = project(run, horizon=20.0, library=library, calibration=calibration, **wishes)  # type: ignore[arg-type]
+def projected(run: Curve, library: list[Curve], calibration: Calibration, **options: object) -> Projection:
+    answer = project(run, horizon=20.0, library=library, calibration=calibration, **options)  # type: ignore[arg-type]
     assert isinstance(answer, Projection)
     return answer
 
@@ -215,7 +215,7 @@ def test_a_projection_survives_json_and_is_scored_when_the_run_has_ended(
     assert not any((*residuals.best_inside.values(), *residuals.final_inside.values()))
 
 
-def test_a_stretch_is_what_the_truths_needed() -> None:
+def test_a_scale_is_what_the_truths_needed() -> None:
     """Bounds scaled by the measured factor hold nine tenths of the truths that they were measured on."""
     library = toy_library(24)
     residuals = list(residuals_of(library, shares=(0.2,)))
@@ -225,7 +225,7 @@ def test_a_stretch_is_what_the_truths_needed() -> None:
         assert np.mean(np.array(needed) <= calibration.scale(target, 90, 0.2)) >= 0.9  # type: ignore[arg-type]
 
 
-def test_bounds_are_quantiles_about_the_median_stretched_on_each_side() -> None:
+def test_bounds_are_quantiles_about_the_median_scaled_on_each_side() -> None:
     values, weights = np.arange(101.0), np.full(101, 1 / 101)
     assert quantile(values, weights, 0.5) == pytest.approx(50)
     assert bounds(values, weights, 90, 1.0, 0.0) == pytest.approx((5, 95), abs=0.6)
@@ -251,7 +251,7 @@ def test_diverged_runs_are_in_no_library() -> None:
     assert [curve.name for curve in read_curves([row, {**row, "name": "d", "outcome": "diverged"}])] == ["r"]
 
 
-def test_the_shipped_runs_are_many_of_several_stretches_and_seeds_and_some_overfit() -> None:
+def test_the_shipped_runs_are_many_of_several_texts_and_seeds_and_some_overfit() -> None:
     curves = reference_curves()
     assert len(curves) >= 24
     assert len({curve.group for curve in curves}) >= 4
@@ -260,13 +260,13 @@ def test_the_shipped_runs_are_many_of_several_stretches_and_seeds_and_some_overf
     assert 4 <= len(overfit) < len(curves)
 
 
-def test_the_shipped_stretches_were_measured_on_the_shipped_runs() -> None:
+def test_the_shipped_scales_were_measured_on_the_shipped_runs() -> None:
     text = importlib.resources.files("hpo_reports.projection").joinpath(CALIBRATION).read_text(encoding="utf-8")
     assert json.loads(text)["curves"] == digest(reference_curves())
 
 
 @pytest.mark.nightly
-def test_the_shipped_stretches_are_those_of_the_shipped_runs() -> None:
+def test_the_shipped_scales_are_those_of_the_shipped_runs() -> None:
     measured = json.loads(calibration_json(reference_curves()))
     for siblings in (0, 1, 3):
         shipped = shipped_calibration(siblings)
