@@ -26,7 +26,7 @@ from hpo.home import Home
 from hpo.sweep.slots import Slots
 from hpo.sweep.study_row import StudyRow
 from hpo.sweep.sweep import load_study, study_names
-from hpo.worker.artifacts import remap_ids as remap_artifacts
+from hpo.worker.artifacts import link_for_copy
 from hpo_reports.records.names import FINALISTS_SUFFIX, STUDY_COPYING, STUDY_RECORD
 
 
@@ -156,7 +156,7 @@ def _own(trial: FrozenTrial, home: Home, original: _Original, uid: str) -> Froze
     if original.record is None:
         return trial
     folder = home.trial(original.name, uid, trial.number)
-    attributes = remap_artifacts(optuna_private.system_attributes(trial), home, folder)
+    attributes = link_for_copy(optuna_private.system_attributes(trial), home, folder)
     return optuna_private.with_system_attributes(trial, attributes)
 
 

@@ -67,8 +67,8 @@ def offer(
     database.set_system_attributes(trial_id, {f"{ARTIFACT}{each.id}": each.describe() for each in offered})
 
 
-def remap_ids(attributes: Mapping[str, Any], home: Home, folder: Path) -> dict[str, Any]:
-    """A trial's attributes for its copy, which gets files of its own: links to those that lie here.
+def link_for_copy(attributes: Mapping[str, Any], home: Home, folder: Path) -> dict[str, Any]:
+    """Link a trial's files for its copy, under ids of the copy's own.
 
     Args:
         attributes: Optuna's, of the original.

@@ -38,3 +38,8 @@ class CheckpointError(ModelError):
 
 class OtherDeviceError(CheckpointError):
     """A checkpoint is sound, but only another kind of device can continue it."""
+
+
+def class_and_message(error: BaseException, characters: int = 200) -> str:
+    """The class of an error that is not ours, and its message on one line, cut to so many characters."""
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:characters]}"

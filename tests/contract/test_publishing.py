@@ -34,8 +34,7 @@ from hpo.home import Home
 from hpo.study.search_space import suggest
 from hpo.sweep.finalists import plan_finalists
 from hpo.sweep.sweep import Sweep
-from hpo.worker.artifacts import offer
-from hpo.worker.artifacts import remap_ids as remap_artifacts
+from hpo.worker.artifacts import link_for_copy, offer
 from hpo_reports.records.names import STUDY_LAST_RUN, STUDY_PUBLISHED
 from tests.support.dashboard_study import attributes, home_in, make_study, run_slot
 from tests.support.sweeps import PRUNED, complete, make_event, make_sweep
@@ -368,7 +367,7 @@ def test_a_copy_has_notes_and_files_of_its_own(study: Sweep, home: Home, tmp_pat
         "dashboard:artifacts:70:a": 3,
     }
     trial = study.study.get_trials()[0]
-    own = remap_artifacts(trial._system_attrs, home, home.trial("copy", "uid", 0))
+    own = link_for_copy(trial._system_attrs, home, home.trial("copy", "uid", 0))
     files = {
         json.loads(value)["filename"]: key.partition(":")[2]
         for key, value in own.items()

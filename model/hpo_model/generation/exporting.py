@@ -14,7 +14,7 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from hpo_model.errors import NetworkError
+from hpo_model.errors import NetworkError, class_and_message
 from hpo_model.network.custom import Network
 
 MAX_ROWS = 4096  # sequences side by side that a program takes
@@ -79,7 +79,7 @@ def export_program(network: Network, path: Path) -> Program:
                 torch.export.save(exported, path)
             return Program(freedom=freedom, difference=_difference(logits, path, example_BT))
         except Exception as error:  # torch raises errors of many classes
-            reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+            reason = class_and_message(error)
     raise NetworkError(f"the network cannot be exported as a program: {reason}")
 
 

@@ -12,7 +12,7 @@ import torch
 
 from hpo_model.config import RunConfig, build_run
 from hpo_model.data.tokenizer import Tokenizer, load_tokenizer
-from hpo_model.errors import CheckpointError, NetworkError
+from hpo_model.errors import CheckpointError, NetworkError, class_and_message
 from hpo_model.network.custom import Network, build_network, source_digest
 from hpo_model.network.transformer import Transformer
 from hpo_model.training.checkpoint import load_checkpoint
@@ -67,7 +67,7 @@ def load_trained(path: Path, device: torch.device | str = "cpu", own: Collection
     except (CheckpointError, NetworkError):
         raise
     except Exception as error:  # tokenizers raises plain Exception; the others name what is missing or misshapen
-        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:120]}"
+        reason = class_and_message(error, 120)
         raise CheckpointError(f"{path}: holds no trained network ({reason}); {NEXT_STEP}") from error
 
 

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 from hpo_model.config import Architecture
 from hpo_model.digest import short_digest
-from hpo_model.errors import ConfigError, NetworkError
-from hpo_model.network.loading import import_module, one_line, source_file
+from hpo_model.errors import ConfigError, NetworkError, class_and_message
+from hpo_model.network.loading import import_module, source_file
 from hpo_model.network.transformer import ForwardOutput, Transformer
 
 
@@ -83,7 +83,9 @@ def build_network(architecture: Architecture, vocabulary: int) -> Network:
     try:
         built = found(architecture, vocabulary)
     except Exception as error:
-        raise NetworkError(f"{name} cannot be built for a vocabulary of {vocabulary}: {one_line(error)}") from error
+        raise NetworkError(
+            f"{name} cannot be built for a vocabulary of {vocabulary}: {class_and_message(error)}"
+        ) from error
     network = built if isinstance(built, Transformer) else ControlArmAdapter(built, architecture)
     _check_members(name, built, architecture, vocabulary)
     return network
@@ -132,7 +134,7 @@ def _check_members(name: str, built: Any, architecture: Architecture, vocabulary
             with torch.random.fork_rng([]):  # a look changes no random number of the run
                 states = built(torch.zeros((1, length), dtype=torch.int64))
         except Exception as error:
-            raise NetworkError(f"{name}: cannot be used for {length} tokens: {one_line(error)}") from error
+            raise NetworkError(f"{name}: cannot be used for {length} tokens: {class_and_message(error)}") from error
         if isinstance(built, Transformer):
             continue
         wanted = (1, length, output.in_features)

@@ -18,7 +18,7 @@ from importlib.machinery import ModuleSpec
 from pathlib import Path
 from types import MappingProxyType, ModuleType
 
-from hpo_model.errors import NetworkError
+from hpo_model.errors import NetworkError, class_and_message
 
 
 def source_file(name: str) -> Path:
@@ -34,7 +34,9 @@ def source_file(name: str) -> Path:
     try:
         spec = importlib.util.find_spec(module_name)
     except Exception as error:  # a parent package is imported for it, and may raise anything
-        raise NetworkError(f"{name}: importing a package of {module_name} failed: {one_line(error)}") from error
+        raise NetworkError(
+            f"{name}: importing a package of {module_name} failed: {class_and_message(error)}"
+        ) from error
     if spec is None or spec.origin is None or not Path(spec.origin).is_file():
         raise NetworkError(f"{name}: there is no module {module_name} in {here} or on PYTHONPATH")
     return Path(spec.origin)
@@ -56,12 +58,7 @@ def import_module(name: str) -> ModuleType:
             return importlib.import_module(f"{private}.{rest}") if rest else sys.modules[private]
         return importlib.import_module(module_name)
     except Exception as error:
-        raise NetworkError(f"{name}: importing {module_name} failed: {one_line(error)}") from error
-
-
-def one_line(error: Exception) -> str:
-    """The class and the message of an error of a user's code, cut to one line."""
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+        raise NetworkError(f"{name}: importing {module_name} failed: {class_and_message(error)}") from error
 
 
 def _file_in(folder: Path, module_name: str) -> Path | None:

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from hpo_model.errors import CheckpointError, OtherDeviceError
+from hpo_model.errors import CheckpointError, OtherDeviceError, class_and_message
 from hpo_model.hardware import is_out_of_memory
 from hpo_model.training.history import Evaluation
 from hpo_model.training.run import Run, random_state, set_random_state
@@ -81,7 +81,7 @@ def restore_run(run: Run, path: Path) -> int:
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         if is_out_of_memory(error):
             raise
-        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:120]}"
+        reason = class_and_message(error, 120)
         raise CheckpointError(f"{path}: does not fit this program ({reason}); {RESUMING}") from error
 
 

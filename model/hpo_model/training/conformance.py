@@ -21,7 +21,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from hpo_model.config import RunConfig, Scalar, build_run
 from hpo_model.data.tokens import TokenizedCorpus
-from hpo_model.errors import ModelError
+from hpo_model.errors import ModelError, class_and_message
 from hpo_model.network.causality import check_causality
 from hpo_model.network.custom import Network, build_network, has_phi
 from hpo_model.training.checkpoint import load_checkpoint
@@ -131,7 +131,7 @@ def _run(check: str, run: Callable[[CheckContext], str], context: CheckContext) 
     except (CheckFailed, ModelError) as error:
         evidence = str(error)
     except Exception as error:  # of the user's code
-        evidence = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+        evidence = class_and_message(error)
     return Finding(check=check, state="failed", evidence=evidence)
 
 

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 class Evaluation:
     """The state of a run at one of its milestones. `None` is a value that this run does not have.
 
-    A field that is added needs a default: older checkpoints lack it.
+    A field that is added needs a default: older checkpoints lack it. A trial's `history.csv` and TensorBoard have every
+    field; which of them reports show is said in `hpo_reports.document.tables`.
     """
 
     milestone: int  # 1 to `Training.evaluations`

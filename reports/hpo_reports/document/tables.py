@@ -1,6 +1,10 @@
 """Tables of plain values, from records. How a value looks is decided where it is drawn.
 
 A parameter's column is named `params_<name>`, as in Optuna's own data frames, so that none collides with ours.
+
+A measurement that reports are to show is a field of `hpo_reports.records.study.Measurement`, a name in the lists below,
+a heading under `[column]` in each file of `messages/`, and a format in `document/markdown.py`. The notes of trials in
+the dashboard have a list of their own in `sections/trial_note.py`.
 """
 
 from __future__ import annotations
@@ -17,16 +21,14 @@ Row = tuple[Value, ...]
 Cell = Callable[[TrialRecord], Value]
 
 PARAMETER = "params_"
-MEASURED = (
-    "epoch",
-    "val_ppl",
-    "val_word_ppl",
-    "val_bits_per_byte",
-    "train_ppl",
-    "phi",
-    "train_phi",
-    "delta_phi_loss",
+LOG_MEASUREMENTS = (  # in the experiment log's table
+    *("epoch", "val_ppl", "val_word_ppl", "val_bits_per_byte", "train_ppl", "phi", "train_phi", "delta_phi_loss"),
     "seconds",
+)
+RAW_MEASUREMENTS = (  # in JSON and CSV
+    *("milestone", "tokens", "step", "epoch", "full_split", "val_ppl", "val_word_ppl", "val_bits_per_byte"),
+    *("train_ppl", "phi", "train_phi", "delta_phi_loss", "seconds", "tokens_per_s", "peak_memory_bytes"),
+    "energy_joules",
 )
 LOG_PARAMETERS = ("learning_rate", "batch_size", "lambda_phi", "dropout")  # of every run's row, searched or not
 
@@ -59,7 +61,7 @@ def comparison_table(
     """
     cells: dict[str, Cell] = {"number": lambda trial: trial.number, **_parameters(_shown(record))}
     if record.is_ours:
-        cells |= _measured(MEASURED)
+        cells |= _measured(LOG_MEASUREMENTS)
     else:
         cells |= _objectives(record)
     cells["curve"] = lambda trial: trial.curve
@@ -92,13 +94,6 @@ def incomplete_table(record: StudyRecord, most: int | None = None) -> Table:
     return _table(cells, incomplete_trials(record)[:most])
 
 
-REPORT_COLUMNS = (
-    *("milestone", "tokens", "step", "epoch", "full_split", "val_ppl", "val_word_ppl", "val_bits_per_byte"),
-    *("train_ppl", "phi", "train_phi", "delta_phi_loss", "seconds", "tokens_per_s", "peak_memory_bytes"),
-    "energy_joules",
-)
-
-
 def incomplete_trials(record: StudyRecord) -> list[TrialRecord]:
     """The trials that ended early or go on, by outcome."""
     begun = [trial for trial in record.trials if trial.outcome not in ("complete", "waiting")]
@@ -119,7 +114,7 @@ def trial_table(record: StudyRecord, comparison: TrialComparison) -> Table:
         "role": lambda trial: trial.role,
         "outcome": lambda trial: trial.outcome,
         **_objectives(record),
-        **_measured(REPORT_COLUMNS),
+        **_measured(RAW_MEASUREMENTS),
         "verdict": lambda trial: _standing(comparison, trial),
         "percent_vs_baseline": lambda trial: _percent(comparison, trial),
         **_parameters(names),
