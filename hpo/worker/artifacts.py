@@ -74,6 +74,9 @@ def link_for_copy(attributes: Mapping[str, Any], home: Home, folder: Path) -> di
         attributes: Optuna's, of the original.
         home: where the files lie.
         folder: of the copy.
+
+    Returns:
+        The attributes for the copy.
     """
     result = {key: value for key, value in attributes.items() if not key.startswith(ARTIFACT)}
     for key, value in attributes.items():

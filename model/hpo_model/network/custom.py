@@ -83,9 +83,8 @@ def build_network(architecture: Architecture, vocabulary: int) -> Network:
     try:
         built = found(architecture, vocabulary)
     except Exception as error:
-        raise NetworkError(
-            f"{name} cannot be built for a vocabulary of {vocabulary}: {class_and_message(error)}"
-        ) from error
+        reason = class_and_message(error)
+        raise NetworkError(f"{name} cannot be built for a vocabulary of {vocabulary}: {reason}") from error
     network = built if isinstance(built, Transformer) else ControlArmAdapter(built, architecture)
     _check_members(name, built, architecture, vocabulary)
     return network

@@ -34,9 +34,8 @@ def source_file(name: str) -> Path:
     try:
         spec = importlib.util.find_spec(module_name)
     except Exception as error:  # a parent package is imported for it, and may raise anything
-        raise NetworkError(
-            f"{name}: importing a package of {module_name} failed: {class_and_message(error)}"
-        ) from error
+        reason = class_and_message(error)
+        raise NetworkError(f"{name}: importing a package of {module_name} failed: {reason}") from error
     if spec is None or spec.origin is None or not Path(spec.origin).is_file():
         raise NetworkError(f"{name}: there is no module {module_name} in {here} or on PYTHONPATH")
     return Path(spec.origin)
