@@ -1,3 +1,5 @@
+"""Databases: how one is named and opened, what is refused in one line, and calls that outlast an outage."""
+
 from __future__ import annotations
 
 import contextlib

@@ -1,3 +1,5 @@
+"""`hpo watch`: which changes it shows, how it ends, and what a webhook gets."""
+
 from __future__ import annotations
 
 import io

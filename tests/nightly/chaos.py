@@ -7,10 +7,10 @@ python tests/nightly/chaos.py --storage sqlite --trials 24 --kills 30 --real
 Toy trials sleep and write checkpoints; real ones train a small network on a little text.
 
 An audit in the database, by triggers that know nothing of the program, notes every report, every change of a trial's
-state and every slot that is done, with the slot's epoch at that moment. What must hold:
+state and every slot that is done, with the slot's fencing token (its column `epoch`) at that moment. What must hold:
 
 - N slots, N trials, all finished, each exactly once, each slot done exactly once;
-- every report was written under the lease that was in force (its value carries the writer's epoch);
+- every report was written under the lease that was in force (its value carries the writer's fencing token);
 - a trial's reports only go forward;
 - no trial runs at the end, no lease is left, no trial was given up for killing its processes;
 - a real trial's loss curve is bit-identical to that of the same run in one piece.
@@ -49,7 +49,7 @@ from hpo.sweep.sweep import create_sweep, open_sweep
 from hpo_model.data.tokens import open_tokens
 from hpo_model.training.loop import train
 from hpo_reports.records.names import TRIAL_HISTORY, TRIAL_MACHINE, TRIAL_SLOT
-from tests.nightly.chaos_supervisor import epoch_of
+from tests.nightly.chaos_supervisor import token_of
 from tests.support.paths import REPOSITORY
 from tests.support.postgres import own_postgres_server, restart
 from tests.support.sweeps import make_record, make_spec
@@ -340,7 +340,7 @@ def check(url: str, trials: int, tally: Tally, *, toys: bool) -> None:
     for row in audit["chaos_reports"]:
         assert row.state == "leased", "a report outside a lease"
         if toys:
-            assert epoch_of(row.value) == row.epoch, "a report of a worker that had lost its lease"
+            assert token_of(row.value) == row.epoch, "a report of a worker that had lost its lease"
         assert row.step == reached.get(row.id_, 0) + 1, "progress went back, or leapt"
         reached[row.id_] = row.step
 

@@ -39,7 +39,7 @@ from hpo_model.training.history import Evaluation
 from hpo_model.training.loop import Decision, TrainingResult
 from tests.support.sweeps import make_evaluation
 
-EPOCH_UNIT = 1e-6  # of the epoch that a toy's reported losses carry
+TOKEN_UNIT = 1e-6  # of the fencing token that a toy's reported losses carry
 EVALUATIONS = 10
 STEP_S = (0.05, 0.3)
 
@@ -50,9 +50,9 @@ def toy_loss(digest: str, milestone: int) -> float:
     return round(start - 0.1 * milestone, 3)
 
 
-def epoch_of(loss: float) -> int:
-    """The epoch that a toy's loss carries."""
-    return round((loss - round(loss, 3)) / EPOCH_UNIT)
+def token_of(loss: float) -> int:
+    """The fencing token that a toy's loss carries."""
+    return round((loss - round(loss, 3)) / TOKEN_UNIT)
 
 
 def toy_train(
@@ -83,7 +83,7 @@ def toy_train(
 
 
 def toy_work(spec: WorkerSpec, sink: EventSink) -> None:
-    """The real worker, whose trials do not train and whose reports carry the epoch of the lease that it believes in."""
+    """The real worker; its trials do not train, and their reports carry the fencing token that it believes in."""
     believed: list[int] = []
 
     def run_trial(trial: optuna.Trial, parameters: Any, setting: Any, on_evaluation: Any) -> TrialResult:
@@ -91,7 +91,7 @@ def toy_work(spec: WorkerSpec, sink: EventSink) -> None:
         return objective.run_trial(trial, parameters, setting, on_evaluation)
 
     def report(trial: optuna.Trial, evaluation: Evaluation) -> None:
-        loss = round(evaluation.val_loss, 3) + believed[0] * EPOCH_UNIT
+        loss = round(evaluation.val_loss, 3) + believed[0] * TOKEN_UNIT
         real_report(trial, dataclasses.replace(evaluation, val_loss=loss))
 
     real_report = objective._report

@@ -1,3 +1,5 @@
+"""Where everything lies."""
+
 from __future__ import annotations
 
 from pathlib import Path

@@ -1,3 +1,5 @@
+"""From a study's specification to Optuna: suggested values, samplers, pruning decisions."""
+
 from __future__ import annotations
 
 from typing import Any

@@ -1,3 +1,5 @@
+"""Study files: what is read, what is refused and in which words, and what makes two studies the same."""
+
 from __future__ import annotations
 
 import json
@@ -328,7 +330,7 @@ def test_an_unknown_shipped_name_is_answered_with_the_known_ones(name: str) -> N
 # ---------------------------------------------------------------------------------------------- what is run first
 
 
-def test_the_baseline_is_planned_first_then_known_configurations() -> None:
+def test_the_baseline_is_planned_first_then_enqueued_configurations() -> None:
     spec = make_spec(enqueued=[{"dropout": 0.3}, {"dropout": 0.2}])
     assert spec.planned() == (
         ("baseline", {"dropout": 0.1}),

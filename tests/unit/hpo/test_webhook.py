@@ -1,3 +1,5 @@
+"""Webhooks: what is posted, what is tried again, and that no secret is shown."""
+
 from __future__ import annotations
 
 import json

@@ -1,3 +1,5 @@
+"""Checkpoint files: written whole or not at all, and read without running code."""
+
 from __future__ import annotations
 
 import errno

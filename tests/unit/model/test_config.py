@@ -1,3 +1,5 @@
+"""A run's configuration: presets, values by name, refusals, milestones."""
+
 from __future__ import annotations
 
 import dataclasses

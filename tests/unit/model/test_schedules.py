@@ -1,3 +1,5 @@
+"""Schedules of the learning rate and of λ_phi."""
+
 from __future__ import annotations
 
 import itertools

@@ -1,3 +1,5 @@
+"""Tokenizers: from text to tokens and back."""
+
 from __future__ import annotations
 
 import functools

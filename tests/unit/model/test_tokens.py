@@ -1,3 +1,5 @@
+"""Token files: streams, counts, samples, and the cache of them."""
+
 from __future__ import annotations
 
 import dataclasses

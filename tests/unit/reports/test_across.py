@@ -1,3 +1,5 @@
+"""Studies against each other."""
+
 import copy
 import json
 

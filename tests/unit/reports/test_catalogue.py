@@ -1,3 +1,5 @@
+"""The message catalogue: both languages are complete and alike."""
+
 import re
 import string
 from pathlib import Path

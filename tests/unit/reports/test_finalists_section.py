@@ -1,3 +1,5 @@
+"""What reports say of the finalists."""
+
 import json
 import re
 

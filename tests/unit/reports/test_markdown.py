@@ -1,3 +1,5 @@
+"""Values and tables as Markdown."""
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st

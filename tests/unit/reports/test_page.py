@@ -1,3 +1,5 @@
+"""The HTML page: one file that fetches nothing and runs nothing that a user gave."""
+
 import json
 import re
 import shutil

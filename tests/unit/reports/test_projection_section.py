@@ -1,3 +1,5 @@
+"""What reports say of long runs and their projections."""
+
 import dataclasses
 import json
 import math

@@ -1,3 +1,5 @@
+"""Optuna's studies as records: what is read, and what becomes of missing or malformed facts."""
+
 import gc
 import math
 import subprocess

@@ -1,3 +1,5 @@
+"""Whole reports: Markdown, JSON and CSV, in both languages."""
+
 import csv
 import io
 import json

@@ -1,3 +1,5 @@
+"""The summary of a session."""
+
 import re
 import tomllib
 

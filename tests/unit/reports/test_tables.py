@@ -1,3 +1,5 @@
+"""Tables of plain values, and totals."""
+
 import pytest
 from optuna.distributions import IntDistribution
 from optuna.trial import TrialState, create_trial

@@ -1,3 +1,5 @@
+"""Which trials are compared, how they rank, and how they stand to the baseline."""
+
 import math
 
 import pytest
