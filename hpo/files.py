@@ -12,7 +12,7 @@ from hpo.errors import UsageError
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a file that a user named; what is no regular file (a terminal, /dev/null) is written as it is.
+    """Write a file that a user named; what is no regular file (a terminal, /dev/null) is written to directly.
 
     Raises:
         UsageError: the path cannot be written; what was there is untouched.

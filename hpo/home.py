@@ -21,7 +21,7 @@ class Home:
 
     @property
     def database(self) -> Path:
-        """SQLite file of all studies, unless another storage is named."""
+        """SQLite file of all studies, unless another database is named."""
         return self.root / "studies.db"
 
     @property
@@ -35,7 +35,7 @@ class Home:
         return self.root / "artifacts"
 
     def trained(self, corpus: str, digest: str) -> Path:
-        """Folder of the runs of no study on one text under one tokenizer, whose digest keeps it apart."""
+        """Folder of long runs without a study, on one text under one tokenizer; `digest` tells such folders apart."""
         return self.root / "trained" / f"{urllib.parse.quote(corpus, safe='')[:80]}-{digest}"
 
     def study(self, name: str, uid: str) -> Path:
@@ -70,5 +70,5 @@ class Home:
 
     @property
     def throughputs(self) -> Path:
-        """File of what was measured about workers on this machine."""
+        """File of the throughputs of so many workers, as measured on this machine."""
         return self.cache / "placements.json"

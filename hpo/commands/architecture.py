@@ -20,7 +20,7 @@ def validate_architecture(
 
     Exit codes: 0 it passes all checks, 1 it does not.
     """
-    os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # torch's profiler would tell when it begins and ends
+    os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # else torch's profiler prints when it begins and ends
     from hpo.home import Home
     from hpo_model.config import TokenizerChoice
     from hpo_model.data.corpus import load_corpus

@@ -29,7 +29,7 @@ _Result = TypeVar("_Result")
 
 @dataclass(frozen=True, kw_only=True)
 class RetryPolicy:
-    """For how long the same call is sent again, after pauses that double and are drawn at random below that.
+    """For how long the same call is repeated, after pauses drawn at random below a limit that doubles.
 
     Random pauses keep a fleet from coming back all at once when its database does (full jitter).
     """

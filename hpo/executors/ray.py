@@ -1,7 +1,7 @@
 """Workers as Ray actors, wherever a cluster has room for them, watched by the process that started them.
 
-When a worker dies, with its process or with its node, Ray tells: its lease is freed and it is started again, within a
-limit. Workers whose supervisor dies are ended by Ray, and their trials go on from their last checkpoints.
+When a worker dies, with its process or with its node, Ray reports it: its lease is freed and it is started again,
+within a limit. Workers whose supervisor dies are ended by Ray, and their trials go on from their last checkpoints.
 """
 
 from __future__ import annotations

@@ -26,7 +26,7 @@ from hpo_model.generation.trained import Trained
 
 ROWS_AT_ONCE = 64  # texts side by side
 MAX_SAMPLES = 10_000
-DEFAULTS = {"temperature": 0.8, "top_p": 0.95}  # a little tamer than the network is; see docs/generation.md
+DEFAULTS = {"temperature": 0.8, "top_p": 0.95}  # a little more cautious than the network; see docs/generation.md
 DRAWING = ("temperature", "top_k", "top_p", "min_p", "seed")  # what beam search has no use for
 
 
@@ -39,7 +39,7 @@ class GenerateRequest:
     samples: int = 1  # texts per prompt
     beams: int = 0  # 0: sampling
     one_line: bool = False  # a text ends with its line
-    phi: bool = False  # tell Φ of each step
+    phi: bool = False  # whether to compute Φ of each step
 
     def __post_init__(self) -> None:
         if not 1 <= self.samples <= MAX_SAMPLES:

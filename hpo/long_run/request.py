@@ -34,7 +34,7 @@ from hpo_reports.records.names import TRIAL_RUN
 MIN_EVALUATIONS = 10
 EVALUATION_SHARE = 4  # tokens trained between two evaluations for each that an evaluation reads, at least
 BOUNDLESS: Mapping[str, Scalar] = {"budget_tokens": 2**53}  # while it is not known how long the text is
-OWN = ("preset", "budget_tokens", "evaluations", "evaluation_tokens")  # which follow from other options
+DERIVED = ("preset", "budget_tokens", "evaluations", "evaluation_tokens")  # values that other options decide
 
 logger = logging.getLogger(__name__)
 
@@ -145,7 +145,7 @@ def read_values(settings: list[str]) -> dict[str, Scalar]:
         name, sign, text = setting.partition("=")
         if not sign:
             raise UsageError(f"--set takes NAME=VALUE, got {setting!r}")
-        if name in OWN:
+        if name in DERIVED:
             raise UsageError(f"--set {name}: follows from --preset, or from --epochs and the text")
         kind = parameter_type(name)
         values[name] = text

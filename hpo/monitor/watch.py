@@ -189,7 +189,7 @@ class Watched:
         return len(last) == MAX_FAILURES_IN_A_ROW and all(trial.state is TrialState.FAIL for trial in last)
 
     def ends(self, outcome: Outcome, reason: str) -> Ending:
-        """The ending, and the last change that tells of it."""
+        """The ending, with the last change, which reports it."""
         best = self.board.front[0] if self.board.front else None
         change = self.change(
             "study_ended",

@@ -1,4 +1,4 @@
-"""Tell a web address how a study ended. Never the reason why anything else fails."""
+"""Tell a web address how a study ended. A failure here fails nothing else."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ ATTEMPTS = 4
 FIRST_PAUSE_S = 1.0  # doubled after each attempt
 ATTEMPT_S = 10.0  # for each step of an attempt: connecting, sending, the answer
 MAX_TOTAL_S = 45.0  # for all of it, whatever a server does
-LATER = (408, 425, 429)  # answers below 500 after which another attempt may succeed
+RETRIED = (408, 425, 429)  # answers below 500 after which another attempt may succeed
 
 logger = logging.getLogger(__name__)
 
@@ -82,7 +82,7 @@ class Webhook:
             except urllib.error.HTTPError as error:
                 error.close()
                 failures.append(f"HTTP {error.code}, attempt {attempt + 1}")
-                if error.code < 500 and error.code not in LATER:
+                if error.code < 500 and error.code not in RETRIED:
                     return
             except (OSError, http.client.HTTPException, ValueError) as error:
                 failures.append(f"{_kind(error)}, attempt {attempt + 1}")

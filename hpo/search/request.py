@@ -18,7 +18,7 @@ class Executor:
     kind: Literal["local", "ray", "slurm"] = "local"
     ray_address: str | None = None  # None: as Ray finds its cluster
     slurm_options: Mapping[str, str] = field(default_factory=dict)
-    cpus_per_worker: int = 1  # of Ray workers; threads that train
+    cpus_per_worker: int = 1  # of a cluster; as many threads train
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -233,7 +233,7 @@ def _truth(place: str, name: str, value: object) -> bool:
 
 
 def _trial(row: Experiment, differing: Mapping[str, BaseDistribution]) -> FrozenTrial:
-    """A complete trial; what differs between rows are its parameters, the rest is told in its attributes."""
+    """A complete trial: the values that differ between rows are its parameters, all others are in its attributes."""
     searched = {name: row.parameters[name] for name in differing if name in row.parameters}
     evaluation = dict(row.measured)
     attributes: dict[str, Any] = {

@@ -98,15 +98,15 @@ def is_mixed(device_type: str) -> bool:
 
 
 def mixed_precision(device: torch.device) -> torch.autocast:
-    """Within this, matrix products are in bfloat16 where they are to be."""
+    """A context in which matrix products are in bfloat16 where `is_mixed` says so."""
     return torch.autocast(device.type, torch.bfloat16, enabled=is_mixed(device.type))
 
 
 def keep_freed_memory() -> None:
     """Let the C library (glibc only) keep freed memory for the next step.
 
-    By its default every block of some MiB comes from the kernel anew, page by page: a third of a training step. Under
-    a limit of address space each does all the same: what is kept in pieces would leave no room for a smaller batch.
+    By default every block of some MiB is fetched from the kernel anew, page by page, for a third of a training step.
+    Where address space is limited the default stays: kept blocks would leave no room for those of a smaller batch.
     """
     if (library := _glibc()) is not None:
         limited = _address_space_is_limited()
@@ -151,8 +151,8 @@ def reset_peak_memory(device: torch.device) -> None:
 def peak_memory_bytes(device: torch.device) -> int | None:
     """Largest memory held since `reset_peak_memory`: by tensors on a GPU, else by this process and its libraries.
 
-    On a CPU that can be told to forget only by Linux; elsewhere it is of the process's whole life. None where the
-    system does not tell (Windows).
+    On a CPU only Linux can reset it; elsewhere it is the peak of the process's whole life. None where the system does
+    not report it (Windows).
     """
     if device.type == "cuda":
         return int(torch.cuda.max_memory_allocated(device))

@@ -30,7 +30,7 @@ _TOKENS, _WORDS, _BYTES = range(3)
 
 @dataclass(frozen=True)
 class Span:
-    """Consecutive text: its token ids after one token of context, and what the text counts."""
+    """Consecutive text: its token ids after one token of context, and how many words and bytes it has."""
 
     ids: NDArray[np.unsignedinteger]  # (tokens + 1,): the first is context, never predicted
     words: int  # white-space separated words plus one per line, as the literature counts WikiText

@@ -160,7 +160,7 @@ def score(
         components_RC = _components(states, architecture.phi_probes)
         component_sums_C += (components_RC * whole_R[:, None]).double().sum(0)
         full += whole_R.sum()
-        del states  # the next ones would stand beside them
+        del states  # else they would be held beside the next ones
     network.train(training)
 
     means_C = component_sums_C.cpu() / full.cpu()  # NaN where no sequence is full

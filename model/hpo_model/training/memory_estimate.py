@@ -94,33 +94,33 @@ class MemoryEstimate:
 
     @property
     def weights(self) -> int:
-        """Of all parameters."""
+        """Bytes of all parameters."""
         return FLOAT * parameter_count(self.architecture, self.vocabulary)
 
     @property
     def output_matrix(self) -> int:
-        """Of the largest of them."""
+        """Bytes of the output layer's matrix, the largest of the parameters."""
         return FLOAT * self.vocabulary * self.architecture.width
 
     @property
     def factor(self) -> int:
-        """Of one number that a matrix product reads or gives."""
+        """Bytes of one number that a matrix product reads or gives."""
         return 2 if self.mixed else FLOAT
 
     @property
     def factors(self) -> int:
-        """Of one for each token and channel."""
+        """Bytes of one such number for each token and channel."""
         return self.factor * self.tokens * self.architecture.width
 
     @property
     def states(self) -> int:
-        """Of a float32 for each token and channel."""
+        """Bytes of a float32 for each token and channel."""
         return FLOAT * self.tokens * self.architecture.width
 
     # ------------------------------------------------------------------------- what the backward pass will read
 
     def saved(self) -> int:
-        """By the network, and its final states."""
+        """Bytes that the network keeps for its backward pass, and its final states."""
         embedding = 2 * self.states  # dropout's mask, the stream
         blocks = sum(self._saved_by_block(kind) for kind in self.architecture.block_kinds)
         copies = (self.weights - self.output_matrix) // 2 if self.mixed else 0  # of the weights in bf16
@@ -138,7 +138,7 @@ class MemoryEstimate:
         return 6 * self.factors + self.states  # input, signal and gate, padded signal, silu, projected; the mix
 
     def _saved_by_memory(self) -> int:
-        """What it normalises, three weights for each slot, and the noisy states, in its absence the stream."""
+        """Its normalised input, three weights for each slot, and the noisy states, which without it are the stream."""
         if not self.architecture.has_memory:
             return 0
         return self.factors + self.states + 3 * FLOAT * self.tokens * self.architecture.memory_slots

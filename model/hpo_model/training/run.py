@@ -21,7 +21,7 @@ if TYPE_CHECKING:  # importing it loads the tokenizers package, which training d
 
 
 class Run:
-    """A run as its seed begins it; `restore_run` takes it to where a checkpoint was written.
+    """A run at its start; `restore_run` takes it to where a checkpoint was written.
 
     Args:
         config: the run.

@@ -1,6 +1,6 @@
 """What one update does with a piece of a batch: the forward pass with Φ, and the loss. The update is `loop.update`.
 
-What is compiled is compiled here.
+Whatever is compiled, is compiled here.
 
 Shapes: B sequences, T positions, D channels.
 

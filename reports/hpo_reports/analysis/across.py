@@ -83,7 +83,7 @@ class _Contender:
 
 
 def compare_studies(studies: Sequence[tuple[StudyRecord, FinalistsRecord | None]]) -> Across:
-    """Hold studies against the first of them.
+    """Compare studies with the first of them.
 
     Args:
         studies: with their finalists, if they were run.

@@ -1,4 +1,4 @@
-"""What reports say, in each language: messages with named places, one TOML file per language.
+"""What reports say, in each language: messages with named placeholders, one TOML file per language.
 
 A message with `one` and `other` has a count `n`, which picks the form. Numbers look alike in all languages, with a
 point before decimals and commas between thousands, as the Spanish log has them: figures can be searched for and pasted.
@@ -44,11 +44,11 @@ class Catalogue:
     emoji: bool = True
 
     def __call__(self, key: str, /, **values: Value) -> Markdown:
-        """Say something.
+        """The text of a message.
 
         Args:
             key: of the message.
-            values: what its places hold; text is escaped unless it is Markdown already. `n` picks singular or plural.
+            values: of its placeholders; text is escaped unless it is Markdown already. `n` picks singular or plural.
         """
         message = self.messages[key]
         if not isinstance(message, str):
