@@ -116,8 +116,24 @@ def with_present_names(content: Mapping[str, Any], note: Callable[[str, str], No
     return renamed
 
 
+def with_former_names(content: Mapping[str, Any]) -> dict[str, Any]:
+    """A specification as studies store it: under the former names, which every version of this program reads."""
+    stored = dict(content)
+    for (section, old), new in FORMER_NAMES.items():
+        if section is None:
+            stored[old] = stored.pop(new)
+        else:
+            stored[section] = {old if name == new else name: value for name, value in stored[section].items()}
+    return stored
+
+
+def stored_role(role: Role) -> str:
+    """The role of a trial as its attribute says it: `known` for `enqueued`, as every version reads it."""
+    return "known" if role == "enqueued" else role
+
+
 def role_of(stored: object) -> Role | None:
-    """The role of a trial as its attribute says it; earlier versions wrote `known` for `enqueued`."""
+    """The role of a trial from its attribute."""
     known: dict[object, Role] = {role: role for role in get_args(Role)}
     return "enqueued" if stored == "known" else known.get(stored)
 

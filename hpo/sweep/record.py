@@ -11,7 +11,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from hpo.errors import StudyError
-from hpo.study.spec import Profile, StudySpec
+from hpo.study.spec import Profile, StudySpec, with_former_names
 from hpo_model.config import SEMANTICS_VERSION, Scalar
 
 
@@ -83,7 +83,7 @@ class SweepRecord:
             "uid": self.uid,
             "created_at": self.created_at,
             "profile": self.profile,
-            "spec": self.spec.model_dump(mode="json"),
+            "spec": with_former_names(self.spec.model_dump(mode="json")),
             "corpus": dataclasses.asdict(self.corpus),
             "tokenizer": dataclasses.asdict(self.tokenizer),
             "model": None if self.network is None else dataclasses.asdict(self.network),

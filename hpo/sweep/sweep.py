@@ -15,7 +15,7 @@ from hpo.database.connection import Database
 from hpo.database.optuna_private import SnapshotStudy
 from hpo.errors import StudyError
 from hpo.study.search_space import make_pruner, make_sampler
-from hpo.study.spec import Objective, Role, StudySpec
+from hpo.study.spec import Objective, Role, StudySpec, stored_role
 from hpo.sweep.fence import FencedSessions
 from hpo.sweep.record import Fingerprint, SweepRecord
 from hpo.sweep.renewal import renewed
@@ -138,7 +138,7 @@ class Sweep:
         template = optuna.trial.create_trial(
             state=TrialState.RUNNING,
             system_attrs={optuna_private.FIXED_PARAMETERS: parameters},
-            user_attrs={TRIAL_SLOT: lease.slot, TRIAL_ROLE: role, **candidate},
+            user_attrs={TRIAL_SLOT: lease.slot, TRIAL_ROLE: stored_role(role), **candidate},
         )
         try:
             with self.sessions.under(lease, binds=True) as fence:

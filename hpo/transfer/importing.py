@@ -22,7 +22,7 @@ from optuna.trial import FrozenTrial
 
 from hpo.database.connection import Database
 from hpo.errors import StudyError, UsageError
-from hpo.study.spec import MAX_WHOLE
+from hpo.study.spec import MAX_WHOLE, stored_role
 from hpo.sweep.sweep import study_names
 from hpo_model.config import Scalar, parameter_type
 from hpo_model.digest import short_digest
@@ -238,7 +238,7 @@ def _trial(row: Experiment, differing: Mapping[str, BaseDistribution]) -> Frozen
     evaluation = dict(row.measured)
     attributes: dict[str, Any] = {
         TRIAL_IMPORTED: True,
-        TRIAL_ROLE: "baseline" if row.is_baseline else "enqueued",
+        TRIAL_ROLE: stored_role("baseline" if row.is_baseline else "enqueued"),
         TRIAL_RUN: dict(row.parameters),
         TRIAL_HISTORY: [evaluation],
         TRIAL_OUTCOME: "complete",

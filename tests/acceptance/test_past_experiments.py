@@ -147,7 +147,7 @@ def test_a_study_holds_what_the_table_says(database: Database) -> None:
     assert first.distributions["learning_rate"] == FloatDistribution(5e-5, 2e-4)
     assert last.params == {"learning_rate": 1e-4, "batch_size": 32.0, "lambda_phi": 0.3}
     assert last.user_attrs[TRIAL_CAUSAL] is False
-    assert [trial.user_attrs[TRIAL_ROLE] for trial in study.get_trials()] == ["baseline", *["enqueued"] * 4]
+    assert [trial.user_attrs[TRIAL_ROLE] for trial in study.get_trials()] == ["baseline", *["known"] * 4]
     assert study.user_attrs[STUDY_TABLE]["file"] == "five_experiments.csv"
 
 

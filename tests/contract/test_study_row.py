@@ -93,6 +93,14 @@ class TestRecord:
         with pytest.raises(StudyError, match="study 'toy' was made by version unknown of this program"):
             row.record()
 
+    def test_a_record_is_stored_under_the_names_that_earlier_versions_read(self, database: Database) -> None:
+        row = StudyRow(database, next(IDS))
+        row.create(record_of("first"))
+        stored = json.loads(row.record_text() or "")["spec"]
+        assert "enqueued" not in stored
+        assert stored["known"] == []
+        assert stored["pruner"].keys() == {"kind", "first_milestone", "reduction", "percentile", "peers"}
+
 
 class TestRevision:
     def test_a_record_is_revised_from_the_one_that_stands(self, database: Database) -> None:

@@ -111,7 +111,7 @@ def test_planned_slots_get_the_plan_and_the_others_are_searched(database: Databa
     assert values[:2] == [0.1, 0.3]
     found = trials(sweep)
     assert [trial.user_attrs for trial in found] == [
-        {TRIAL_SLOT: slot, TRIAL_ROLE: role} for slot, role in enumerate(("baseline", "enqueued", "search", "search"))
+        {TRIAL_SLOT: slot, TRIAL_ROLE: role} for slot, role in enumerate(("baseline", "known", "search", "search"))
     ]
     assert [trial.state for trial in found] == [TrialState.RUNNING] * 4
     assert [trial.params["dropout"] for trial in found] == values

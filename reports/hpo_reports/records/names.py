@@ -23,7 +23,7 @@ STUDY_COPYING = "hpo:copying"  # text: the process that copies the study, empty 
 # Of a trial.
 
 TRIAL_SLOT = "hpo:slot"  # whole number from 0: its slot; written when the trial is made
-TRIAL_ROLE = "hpo:role"  # text: its role, as the glossary lists them; written when the trial is made
+TRIAL_ROLE = "hpo:role"  # text: its role, `known` for an enqueued one; written when the trial is made
 TRIAL_CANDIDATE = "hpo:candidate"  # whole number: of a replicate, its candidate's number in the search; as above
 TRIAL_RUN = "hpo:run"  # object: every value of its run; written by the worker at its end
 TRIAL_HISTORY = "hpo:history"  # list of objects (`Evaluation`), losses in nats per token; written by the worker

@@ -5,14 +5,23 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from hpo.errors import StudyFileError
-from hpo.study.spec import PrunerSection, SamplerSection, StudySpec, TextSection
+from hpo.study.spec import (
+    PrunerSection,
+    Role,
+    SamplerSection,
+    StudySpec,
+    TextSection,
+    role_of,
+    stored_role,
+    with_former_names,
+)
 from hpo.study.toml import load_study_file, parse_study, shipped_studies
 from tests.support.sweeps import make_spec
 
@@ -572,6 +581,26 @@ def test_former_names_are_read_and_the_new_ones_are_named(caplog: pytest.LogCapt
         "old.toml: pruner.reduction is now called pruner.reduction_factor",
         "old.toml: pruner.peers is now called pruner.n_min_trials",
     ]
+
+
+def test_a_specification_is_stored_under_the_names_that_earlier_versions_read() -> None:
+    spec = parse_study(FORMER, "old.toml", "cpu")
+    stored = with_former_names(spec.model_dump(mode="json"))
+    assert "enqueued" not in stored
+    assert stored["known"] == [{"dropout": 0.3}]
+    assert stored["pruner"] == {
+        "kind": "successive_halving",
+        "first_milestone": 2,
+        "reduction": 3,
+        "percentile": 25.0,
+        "peers": 5,
+    }
+    assert StudySpec.model_validate(stored) == spec
+
+
+@pytest.mark.parametrize("role", get_args(Role))
+def test_a_stored_role_is_read_as_it_was(role: Role) -> None:
+    assert role_of(stored_role(role)) == role
 
 
 def test_a_former_name_beside_its_new_one_is_refused() -> None:
