@@ -23,7 +23,7 @@ from hpo.search.launch import Launch, OpenStudy, connected_to, plan_launch, run_
 from hpo.search.prepare import open_study
 from hpo.search.request import Request
 from hpo.search.test_split import evaluate_on_test_split, tested_candidates
-from hpo.study.spec import FinalistsSection
+from hpo.study.spec import MAX_FINALISTS, MAX_REPLICATES, FinalistsSection
 from hpo.sweep.finalists import overtaken, plan_finalists
 from hpo.sweep.sweep import Sweep
 from hpo.worker.messages import Event
@@ -86,9 +86,12 @@ def replicate(session: Session, candidates: int | None, replicates: int | None) 
         candidates: how many there are to be beside the baseline; None: as the study file or an earlier call says.
         replicates: fresh seeds that there are to be for each; None: the same.
     """
-    for flag, value in (("--candidates", candidates), ("--replicates", replicates)):
-        if value is not None and value < 1:
-            raise UsageError(f"{flag} is the total that there is to be, at least 1, got {value}")
+    for flag, value, most in (
+        ("--candidates", candidates, MAX_FINALISTS),
+        ("--replicates", replicates, MAX_REPLICATES),
+    ):
+        if value is not None and not 1 <= value <= most:
+            raise UsageError(f"{flag} is the total that there is to be, at least 1 and at most {most:,}, got {value}")
     deadline = _deadline(session)
     with connected_to(session.request.executor), storage_errors(session.url):
         study = open_study(session.request, session.url, session.home)

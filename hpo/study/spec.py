@@ -30,6 +30,7 @@ FORMER_NAMES: Mapping[tuple[str | None, str], str] = {  # by section and name; N
 }
 SHARED = ("budget_tokens", "evaluations", "evaluation_tokens", "seed")  # never searched
 MAX_WHOLE = 2.0**53  # beyond it a float cannot hold every whole number
+MAX_FINALISTS, MAX_REPLICATES = 100, 1000
 Positive = Annotated[int, Field(gt=0, le=1_000_000)]
 
 
@@ -185,8 +186,8 @@ class StoppingSection(_Section):
 class FinalistsSection(_Section):
     """What is run again after the search, beside the baseline; with either value at 0, nothing."""
 
-    count: int = Field(ge=0, le=100)  # how many of the best configurations
-    replicates: int = Field(ge=0, le=1000)  # fresh seeds, the same for all of them
+    count: int = Field(ge=0, le=MAX_FINALISTS)  # how many of the best configurations
+    replicates: int = Field(ge=0, le=MAX_REPLICATES)  # fresh seeds, the same for all of them
 
 
 # A verdict on k candidates takes 1 + log2(k / 0.05) pairs: 7 for three, 6 for one (docs/decisions.md, 2026-11-26).

@@ -338,6 +338,8 @@ def test_finalists_follow_the_search_survive_a_kill_and_use_the_test_split_once(
     looks = place.optuna_study("small--finalists").user_attrs[STUDY_TEST_EVALUATIONS]
     assert [len(look["scores"]) for look in looks] == [2, 3]
     refused(place.hpo("replicate", "--replicates", "0"), "--replicates", "at least 1")
+    refused(place.hpo("replicate", "--replicates", "1001"), "--replicates", "at most 1,000")
+    refused(place.hpo("replicate", "--candidates", "101"), "--candidates", "at most 100")
 
 
 def test_finalists_wait_for_workers_from_elsewhere(place: Place) -> None:
