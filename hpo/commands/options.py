@@ -63,7 +63,8 @@ def named_or_last(study: str | None, database: Database) -> str:
     from hpo.errors import StudyError
     from hpo.sweep.sweep import last_run
 
-    study = study or last_run(database)
+    if study is None:
+        study = last_run(database)
     if study is None:
         raise StudyError("the database holds no study yet; `hpo run` makes the first")
     return study

@@ -166,7 +166,8 @@ def replicate(
     """Run the best trials of a study and its baseline again, under the same fresh seeds; both options are totals."""
     from hpo.search.session import replicate as run_again
 
-    study = study or named_or_last(None, open_studies(options.storage)[1])
+    if study is None:
+        study = named_or_last(None, open_studies(options.storage)[1])
     session = options.session(options.request(study), test_again=test_again)
     _exit(run_again(session, candidates, replicates))
 

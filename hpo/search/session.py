@@ -95,6 +95,10 @@ def replicate(session: Session, candidates: int | None, replicates: int | None) 
     deadline = _deadline(session)
     with connected_to(session.request.executor), storage_errors(session.url):
         study = open_study(session.request, session.url, session.home)
+        if (searched := study.sweep.spec.replication) is not None:
+            raise StudyError(
+                f"{study.sweep.spec.name} holds finalists; `hpo replicate {quote(searched.study)}` adds some"
+            )
         usual = study.sweep.spec.finalists
         wanted = FinalistsSection(count=candidates or usual.count or 1, replicates=replicates or usual.replicates or 1)
         board = Board(study.sweep)

@@ -340,6 +340,9 @@ def test_finalists_follow_the_search_survive_a_kill_and_use_the_test_split_once(
     refused(place.hpo("replicate", "--replicates", "0"), "--replicates", "at least 1")
     refused(place.hpo("replicate", "--replicates", "1001"), "--replicates", "at most 1,000")
     refused(place.hpo("replicate", "--candidates", "101"), "--candidates", "at most 100")
+    refused(place.hpo("replicate", "small--finalists"), "small--finalists holds finalists", "`hpo replicate small`")
+    for command in ("replicate", "status", "report"):
+        refused(place.hpo(command, ""), "unknown study ''")
 
 
 def test_finalists_wait_for_workers_from_elsewhere(place: Place) -> None:
