@@ -15,10 +15,9 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import optuna
-import psycopg
 import sqlalchemy as sa
 from optuna.exceptions import StorageInternalError
 from optuna.storages import BaseStorage, RDBStorage
@@ -29,6 +28,9 @@ from hpo.database.retry import NO_RETRY, RetryPolicy, reason_of
 from hpo.database.storage import RetryingStorage
 from hpo.database.url import is_uri, masked, parse_url, sqlite_file, with_driver
 from hpo.errors import StorageError
+
+if TYPE_CHECKING:
+    import psycopg
 
 SQLITE_BUSY_TIMEOUT_S = 20.0  # for which a writer waits for another
 IDLE_TRANSACTION_TIMEOUT_S = 15  # after which PostgreSQL frees the locks of a process that was stopped within one
@@ -136,8 +138,8 @@ def _checked(url: str, create: bool) -> sa.URL:
 
 def _open(parsed: sa.URL, create: bool) -> RDBStorage:
     url, options = parsed.render_as_string(hide_password=False), _engine_options(parsed)
-    _check_tables(url, options, create)
-    storage = _optuna_storage(url, options)
+    current = _check_tables(url, options, create)
+    storage = optuna_private.CurrentStorage(url, options) if current else _optuna_storage(url, options)
     sqlite = parsed.get_backend_name() == "sqlite"
     sa.event.listen(storage.engine, "connect", _tune_sqlite if sqlite else _tune_postgresql)
     storage.engine.dispose()  # connections made before are not tuned
@@ -236,13 +238,19 @@ def _check_sqlite_file(url: sa.engine.URL, create: bool) -> None:
             raise StorageError(f"{path.parent}: cannot be made ({error.strerror})") from error
 
 
-def _check_tables(url: str, options: dict[str, Any], create: bool) -> None:
-    """Refuse a database of another program, before Optuna adds its tables to it."""
+def _check_tables(url: str, options: dict[str, Any], create: bool) -> bool:
+    """Refuse a database of another program, before Optuna adds its tables to it.
+
+    Returns:
+        Whether Optuna's tables are there and current.
+    """
     engine = sa.create_engine(url, **options)
     try:
-        inspector = sa.inspect(engine)
-        present = set(inspector.get_table_names())
-        columns = {column["name"] for column in inspector.get_columns("studies")} if "studies" in present else set()
+        with engine.connect() as connection:
+            inspector = sa.inspect(connection)
+            present = set(inspector.get_table_names())
+            columns = {column["name"] for column in inspector.get_columns("studies")} if "studies" in present else set()
+            current = optuna_private.are_current(connection, present)
     finally:
         engine.dispose()
     foreign = present.isdisjoint(optuna_private.TABLE_NAMES) or (columns and not columns >= {"study_id", "study_name"})
@@ -252,6 +260,7 @@ def _check_tables(url: str, options: dict[str, Any], create: bool) -> None:
         )
     if not present and not create:
         raise StorageError(f"{masked(url)}: holds no studies; `hpo run` makes the first")
+    return current
 
 
 def _optuna_storage(url: str, options: dict[str, Any]) -> RDBStorage:

@@ -9,7 +9,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeVar
 
-import psycopg
 import sqlalchemy as sa
 from optuna.exceptions import StorageInternalError
 
@@ -76,13 +75,15 @@ def is_transient(error: BaseException) -> bool:
     if not isinstance(error, sa.exc.DBAPIError):
         return False
     driver = error.orig
+    if isinstance(driver, sqlite3.Error):
+        return isinstance(driver, sqlite3.OperationalError) and ("locked" in str(driver) or "busy" in str(driver))
+    import psycopg  # which those whose studies are in SQLite never load
+
     if isinstance(driver, psycopg.Error):
         if driver.sqlstate is None:  # no connection, or it broke; the server's reasons come as text alone
             unreachable = isinstance(driver, (psycopg.OperationalError, psycopg.InterfaceError))
             return unreachable and not any(sign in str(driver) for sign in REFUSED)
         return driver.sqlstate.startswith(TRANSIENT_STATES)
-    if isinstance(driver, sqlite3.OperationalError):
-        return "locked" in str(driver) or "busy" in str(driver)
     return error.connection_invalidated
 
 

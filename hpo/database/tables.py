@@ -10,7 +10,6 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import sqlalchemy as sa
-from sqlalchemy.dialects import postgresql, sqlite
 
 from hpo.database.optuna_private import STUDIES
 from hpo.errors import StorageError
@@ -171,4 +170,11 @@ def insert_if_absent(dialect: sa.Dialect, table: sa.Table) -> Any:
 
 
 def _insert(dialect: sa.Dialect, table: sa.Table) -> Any:
-    return (sqlite if dialect.name == "sqlite" else postgresql).insert(table)
+    """The insert of one dialect; the other is not loaded."""
+    if dialect.name == "sqlite":
+        from sqlalchemy.dialects.sqlite import insert as sqlite_insert
+
+        return sqlite_insert(table)
+    from sqlalchemy.dialects.postgresql import insert as postgresql_insert
+
+    return postgresql_insert(table)

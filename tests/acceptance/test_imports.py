@@ -29,7 +29,9 @@ for command in json.loads(sys.argv[1]):
             assert not end.code, (command, end.code)
         except IncomparableError:
             assert command[0] == "compare"  # these studies have no budget, which is found when all has been imported
-    heavy = {"torch", "ray", "datasets", "scipy", "sklearn", "pandas", "plotly", "optuna_dashboard"} & set(sys.modules)
+    names = {"torch", "ray", "datasets", "scipy", "sklearn", "pandas", "plotly", "optuna_dashboard"}
+    names |= {"alembic", "psycopg"}  # of use for new tables and for PostgreSQL
+    heavy = names & set(sys.modules)
     added[command[0]] = sorted(heavy - seen)
     seen |= heavy
 print(json.dumps(added))

@@ -63,6 +63,32 @@ class TestEachName:
         assert optuna_private.is_schema_error(caught.value), moved("the words about its schema")
         storage.engine.dispose()
 
+    def test_current_tables_are_opened_as_by_optuna_s_own_constructor(self, sqlite_url: str) -> None:
+        theirs = RDBStorage(sqlite_url)
+        assert theirs.get_head_version() == optuna_private.TABLES_VERSION, moved("the version of its tables")
+        optuna.create_study(study_name="toy", storage=theirs).add_trial(optuna.trial.create_trial(value=1.0))
+        ours = optuna_private.CurrentStorage(sqlite_url, {})
+        assert set(vars(theirs)) - set(vars(ours)) == {"_version_manager"}, moved("the constructor of RDBStorage")
+        for name in set(vars(ours)) - {"engine", "scoped_session", "skip_compatibility_check"}:
+            assert getattr(ours, name) == getattr(theirs, name), moved(f"RDBStorage.{name}")
+        assert ours.get_all_trials(1) == theirs.get_all_trials(1)
+        added = ours.create_new_trial(1)
+        assert theirs.get_trial(added) == ours.get_trial(added)
+        for storage in (ours, theirs):
+            storage.engine.dispose()
+
+    @pytest.mark.parametrize("found", [["v9"], [], ["v3.0.0.d"]])
+    def test_tables_of_another_version_are_not_current(self, sqlite_url: str, found: list[str]) -> None:
+        storage = RDBStorage(sqlite_url)
+        with storage.engine.begin() as connection:
+            assert optuna_private.are_current(connection, {"alembic_version"})
+            assert not optuna_private.are_current(connection, set())
+            connection.exec_driver_sql("DELETE FROM alembic_version")
+            for version in found:
+                connection.exec_driver_sql(f"INSERT INTO alembic_version VALUES ('{version}')")
+            assert not optuna_private.are_current(connection, {"alembic_version"})
+        storage.engine.dispose()
+
     def test_a_session_holds_the_trial_that_it_creates(self, sqlite_url: str) -> None:
         storage, seen = RDBStorage(sqlite_url), list[int]()
         study = optuna.create_study(storage=storage)
