@@ -164,7 +164,7 @@ def _notes(database: Database, study: optuna.Study, state: State) -> Notes:
     from hpo_reports.records.long_runs import read_long_runs
     from hpo_reports.records.study import read_study
     from hpo_reports.sections.documents import document
-    from hpo_reports.sections.trial_note import shortened, trial_note
+    from hpo_reports.sections.trial_note import study_note, trial_note
 
     began = time.thread_time()  # processor time, and not that of the imports, which happen once
     record, t = read_study(study), catalogue("en")
@@ -180,13 +180,6 @@ def _notes(database: Database, study: optuna.Study, state: State) -> Notes:
     drawn = figures(record, comparison, t, importance=findings.importance)
     shown = {name: figure.to_json() for name, figure in drawn.items()}
     report = markdown_of(document("experiments", findings, t), diagrams=False)  # which a note does not draw
-    text = f"{shortened(report, t).rstrip()}\n\n{_LAST_WORDS}"
     seconds = round(time.thread_time() - began, 3)
     stamp = PublishedVersion(finished=state.finished, state=state.digest, at=time.time(), seconds=seconds)
-    return Notes(stamp=stamp, study=text, trials=trials, figures=shown)
-
-
-_LAST_WORDS = (
-    "*`hpo` writes this note anew as trials end. Once you edit it, it is yours, and stays as it is until you empty it. "
-    "The same, whole and in other forms: `hpo report`.*"
-)
+    return Notes(stamp=stamp, study=study_note(report, t), trials=trials, figures=shown)

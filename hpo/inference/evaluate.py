@@ -59,7 +59,7 @@ class OnSplit:
     integration: float | None
     complexity: float | None
     attention_diversity: float | None
-    doubt: str | None  # why the loss is too good to be true
+    doubt: str | None  # why the loss is implausibly low
 
 
 @dataclass(frozen=True, kw_only=True)

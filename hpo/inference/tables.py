@@ -63,7 +63,7 @@ def _split_table(columns: Sequence[Column], place: int) -> list[str]:
     rows = [["training tokens", *(f"{column.training_tokens:,}" for column in columns)]]
     rows += [["parameters", *(f"{column.parameters:,}" for column in columns)]]
     rows += [[row.label, *(_number(row.on_split(c.splits[place]), row.digits) for c in columns)] for row in _ON_SPLIT]
-    doubts = [f"{c.name}: too good to be true, {c.splits[place].doubt}" for c in columns if c.splits[place].doubt]
+    doubts = [f"{c.name}: implausibly low, {c.splits[place].doubt}" for c in columns if c.splits[place].doubt]
     return [*table(["", *(column.name for column in columns)], rows), *doubts]
 
 

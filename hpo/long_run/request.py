@@ -161,7 +161,7 @@ def _check_epochs(epochs: int) -> None:
 
 
 def _stretched(values: Mapping[str, Scalar], corpus: TokenizedCorpus, epochs: int) -> RunConfig:
-    """The budget of whole epochs; evaluations read the whole split where that costs little beside the training."""
+    """The budget of whole epochs; evaluations read the full split where that costs little beside the training."""
     budget = epochs * corpus.tokens("train")
     evaluations = epochs * -(-MIN_EVALUATIONS // epochs)  # a whole number of them per epoch
     affordable = budget // evaluations // EVALUATION_SHARE

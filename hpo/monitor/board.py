@@ -207,9 +207,12 @@ def describe_progress(sweep: Sweep) -> list[str]:
     """How far a study is, and who works on it."""
     board = Board(sweep, sweep.slots.total())
     counts = board.counts
+    free = f"{counts.open + counts.released} open"
+    if counts.released:
+        free += f", {counts.released} of them interrupted"
     return [
         f"study {sweep.spec.name}: {board.ending()}",
-        f"slots: {counts.done} done, {counts.leased} leased, {counts.released} interrupted, {counts.open} not begun",
+        f"slots: {counts.done} done, {counts.leased} leased or finishing, {free}",
         *(f"trial {number}: {owner}" for number, owner in sorted(sweep.slots.owners().items())),
     ]
 

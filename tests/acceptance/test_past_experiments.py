@@ -211,7 +211,7 @@ def test_commands_that_would_run_it_refuse(arguments: list[str], tmp_path: Path)
     assert "is a table of past experiments, which nothing can run" in str(refused.exception)
     report = CliRunner().invoke(app, ["report", "lambda_phi", "--storage", url], env=environment)
     assert report.exit_code == 0
-    assert "## What this table cannot carry" in report.stdout
+    assert "## What this table cannot support" in report.stdout
 
 
 def test_the_document_knows_every_column_and_shows_what_the_command_says(tmp_path: Path) -> None:

@@ -260,7 +260,7 @@ def test_notes_of_trials_know_the_seed_noise_that_the_report_has_measured(study:
         shown = attributes(study.database, study.study_id)
         return notes._stored_note(f"dashboard:{trial._trial_id}:", shown)
 
-    assert "Not distinguishable from the baseline by one run (9.5 % better in val PPL)." in note_of_the_second()
+    assert "Not distinguishable from the baseline with one run (9.5 % better in val PPL)." in note_of_the_second()
     companion = plan_finalists(study, 1, 6)
     assert companion is not None
     for place in range(companion.slots.counts(None).total):

@@ -67,7 +67,7 @@ class TokenizedCorpus:
         return int(self._counts(split)[-1, _TOKENS])
 
     def span(self, split: str) -> Span:
-        """A whole split."""
+        """A full split."""
         tokens, words, size = (int(count) for count in self._counts(split)[-1])
         true_nats = self._true_nats(split, [slice(None)])
         return Span(self._ids(split)[: tokens + 1], words, self._bytes(split, size), true_nats)

@@ -255,7 +255,7 @@ def _result(run: Run, outcome: TrainingStatus, reason: str) -> TrainingResult:
     last = run.history[-1]
     doubt = implausibly_low(last.val_loss, valid_span(run, full=last.whole_split))
     if doubt is not None:
-        reason = f"{reason}; too good to be true: {doubt}"
+        reason = f"{reason}; implausibly low: {doubt}"
     return TrainingResult(outcome=outcome, reason=reason, history=tuple(run.history), suspicious=doubt is not None)
 
 

@@ -32,7 +32,7 @@ Kind = Literal[
     "winner",
     "baseline",
     "complete",
-    "not_compared",  # complete, but suspicious, infeasible, or of another budget
+    "not_compared",  # complete, but implausibly low, infeasible, or of another budget
     "pruned",
     "diverged",
     "out_of_memory",

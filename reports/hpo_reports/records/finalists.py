@@ -15,7 +15,7 @@ from hpo_reports.records.study import Measurement, StudyRecord, TrialRecord, rea
 
 ReplicateState = Literal[
     "complete",
-    "lost",  # the configuration's own doing: diverged, out of memory, too good to be true
+    "lost",  # the configuration's own doing: diverged, out of memory, implausibly low
     "failed",  # the program's or the machine's doing: the pair is missing
     "pending",  # not yet ended
 ]
@@ -28,7 +28,7 @@ class ReplicateRecord:
     seed: int
     state: ReplicateState
     trial: int | None = None  # number in the companion study; None: not begun
-    val_loss: float | None = None  # nats per token, which is log-perplexity, on the whole validation split
+    val_loss: float | None = None  # nats per token, which is log-perplexity, on the full validation split
     outcome: str | None = None  # of the trial, as other reports name it
     reason: str | None = None  # why it ended
     measured: Measurement = field(default_factory=Measurement)

@@ -101,7 +101,7 @@ class TrialRecord:
     measured: Measurement = Measurement()
     curve: tuple[float | None, ...] = ()  # intermediate values in order
     feasible: bool = True  # breaks none of its constraints
-    suspicious: bool = False  # too good to be true
+    suspicious: bool = False  # its perplexity is implausibly low
     continued: int = 0  # times that it went on after an interruption
     device: str | None = None
     predicted_peak_bytes: int | None = None  # of the run's tensors, told before it began

@@ -15,7 +15,7 @@ from hpo_reports.sections.phrases import describe_trials
 
 
 def head(findings: Findings, t: Catalogue) -> Section:
-    """Date, question, method, text, machine; what is suspicious comes before all."""
+    """Date, question, method, text, machine; implausibly low perplexities come before all."""
     suspicious = [trial for trial in findings.record.trials if trial.suspicious]
     lines = bullets(_lines(findings, t))
     return Section(title=None, blocks=(*((_warning(suspicious, t),) if suspicious else ()), lines))

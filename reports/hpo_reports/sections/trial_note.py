@@ -44,6 +44,16 @@ def trial_note(record: StudyRecord, comparison: TrialComparison, trial: TrialRec
     return "\n\n".join(part for part in parts if part)
 
 
+def study_note(report: str, t: Catalogue) -> str:
+    """A report as the study's note: shortened, with a line on when it is rewritten.
+
+    Args:
+        report: as Markdown, without diagrams.
+        t: the messages of the reader's language.
+    """
+    return f"{shortened(report, t).rstrip()}\n\n{t('note.footer')}"
+
+
 def shortened(markdown: str, t: Catalogue) -> str:
     """A report as a note: long tables cut, and no longer than it may be.
 

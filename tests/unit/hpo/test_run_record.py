@@ -17,7 +17,7 @@ from tests.support.sweeps import make_evaluation
 
 
 def evaluations(epochs: int, *, sampled: bool = False) -> list[Evaluation]:
-    """A run of twenty epochs up to one of them; the last evaluation of all reads the whole split."""
+    """A run of twenty epochs up to one of them; the last evaluation of all reads the full split."""
     return [
         make_evaluation(
             n, epoch=float(n), val_loss=5.6 - 0.3 * math.log(n), train_loss=5.5 - 0.4 * math.log(n),

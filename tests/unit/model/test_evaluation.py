@@ -195,14 +195,14 @@ def test_the_span_s_own_counts_reach_the_scores(small_corpus: TokenizedCorpus) -
     assert measured.word_perplexity == pytest.approx(math.exp(measured.nats / span.words))
 
 
-# ---------------------------------------------------------------------------------------------- too good to be true
+# ---------------------------------------------------------------------------------------------- implausibly low
 
 
 @pytest.mark.parametrize(
     ("nats", "reason"),
     [(math.inf, None), (math.nan, None), (1000.0, None), (900.0, None), (899.0, "101 nats below the entropy of its")],
 )
-def test_nats_far_below_those_of_the_source_are_too_good(nats: float, reason: str | None) -> None:
+def test_nats_far_below_those_of_the_source_are_implausibly_low(nats: float, reason: str | None) -> None:
     span = Span(np.zeros(301, np.uint16), words=2000, bytes=4000, true_nats=1000.0)  # perplexities below 2, all of them
     told = implausibly_low(nats / 300, span)
     assert told is None if reason is None else told.startswith(reason)
@@ -239,7 +239,7 @@ def markov(cache: Path) -> TokenizedCorpus:
     return tokenize_corpus(load_corpus("markov", cache), TokenizerChoice(kind="word"), cache)
 
 
-def test_the_source_itself_scores_the_nats_of_the_text_and_is_not_too_good(markov: TokenizedCorpus) -> None:
+def test_the_source_itself_scores_the_nats_of_the_text_and_is_not_implausibly_low(markov: TokenizedCorpus) -> None:
     chain, tokenizer = shipped_chain(), markov.tokenizer
     words = [tokenizer.backend.token_to_id(word(state)) for state in range(1, len(chain.nats))]
     ids_S = torch.tensor([tokenizer.start_id, *words])
@@ -252,7 +252,7 @@ def test_the_source_itself_scores_the_nats_of_the_text_and_is_not_too_good(marko
 
 
 @pytest.mark.parametrize(("learned_from", "honest"), [("train", True), ("valid", False)])
-def test_who_learned_from_the_validation_text_is_too_good(
+def test_who_learned_from_the_validation_text_is_implausibly_low(
     learned_from: str, honest: bool, markov: TokenizedCorpus
 ) -> None:
     ids = torch.from_numpy(markov.span(learned_from).ids.astype("int64"))

@@ -772,7 +772,9 @@ def refrain(tmp_path_factory: pytest.TempPathFactory) -> TokenizedCorpus:
 
 
 @pytest.mark.parametrize("iit", [True, False])
-def test_a_repeated_text_is_learned_by_heart_and_flagged_as_too_good(iit: bool, refrain: TokenizedCorpus) -> None:
+def test_a_repeated_text_is_learned_by_heart_and_flagged_as_implausibly_low(
+    iit: bool, refrain: TokenizedCorpus
+) -> None:
     config = tiny(iit=iit, budget_tokens=150 * 128, dropout=0.0, learning_rate=1e-2, evaluations=2)
     result = train(config, refrain)
     assert result.history[-1].val_loss < 0.02
@@ -821,7 +823,7 @@ def test_a_leak_that_no_check_of_causality_saw_is_caught_below_the_source(
     monkeypatch.setattr(hpo_model.training.loop, "check_causality", lambda network: None)
     result = train(tiny(**BRIEF), markov)
     assert PLAUSIBLE_WORD_PERPLEXITY < result.history[-1].val_word_ppl < source_perplexity(markov)
-    assert result.reason.startswith("all of 100,096 tokens; too good to be true: ")
+    assert result.reason.startswith("all of 100,096 tokens; implausibly low: ")
     assert result.reason.endswith(" nats below the entropy of its source")
     assert result.suspicious
 

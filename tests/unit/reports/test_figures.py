@@ -107,7 +107,7 @@ def test_curves_have_gaps_between_trials_and_where_a_value_is_missing() -> None:
 def test_of_many_curves_the_best_are_drawn_and_the_title_says_so() -> None:
     study = study_of(trial(5.2, slot=0), *(trial(6.0 - place / 100) for place in range(60)))
     figure = drawn(study)["curves"]
-    assert "40 most telling of 61" in figure.layout.title.text
+    assert "40 most informative of 61" in figure.layout.title.text
     numbers = {number for trace in figure.data for number in trace.customdata if number is not None}
     assert numbers == {0, *range(22, 61)}, "the baseline and the best"
 
@@ -133,7 +133,7 @@ def test_two_objectives_show_their_front() -> None:
         study.add_trial(create_trial(values=values))
     found = drawn(study)
     assert list(found) == ["history-1", "history-2", "front"]
-    front = named(found["front"])["front"]
+    front = named(found["front"])["Pareto front"]
     assert list(zip(front.x, front.y, strict=True)) == [(1.0, 1.0), (2.0, 2.0)]
 
 
@@ -165,7 +165,7 @@ def test_without_a_complete_trial_there_is_the_way_of_the_others() -> None:
 
 def test_trials_without_a_value_are_counted_in_the_title() -> None:
     values = [free(1.0, x=0.1), free(math.inf, x=0.2), free(None, TrialState.FAIL, x=0.3)]
-    assert "without 2 that have no value" in drawn(plain(*values))["history"].layout.title.text
+    assert "2 without a value left out" in drawn(plain(*values))["history"].layout.title.text
 
 
 @pytest.mark.parametrize("value", [math.inf, -math.inf, math.nan, 1e308, 10**400, 5e-324])
@@ -228,7 +228,7 @@ def test_importance_is_drawn_if_given_with_its_evaluator() -> None:
 
 def test_another_language_replaces_all_texts() -> None:
     figure = drawn(study_of(trial(5.2, slot=0)), t=catalogue("es"))["history"]
-    assert figure.layout.title.text == "Lo que alcanzó cada prueba"
+    assert figure.layout.title.text == "Lo que alcanzó cada prueba; si terminó antes de tiempo, su último valor"
     assert figure.layout.yaxis.title.text == "perplejidad de validación por token"
 
 

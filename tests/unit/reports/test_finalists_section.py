@@ -48,7 +48,7 @@ def test_a_verdict_names_its_evidence():
 def test_the_document_goes_on_with_the_winner_of_the_finalists():
     document = report({0: around(5.0), 1: around(4.9), 2: around(4.6)})
     assert "## Winner: trial 2\n" in document
-    assert "Trial 1 had led the search by its single run." in document
+    assert "Trial 1 led the search by its single run." in document
     assert "hpo train --from lambda_phi --trial 2 --epochs 20" in document
     assert "trial 1 --epochs" not in document
     assert "Against the baseline under fresh seeds" in document
@@ -77,22 +77,22 @@ def test_too_few_seeds_give_no_verdict_however_large_the_difference():
 def test_the_studys_own_noise_replaces_the_assumed_one():
     document = report({0: around(5.0), 1: around(4.6), 2: around(4.99)})
     assert "measured on 3 configurations of this study under fresh seeds" in document
-    assert "python-docs, not on this study" not in document
+    assert "python-docs, not in this study" not in document
 
 
 def test_few_degrees_of_freedom_do_not_replace_the_assumption():
-    assert "python-docs, not on this study" in report({0: [5.0, 5.1], 1: [4.7, 4.8]})
+    assert "python-docs, not in this study" in report({0: [5.0, 5.1], 1: [4.7, 4.8]})
 
 
 def test_a_candidate_that_was_lost_is_named():
     text = section(report({0: around(5.0), 1: [*around(4.5, 6), "diverged"], 2: around(4.9)}))
     assert "unstable" in text
-    assert "Trial 1: 1 of its runs were lost by its own doing, 0 by the machine's." in text
+    assert "Trial 1: 1 of its runs were lost through its own fault, 0 through the machine's." in text
 
 
 def test_the_test_split_is_told_or_said_to_be_untouched():
     losses = {0: around(5.0), 1: around(4.6)}
-    assert "The test split has not been touched." in section(report(losses))
+    assert "The test split has not been used." in section(report(losses))
 
 
 def test_lessons_tell_how_much_the_search_flattered():

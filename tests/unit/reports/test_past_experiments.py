@@ -104,7 +104,7 @@ def test_repeats_in_a_table_are_no_pairs():
 
 def test_what_our_own_measurements_are_is_not_said_of_a_table():
     report = render(table(row(647, role="baseline", epoch=1), row(486, epoch=1)), "markdown")
-    assert "Figures stand as the table has them." in report
+    assert "Figures are given as in the table." in report
     for claim in ("fixed sample of the training text", "equal training tokens", "fixed weights"):
         assert claim not in report
 

@@ -54,7 +54,7 @@ def test_the_long_run_of_the_winner_is_shown_as_it_was_projected():
     text = render(read_study(study), "markdown", long_runs=read_long_runs(study), plain=True)
     assert f"**Best checkpoint up to epoch 20**: PPL {answer.best.median:.2f}" in text
     assert f"| {math.exp(curve.val_loss[0]):.2f} " in text
-    assert "No earlier projection of this study has been held against its run yet." in text
+    assert "No earlier projection of this study has been scored against its run yet." in text
 
 
 def test_projections_of_runs_that_ended_are_scored():
@@ -115,7 +115,7 @@ def projected(**options) -> TrialOutlook:
 def test_a_curve_whose_learning_rate_ended_is_no_beginning_of_a_longer_one():
     text = report(trials=[trial(5.0, slot=0, learning_rate_schedule="cosine")])
     assert "## Projection\n" in text
-    assert "the learning rate of trial 0 fell to the end of its own 0.585 epochs" in text
+    assert "the learning rate of trial 0 fell over its own 0.585 epochs" in text
 
 
 @pytest.mark.parametrize("reason", ["thin", "diverged", "none_made"])
@@ -131,8 +131,8 @@ def test_a_projection_shows_ranges_and_what_was_observed():
     assert "150.00 to 220.00" in text
     assert "| 25 % |" in text
     assert "**Best checkpoint up to epoch 20**: PPL 180.00, 90 % range 140.00 to 240.00." in text
-    assert "Learned from 48 whole curves, 3 of them of this study" in text
-    assert "No earlier projection of this study has been held against its run yet." in text
+    assert "Learned from 48 complete curves, 3 of them from this study" in text
+    assert "No earlier projection of this study has been scored against its run yet." in text
 
 
 def test_a_target_and_past_coverage_are_told():

@@ -23,21 +23,21 @@ VERDICTS = {
 }
 REASONS = {
     "en": [
-        "**No language models**: the networks of trials 0, 1, 2, 3, 4 see tokens that they are to predict.",
+        "**No language models**: the networks of trials 0, 1, 2, 3, 4 see the tokens that they are to predict.",
         "**One run each**: no configuration was repeated, and no seed is given.",
         "**No projection**: one evaluation per run is no curve. From one point after 1 of 20 epochs",
-        "**Unequal updates**: at equal epochs batch 16 made 2 times the updates of batch 32.",
+        "**Unequal updates**: at equal epochs, batch size 16 made 2 times as many updates as 32.",
         "**Unequal machines**: times come from cpu and cuda and say nothing about configurations.",
-        "**ΔΦ loss** contains λ_phi as a factor",
+        "**ΔΦ loss** has λ_phi as a factor",
         "**Train PPL above val PPL** in trials 0, 1, 2, 3, 4:",
         "**Text unknown**: corpus and tokenizer are not identified",
     ],
     "es": [
         "**No son modelos de lenguaje**: las redes de pruebas 0, 1, 2, 3, 4 ven tokens que deben predecir.",
-        "**Una ejecución cada una**: ninguna configuración se repitió, y no consta ninguna semilla.",
+        "**Una sola ejecución de cada una**: ninguna configuración se repitió, y no consta ninguna semilla.",
         "**Sin proyección**: una evaluación por ejecución no es una curva. De un solo punto tras 1 de 20 épocas",
         "**Actualizaciones desiguales**: con las mismas épocas, el lote 16 hizo 2 veces las actualizaciones",
-        "**Máquinas desiguales**: los tiempos vienen de cpu y cuda",
+        "**Máquinas desiguales**: los tiempos proceden de cpu y cuda",
         "**La pérdida ΔΦ** contiene λ_phi como factor",
         "**PPL de entrenamiento por encima de la de validación** en pruebas 0, 1, 2, 3, 4:",
         "**Texto desconocido**: no se identifican el corpus ni el tokenizador",
@@ -65,7 +65,7 @@ def without(tmp_path: Path, *columns: str) -> Path:
 
 def claims(document: str, language: str) -> str:
     """What the report says of the trials: without the section that says why it says no more, and explanations."""
-    reasons = r"^## (What this table cannot carry|Lo que esta tabla no puede sostener)$.*?^(?=## )"
+    reasons = r"^## (What this table cannot support|Lo que esta tabla no puede sostener)$.*?^(?=## )"
     return re.sub(reasons, "", document, flags=re.DOTALL | re.MULTILINE)
 
 

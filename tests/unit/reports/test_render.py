@@ -70,10 +70,10 @@ def test_the_head_tells_where_the_numbers_come_from():
         "# Experiments: lambda_phi\n",
         "2025-11-17 20:00 UTC, last run 2025-11-17 20:15 UTC",
         "Which weight of the Φ term gives the lowest loss?",
-        "TPE, after 8 random or given trials",
-        "successive halving from evaluation 2 on; one in 3 goes on",
+        "TPE, after 8 random or planned trials",
+        "successive halving from evaluation 2 on; one trial in 3 goes on",
         "40 trials; 300,000 training tokens each, 10 evaluations each",
-        "lambda_phi from 0.001 to 0.3, logarithmic",
+        "lambda_phi from 0.001 to 0.3, on a logarithmic scale",
         "1 for all trials; none was repeated under another\n",
         "python-docs, from documentation and docstrings of Python 3.11.2; 512,345 training",
         "digest a1b2c3d4e5f60718",
@@ -109,8 +109,9 @@ def test_train_perplexity_is_explained():
 
 def test_differing_batch_sizes_are_noted():
     small = trial(slot=1, batch_size=4, measured={"step": 586})
-    assert "Batch sizes differ (4, 8). Tokens are equal, updates are not: from 293 to 586." in markdown(
-        trial(slot=0), small
+    assert (
+        "Batch sizes differ (4, 8). The number of tokens is equal, the number of updates is not: from 293 to 586."
+        in markdown(trial(slot=0), small)
     )
     assert "Batch sizes differ" not in markdown(trial(slot=0), trial())
 
@@ -133,7 +134,7 @@ def test_pruned_and_failed_trials_have_their_own_table():
     ]
     assert incomplete[1][-3:] == ["60,000", "1,998.20", "behind its peers at 60,000 tokens"]
     assert incomplete[3][-1] == "OSError: disk | full"
-    assert "They are not compared with complete ones." in document
+    assert "They are not compared with complete trials." in document
 
 
 def test_the_winner_is_named_with_its_evidence():
@@ -141,8 +142,8 @@ def test_the_winner_is_named_with_its_evidence():
     assert "**Trial 1** has the lowest validation loss of 3 comparable complete runs: 4.8 nats per token." in document
     assert "- dropout: 0.3\n" in document
     assert "(trial 0, val PPL 148.41): 18.1 % better (one run, no verdict)." in document
-    assert "Not distinguishable from it by one run each: trial 2\n" in document
-    assert "one run, seed 1. The lowest of 4 flatters" in document
+    assert "Not distinguishable from it with one run each: trial 2\n" in document
+    assert "one run, seed 1. The lowest of 4 is flattered" in document
     assert "expect another seed to be worse" in document
 
 
@@ -157,18 +158,20 @@ def test_a_lead_within_the_noise_is_called_that():
 
 
 def test_a_tie_is_told():
-    assert "The same value, later: trials 2, 3\n" in markdown(trial(5.0, slot=0), *(trial(4.0) for _ in range(3)))
+    assert "Reached the same value later: trials 2, 3\n" in markdown(
+        trial(5.0, slot=0), *(trial(4.0) for _ in range(3))
+    )
 
 
 def test_many_close_trials_are_counted_not_listed():
     assert "trials 1, 2, 3, 4, 5, 6, 7, 8, 9, 10 and 20 more\n" in markdown(*(trial(5.0, slot=s) for s in range(31)))
 
 
-def test_a_suspicious_trial_is_flagged_loudly_and_does_not_win():
+def test_an_implausibly_low_trial_is_flagged_loudly_and_does_not_win():
     document = markdown(trial(5.0, slot=0), trial(0.5, attributes={TRIAL_SUSPICIOUS: True}))
-    assert document.index("> **SUSPICIOUS: trial 1.**") < document.index("## Comparison")
+    assert document.index("> **IMPLAUSIBLY LOW: trial 1.**") < document.index("## Comparison")
     assert "## Winner: trial 0" in document
-    assert tables(document)[0][2][-1] == "SUSPICIOUS, not compared"
+    assert tables(document)[0][2][-1] == "IMPLAUSIBLY LOW, not compared"
 
 
 def test_the_decision_is_a_command_and_a_configuration_to_paste():
@@ -185,16 +188,16 @@ def test_the_totals_are_told():
     document = markdown(trial(slot=0, attributes={TRIAL_CONTINUED: 1}), pruned(milestones=2), trial())
     assert "3 (2 complete, 1 pruned)" in document
     assert "**Tokens spent**: 660,000\n" in document
-    assert "**Tokens saved by pruning**: 240,032, 26.7 % of what all would have read" in document
+    assert "**Tokens saved by pruning**: 240,032, 26.7 % of what all trials would have read" in document
     assert "**Training time**: 0.02 h" in document
-    assert "1 of 3 trials, once in all" in document
+    assert "1 of 3 trials, once in total" in document
     assert "Energy" not in document, "no GPU's meter was read"
 
 
 def test_the_energy_of_the_gpus_is_told_where_they_have_a_meter():
     metered = {"energy_joules": 1.8e6}
     document = markdown(trial(slot=0, measured=metered), trial(measured=metered), pruned(milestones=2))
-    assert "**Energy of the GPUs meanwhile**: 1.000 kWh, by NVML" in document
+    assert "**GPU energy during training**: 1.000 kWh, by NVML" in document
 
 
 def test_other_budgets_are_not_compared():
@@ -207,8 +210,8 @@ def test_other_budgets_are_not_compared():
 @pytest.mark.parametrize(
     ("trials", "sentence"),
     [
-        ([trial(slot=1)], "The study has no baseline, so no verdict."),
-        ([pruned(slot=0), trial()], "The baseline (trial 0) is not complete but pruned, so no verdict."),
+        ([trial(slot=1)], "The study has no baseline, so there is no verdict."),
+        ([pruned(slot=0), trial()], "The baseline (trial 0) is not complete but pruned, so there is no verdict."),
         (
             [trial(slot=0, attributes={TRIAL_SUSPICIOUS: True}), trial()],
             "The baseline (trial 0) cannot be compared with",
@@ -249,7 +252,7 @@ def test_a_study_of_plain_optuna_renders():
     assert complete[0] == ["Exp", "x", "Objective", "Curve"]
     assert incomplete[0] == ["Exp", "Outcome", "x", "Last value", "Reason"]
     assert f"**Trial {study.best_trial.number}** has the highest objective value" in document
-    assert "hold no run of ours" in document
+    assert "were not made by `hpo run`" in document
     assert "hpo train" not in document
     assert "PPL" not in document
     assert "- **Date**: –\n" in document
@@ -261,7 +264,7 @@ def test_several_objectives_make_a_limited_report():
     complete, front = tables(document)
     assert complete == [
         ["Exp", "objective_0", "objective_1", "Curve", "Verdict"],
-        ["0", "1", "2", "–", "on the front"],
+        ["0", "1", "2", "–", "on the Pareto front"],
     ]
     assert front == [["Exp", "objective_0", "objective_1"], ["0", "1", "2"]]
     assert "This study has 2 objectives, which no single ranking orders" in document
@@ -281,7 +284,12 @@ def test_our_runs_under_two_objectives_are_a_front_without_a_winner():
     trials = two_objectives((5.0, 0.9), (4.0, 0.7), (4.5, 0.6), (4.2, 0.8))
     document = markdown(*trials, directions=["minimize", "maximize"])
     complete, front = tables(document)
-    assert [row[-1] for row in complete[1:]] == ["on the front", "on the front", "dominated", "on the front"]
+    assert [row[-1] for row in complete[1:]] == [
+        "on the Pareto front",
+        "on the Pareto front",
+        "dominated",
+        "on the Pareto front",
+    ]
     assert "Val PPL" in complete[0]
     assert [row[0] for row in front[1:]] == ["1", "3", "0"]
     assert front[0][-2:] == ["Val PPL", "Val Φ"]
@@ -374,7 +382,7 @@ def test_rows_say_what_a_perplexity_was_measured_on():
     [
         "# Experimentos: lambda_phi\n",
         "la menor pérdida de validación en nats por token",
-        "división sucesiva desde la evaluación 2; sigue una de cada 3",
+        "successive halving desde la evaluación 2; sigue una prueba de cada 3",
         "1 en todas las pruebas; ninguna se repitió con otra",
         "La **prueba 1** tiene la menor pérdida de validación de 2 ejecuciones completas comparables: 4.8 nats",
         "18.1 % mejor (una sola ejecución, sin veredicto)",

@@ -28,12 +28,12 @@ def lines(document: str, title: str) -> list[str]:
 def test_objectives_have_a_status_and_a_number_each():
     document = session(trial(5.0, slot=0), trial(4.8), pruned(), running())
     assert lines(document, "Objectives") == [
-        "1. **in part** · Search the space: 3 of 40 trials finished, 2 of them complete and comparable.",
+        "1. **partly done** · Search the space: 3 of 40 trials finished, 2 of them complete and comparable.",
         "2. **done** · Measure the baseline: trial 0, val PPL 148.41.",
-        "3. **in part** · Beat the baseline: trial 1, 18.1 % better (one run, no verdict).",
+        "3. **partly done** · Beat the baseline: trial 1, 18.1 % better (one run, no verdict).",
         "4. **open** · Repeat the best under fresh seeds: not done.",
         "5. **open** · Measure the winner on the test split: not done.",
-        "6. **open** · Project the long run: refused, nothing to project from.",
+        "6. **open** · Project the long run: refused, there is nothing to project from.",
         "7. **open** · Measure the quality of generated text: not done.",
     ]
 

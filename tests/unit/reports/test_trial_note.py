@@ -36,7 +36,7 @@ def test_a_complete_trial_says_what_it_did_otherwise_and_how_it_stands() -> None
 
 def test_a_small_difference_is_none() -> None:
     text = note(study_of(trial(5.2, slot=0), trial(5.19, dropout=0.3)), 1)
-    assert "Not distinguishable from the baseline by one run" in text
+    assert "Not distinguishable from the baseline with one run" in text
 
 
 def test_the_baseline_says_that_it_is_it() -> None:
@@ -52,10 +52,10 @@ def test_a_pruned_trial_says_why_and_offers_no_long_run() -> None:
     assert "hpo train" not in text
 
 
-def test_what_is_too_good_to_be_true_offers_no_long_run() -> None:
+def test_what_is_implausibly_low_offers_no_long_run() -> None:
     strange = trial(1.0, attributes={TRIAL_SUSPICIOUS: True}, constraints={"suspicious": 1.0})
     text = note(study_of(trial(5.2, slot=0), strange), 1)
-    assert "Suspicious: implausibly low" in text
+    assert "implausibly low for text" in text
     assert "hpo train" not in text
 
 

@@ -81,7 +81,7 @@ def test_trials_close_to_the_winner_are_named():
 @pytest.mark.parametrize(
     ("options", "text"),
     [
-        ({"attributes": {TRIAL_SUSPICIOUS: True}}, "SUSPICIOUS, not compared"),
+        ({"attributes": {TRIAL_SUSPICIOUS: True}}, "IMPLAUSIBLY LOW, not compared"),
         ({"constraints": {"memory": 1.0}}, "breaks a constraint, not compared"),
         ({"budget_tokens": 600_000}, "other budget, not compared"),
     ],
