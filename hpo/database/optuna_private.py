@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Container, Mapping
+from collections.abc import Container, Mapping, Set
 from pathlib import Path
 from typing import Any, cast
 
@@ -68,14 +68,14 @@ class CurrentStorage(RDBStorage):
         self.scoped_session = orm.scoped_session(orm.sessionmaker(bind=self.engine))
 
 
-def are_current(connection: sa.Connection, present: Container[str]) -> bool:
+def are_current(connection: sa.Connection, present: Set[str]) -> bool:
     """Whether a database's tables are those of `TABLES_VERSION`; of other ones Optuna says what they are.
 
     Args:
         connection: to the database.
         present: the names of its tables.
     """
-    if "alembic_version" not in present:
+    if not {*TABLE_NAMES, "alembic_version"} <= present:
         return False
     versions = connection.scalars(sa.text("SELECT version_num FROM alembic_version")).all()
     return list(versions) == [TABLES_VERSION]

@@ -75,8 +75,8 @@ def is_transient(error: BaseException) -> bool:
     if not isinstance(error, sa.exc.DBAPIError):
         return False
     driver = error.orig
-    if isinstance(driver, sqlite3.Error):
-        return isinstance(driver, sqlite3.OperationalError) and ("locked" in str(driver) or "busy" in str(driver))
+    if isinstance(driver, sqlite3.OperationalError):
+        return "locked" in str(driver) or "busy" in str(driver)
     import psycopg  # which those whose studies are in SQLite never load
 
     if isinstance(driver, psycopg.Error):
