@@ -17,7 +17,7 @@ run: install
 	$(BIN)/hpo report --format markdown
 
 test: install-test
-	$(BIN)/pytest -m "not nightly" -n 2 --dist loadgroup
+	$(BIN)/pytest -m "not nightly" -n 3 --dist loadscope --no-loadscope-reorder
 
 check: install-test
 	$(BIN)/ruff format --check .

@@ -9,6 +9,7 @@ Heavy imports stay inside the fixtures, so that suites without a network start a
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,6 +19,7 @@ from hypothesis import settings
 
 from tests.support.log import logged
 from tests.support.paths import REPOSITORY
+from tests.support.schedule import tier_of
 
 if TYPE_CHECKING:
     from hpo_model.data.tokens import TokenizedCorpus
@@ -26,9 +28,11 @@ if TYPE_CHECKING:
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-pytest_plugins = ["tests.support.budgets", "tests.support.database_fixtures"]
+# A shell without job control starts background jobs deaf to Ctrl-C, which the programs that tests start would inherit.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
-NIGHTLY = REPOSITORY / "tests" / "nightly"
+pytest_plugins = ["tests.support.budgets", "tests.support.database_fixtures", "tests.support.schedule"]
+
 WIKITEXT2_FILES = ("wiki.train.tokens", "wiki.valid.tokens", "wiki.test.tokens")
 
 # Two shared cores make wall-clock deadlines flaky; a fixed seed makes a failure in CI the failure at the desk.
@@ -36,14 +40,11 @@ settings.register_profile("repository", deadline=None, derandomize=True, databas
 settings.load_profile("repository")
 
 
-@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark what lies in `nightly`, and keep a file's tests in one process where they share fixtures."""
+    """Mark what lies in `nightly`."""
     for item in items:
-        if item.path.is_relative_to(NIGHTLY):
+        if tier_of(item) == "nightly":
             item.add_marker(pytest.mark.nightly)
-        if item.get_closest_marker("xdist_group") is None:
-            item.add_marker(pytest.mark.xdist_group(item.path.stem))
 
 
 @pytest.fixture
@@ -54,9 +55,17 @@ def log() -> Iterator[list[str]]:
 
 
 @pytest.fixture(scope="session")
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def shared_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of the whole session, which processes that run tests side by side share."""
+    base = tmp_path_factory.getbasetemp()
+    return base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+
+
+@pytest.fixture(scope="session")
+def cache(shared_folder: Path) -> Path:
     """A cache of corpora and token files for the whole session; holds python-docs once that was asked for."""
-    return tmp_path_factory.mktemp("cache")
+    (shared_folder / "cache").mkdir(exist_ok=True)
+    return shared_folder / "cache"
 
 
 @pytest.fixture(scope="session")

@@ -13,7 +13,6 @@ import re
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,6 +27,7 @@ from typer.main import get_command
 
 from hpo.cli import app
 from hpo_reports.records.names import TRIAL_SLOT
+from tests.support.far_workers import wait_until
 from tests.support.in_process import Hpo
 from tests.support.paths import REPOSITORY
 from tests.support.texts import write_text
@@ -48,7 +48,7 @@ width = 32
 heads = 2
 sequence_length = 32
 batch_size = 4
-budget_tokens = 25000
+budget_tokens = 12000
 evaluations = 5
 evaluation_tokens = 512
 [search]
@@ -195,19 +195,18 @@ def containers(tmp_path: Path, new_postgres_url: Callable[[], str]) -> Iterator[
         connection.exec_driver_sql(f"DROP ROLE {role}")
 
 
+def url_with_password(containers: Containers) -> str:
+    return containers.url.set(password=PASSWORDS["postgres_password"]).render_as_string(hide_password=False)
+
+
 def optuna_study(containers: Containers) -> optuna.Study:
-    url = containers.url.set(password=PASSWORDS["postgres_password"]).render_as_string(hide_password=False)
-    storage = optuna.storages.RDBStorage(url, engine_kwargs={"poolclass": sa.NullPool})
+    storage = optuna.storages.RDBStorage(url_with_password(containers), engine_kwargs={"poolclass": sa.NullPool})
     return optuna.load_study(study_name="small", storage=storage)
 
 
-def wait_for_a_trial(study: optuna.Study) -> None:
-    until = time.monotonic() + 60
-    while time.monotonic() < until:
-        if study.get_trials(deepcopy=False):
-            return
-        time.sleep(0.1)
-    pytest.fail("no trial began within a minute")
+def leases(containers: Containers) -> int:
+    with sa.create_engine(url_with_password(containers), poolclass=sa.NullPool).connect() as connection:
+        return int(connection.exec_driver_sql("SELECT count(*) FROM hpo_slots WHERE state = 'leased'").scalar_one())
 
 
 @pytest.mark.timeout(600)
@@ -220,7 +219,7 @@ def test_a_search_in_containers(containers: Containers, hpo: Hpo, monkeypatch: p
     assert study.trials == []
 
     first = containers.start("worker", STUDY="small")
-    wait_for_a_trial(study)
+    wait_until("a trial has begun", lambda: study.get_trials(deepcopy=False))
     first.terminate()  # as `docker compose stop` does
     code, out, err = ended(first)
     assert code == 130, err
@@ -229,6 +228,7 @@ def test_a_search_in_containers(containers: Containers, hpo: Hpo, monkeypatch: p
     for name, value in containers.environment().items():
         monkeypatch.setenv(name, value)
     other = containers.start("worker", STUDY="small")
+    wait_until("it holds a lease", lambda: leases(containers) > 0)
     answer = hpo(*containers.command("worker", STUDY="small"))  # the same beside it, in this process
     code, out, err = ended(other)
     assert (answer.code, code) == (0, 0), answer.err + err

@@ -13,12 +13,13 @@ import sqlite3
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import optuna
 import pytest
 import torch
+from filelock import FileLock
 
 from hpo_model.data.tokens import open_tokens
 from hpo_model.training.loop import train
@@ -30,6 +31,7 @@ from hpo_reports.records.names import (
     TRIAL_OUTCOME,
     TRIAL_SLOT,
 )
+from tests.support.far_workers import wait_until
 from tests.support.in_process import Hpo, refused
 from tests.support.place import Place, own_workers, while_it_runs
 from tests.support.texts import write_text
@@ -43,20 +45,25 @@ def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def place(tmp_path: Path, text: Path, hpo: Hpo) -> Place:
+def place(tmp_path: Path, text: Path, hpo: Hpo) -> Iterator[Place]:
     (tmp_path / "text").symlink_to(text)
-    return Place(tmp_path, hpo)
+    place = Place(tmp_path, hpo)
+    yield place
+    place.end()
 
 
 @pytest.fixture(scope="module")
-def finished_home(text: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The home of a study that has two finished trials; made once, by a process."""
-    made = Place(tmp_path_factory.mktemp("finished"), _no_calls)
-    (made.root / "text").symlink_to(text)
-    made.study()
-    process = made.start_run("--trials", "2", "--workers", "1")
-    _, err = process.communicate(timeout=200)
-    assert process.returncode == 0, err
+def finished_home(text: Path, shared_folder: Path) -> Path:
+    """The home of a study that has two finished trials; made once for all processes that run tests, by another one."""
+    made = Place(shared_folder / "finished", _no_calls)
+    with FileLock(shared_folder / "finished.lock"):
+        if not made.root.exists():
+            made.root.mkdir()
+            shutil.copytree(text, made.root / "text")
+            made.study()
+            process = made.start_run("--trials", "2", "--workers", "1")
+            _, err = process.communicate(timeout=200)
+            assert process.returncode == 0, err
     return made.home.root
 
 
@@ -159,12 +166,13 @@ def test_two_runs_started_together_share_one_total(place: Place) -> None:
 
 
 def test_workers_join_a_study_that_was_made_without_any(place: Place) -> None:
-    place.study(budget=25_000)
+    place.study(budget=12_000)
     made = place.run("--trials", "4", "--workers", "0")
     assert made.code == 0, made.err
     assert "0 of 4 trials finished" in made.out
     assert "it waits for `hpo worker --study small`" in made.out
     other = place.start("worker", "--study", "small", "--workers", "1")
+    place.wait_for_trials(1)  # its imports take longer than all trials
     own = place.hpo("worker", "--study", "small", "--workers", "1")
     out, err = other.communicate(timeout=200)
     assert (own.code, other.returncode) == (0, 0), own.err + err
@@ -237,15 +245,16 @@ def test_the_long_run_uses_a_trials_configuration_and_resumes(finished: Place) -
 
 def test_killed_runs_end_with_the_exact_total_and_the_loss_curves_of_undisturbed_ones(place: Place) -> None:
     """Killed as a whole, a checkpoint damaged; then the supervisor alone, whose workers leave of themselves."""
-    place.study(budget=25_000)
+    place.study(budget=12_000)
     moments = random.Random(20261121)
     checkpoints = 0
     for whole in (True, False):
         process = place.start_run("--trials", "5", "--workers", "2")
         checkpoints = place.wait_for_checkpoint(checkpoints)
-        time.sleep(moments.uniform(0.0, 0.5))
+        time.sleep(moments.uniform(0.0, 0.25))
         if whole:
             kill_all(process)
+            place.let_leases_expire()
         else:
             process.kill()
             process.communicate()
@@ -260,7 +269,7 @@ def test_killed_runs_end_with_the_exact_total_and_the_loss_curves_of_undisturbed
 
 
 def test_a_killed_worker_is_started_again_and_its_trial_goes_on_past_a_damaged_checkpoint(place: Place) -> None:
-    place.study(budget=60_000)
+    place.study(budget=16_000)
 
     def kill() -> None:
         place.wait_for_checkpoint(0)
@@ -280,10 +289,11 @@ def test_a_killed_worker_is_started_again_and_its_trial_goes_on_past_a_damaged_c
 
 
 def test_a_killed_run_of_two_objectives_goes_on_and_ends_with_a_front(place: Place) -> None:
-    place.study(budget=25_000, top='objectives = ["val_loss", "phi"]', more='[pruner]\nkind = "none"')
+    place.study(budget=12_000, top='objectives = ["val_loss", "phi"]', more='[pruner]\nkind = "none"')
     process = place.start_run("--trials", "3", "--workers", "1")
     place.wait_for_checkpoint(0)
     kill_all(process)
+    place.let_leases_expire()
     last = place.run("--trials", "3")
     assert last.code == 0, last.err
     place.assert_exact(3)
@@ -301,7 +311,7 @@ def test_a_killed_run_of_two_objectives_goes_on_and_ends_with_a_front(place: Pla
 
 
 def test_finalists_follow_the_search_survive_a_kill_and_use_the_test_split_once(place: Place) -> None:
-    place.study(budget=25_000, replicates=2)
+    place.study(budget=12_000, replicates=2)
     arguments = ("--trials", "3", "--workers", "2")
     assert place.run(*arguments, "--no-finalists").code == 0
     search = place.optuna_study()
@@ -309,6 +319,7 @@ def test_finalists_follow_the_search_survive_a_kill_and_use_the_test_split_once(
     process = place.start_run(*arguments)
     place.wait_for_checkpoint(len(place.checkpoints()))
     kill_all(process)
+    place.let_leases_expire()
     last = place.run(*arguments)
     assert last.code == 0, last.err
     assert "finalists of small: trial" in last.out
@@ -371,7 +382,7 @@ def assert_interrupted(place: Place, code: int, out: str, err: str) -> None:
 
 
 def test_ctrl_c_in_a_terminal_loses_nothing(place: Place) -> None:
-    place.study(budget=60_000)
+    place.study(budget=15_000)
     process = place.start_run("--trials", "4", "--workers", "2")
     place.wait_for_trials(2)
     os.killpg(process.pid, signal.SIGINT)  # a terminal sends it to the workers too
@@ -380,13 +391,13 @@ def test_ctrl_c_in_a_terminal_loses_nothing(place: Place) -> None:
 
 
 def test_a_second_ctrl_c_loses_nothing_either(place: Place) -> None:
-    place.study(budget=60_000)
+    place.study(budget=25_000)
 
     def press() -> None:
         place.wait_for_trials(2)
         for _ in range(2):
             os.kill(os.getpid(), signal.SIGINT)
-            time.sleep(0.3)
+            time.sleep(0.1)
 
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # where the run has ended before the second
     try:
@@ -399,7 +410,7 @@ def test_a_second_ctrl_c_loses_nothing_either(place: Place) -> None:
 
 
 def test_a_time_limit_stops_the_run_and_the_next_one_goes_on(place: Place) -> None:
-    place.study(budget=60_000)
+    place.study(budget=25_000)
     limited = place.run("--trials", "3", "--timeout", "0.02")
     assert limited.code == 0, limited.err
     assert "the time limit is over" in limited.out
@@ -410,11 +421,12 @@ def test_a_time_limit_stops_the_run_and_the_next_one_goes_on(place: Place) -> No
 
 
 def test_a_stop_reaches_all_workers_and_a_later_run_goes_on(place: Place) -> None:
-    place.study(budget=60_000)
+    place.study(budget=25_000)
+    assert place.run("--trials", "6", "--workers", "0").code == 0
     first = place.start_run("--trials", "6", "--workers", "1")
-    place.wait_for_trials(1)
     second = place.start("worker", "--study", "small", "--workers", "1")
-    place.wait_for_trials(2)
+    slots = place.sweep().slots
+    wait_until("both work", lambda: slots.counts(6).leased == 2)
     stopped = place.hpo("stop", "small")
     assert stopped.code == 0, stopped.err
     assert "no worker is left" in stopped.out
@@ -576,15 +588,13 @@ def test_the_dashboard_serves_the_studies_on_loopback(finished: Place) -> None:
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = str(free.getsockname()[1])
     process = finished.start("dashboard", "--port", port)
-    try:
-        assert process.stdout is not None
-        assert f"http://127.0.0.1:{port}/" in process.stdout.readline()
-        with urllib.request.urlopen(f"http://127.0.0.1:{port}/api/studies", timeout=20) as response:
-            assert [study["study_name"] for study in json.load(response)["study_summaries"]] == ["small"]
-        refused(finished.hpo("dashboard", "--port", port), f"port {port} is taken")
-    finally:
-        process.send_signal(signal.SIGINT)
-        out, err = process.communicate(timeout=200)
+    assert process.stdout is not None
+    assert f"http://127.0.0.1:{port}/" in process.stdout.readline()
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/api/studies", timeout=20) as response:
+        assert [study["study_name"] for study in json.load(response)["study_summaries"]] == ["small"]
+    refused(finished.hpo("dashboard", "--port", port), f"port {port} is taken")
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=60)
     assert process.returncode == 0, err
     assert "Traceback" not in out + err
 

@@ -432,7 +432,6 @@ def stopped(server: Any) -> Iterator[None]:
         server.ensure_postgres_running()
 
 
-@pytest.mark.xdist_group("restart")
 class TestRestart:
     def test_what_is_called_between_and_after_does_not_notice(self, server: Any, server_url: str) -> None:
         with opened(server_url, PATIENT) as database:

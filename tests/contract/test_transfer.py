@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import datetime
 import itertools
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -369,12 +370,13 @@ def test_a_copy_has_checkpoints_of_its_own(url: str, source: Database, target_ur
 
 
 def test_a_copy_that_was_interrupted_anywhere_is_begun_again(
-    url: str, source: Database, new_url: Callable[[str], str], monkeypatch: pytest.MonkeyPatch
+    url: str, source: Database, new_url: Callable[[str], str], ready_file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     eventful(source)
     lost, crashes = [], 0
     for place in itertools.count(1):
         target_url = new_url("sqlite")
+        shutil.copyfile(ready_file, str(sa.make_url(target_url).database))
         with opened(target_url) as target:
             with monkeypatch.context() as patch:
                 patch.setattr(hpo.transfer.copying, "open_database", lambda url, create: target if create else source)

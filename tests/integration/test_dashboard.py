@@ -307,15 +307,19 @@ def test_a_signal_ends_it_cleanly(storage: RDBStorage, sqlite_url: str, tmp_path
     port = free_port()
     behind = ("--host", "0.0.0.0", "--password-file", str(tmp_path / "password"))
     process = start("--port", str(port), "--storage", sqlite_url, *behind)
-    assert process.stdout is not None
-    assert process.stdout.readline() == f"dashboard: http://0.0.0.0:{port}/ (Ctrl-C ends it)\n"
-    assert Client(port).get().status == 401
-    assert Client(port, login(PASSWORD)).studies() == ["small"]
-    with socket.create_connection(("127.0.0.1", port)) as slow:
-        slow.sendall(b"GET / HTTP/1.1\r\n")
-        assert Client(port).get().status == 401  # connections are taken in turn: the slow one has its thread
-        process.send_signal(number)
-        out, err = process.communicate(timeout=20)
+    try:
+        assert process.stdout is not None
+        assert process.stdout.readline() == f"dashboard: http://0.0.0.0:{port}/ (Ctrl-C ends it)\n"
+        assert Client(port).get().status == 401
+        assert Client(port, login(PASSWORD)).studies() == ["small"]
+        with socket.create_connection(("127.0.0.1", port)) as slow:
+            slow.sendall(b"GET / HTTP/1.1\r\n")
+            assert Client(port).get().status == 401  # connections are taken in turn: the slow one has its thread
+            process.send_signal(number)
+            out, err = process.communicate(timeout=20)
+    finally:
+        process.kill()
+        process.communicate()
     assert process.returncode == 0, err
     assert out == "dashboard ended\n"
     assert err == ""

@@ -27,8 +27,6 @@ from hpo_model.data.tokens import TokenizedCorpus
 from tests.support.far_workers import FarStudy, wait_until
 from tests.support.own_files import write_own_files
 
-pytestmark = pytest.mark.xdist_group("ray")
-
 Make = Callable[..., FarStudy]
 
 
@@ -38,7 +36,9 @@ def cluster() -> Iterator[Any]:
     import_ray()
     from ray.cluster_utils import Cluster
 
-    made = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+    quick = {"health_check_initial_delay_ms": 500, "health_check_period_ms": 500}  # else a node dies for 15 s
+    head = {"num_cpus": 1, "include_dashboard": False, "_system_config": quick}
+    made = Cluster(initialize_head=True, head_node_args=head)
     yield made
     made.shutdown()
 
@@ -168,7 +168,7 @@ class TestOnTwoNodes:
     def test_a_killed_worker_is_started_again_and_its_trial_goes_on(
         self, far_study: Make, start: Callable[[FarStudy], Run], second_node: Any
     ) -> None:
-        study = far_study(trials=3, budget_tokens=40_000)
+        study = far_study(trials=3, budget_tokens=20_000)
         run = start(study)
 
         def kill() -> None:
@@ -188,7 +188,7 @@ class TestOnTwoNodes:
     def test_a_graceful_stop_lets_workers_leave_at_their_next_evaluation(
         self, far_study: Make, start: Callable[[FarStudy], Run]
     ) -> None:
-        study = far_study(trials=4, budget_tokens=40_000)
+        study = far_study(trials=4, budget_tokens=20_000)
         run = start(study)
         run.when_both_have_a_checkpoint(lambda: run.stop.request_stop(StopLevel.GRACEFUL, "a test"))
         run.go(study.specs(3))  # one of them waits for room
@@ -275,7 +275,7 @@ class TestOnTwoNodes:
         self, far_study: Make, start: Callable[[FarStudy], Run], monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr(hpo.executors.ray, "ROOM_S", 0.5)
-        study = far_study(trials=3, budget_tokens=60_000)
+        study = far_study(trials=3, budget_tokens=20_000)
         run = start(study)
         run.go(study.specs(3))
         study.assert_exact()
@@ -308,7 +308,7 @@ class TestOnTwoNodes:
         cluster: Any,
         capfd: pytest.CaptureFixture[str],
     ) -> None:
-        study = far_study(trials=4, budget_tokens=40_000)
+        study = far_study(trials=4, budget_tokens=20_000)
         run = start(study)
         run.when_both_have_a_checkpoint(lambda: cluster.remove_node(second_node, allow_graceful=False))
         run.go(study.specs(2))

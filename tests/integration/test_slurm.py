@@ -103,7 +103,7 @@ class TestLocalJobs:
     def test_a_killed_task_s_trial_goes_on_in_the_other_when_its_lease_expires(
         self, far_study: Make, folder: Path
     ) -> None:
-        study = far_study(trials=3, lease_s=2.0, budget_tokens=40_000)
+        study = far_study(trials=3, lease_s=2.0, budget_tokens=20_000)
         jobs = submit_slurm(study.specs(2), folder, TIME, cluster="local")
         wait_until("both work on a trial and have a checkpoint", lambda: study.under_way() == 2)
         task_of(jobs[0]).kill()
@@ -114,7 +114,7 @@ class TestLocalJobs:
     def test_a_preempted_task_gives_its_trial_back_and_goes_on_as_another_owner(
         self, far_study: Make, folder: Path
     ) -> None:
-        study = far_study(trials=2, lease_s=300.0, budget_tokens=40_000)
+        study = far_study(trials=2, lease_s=300.0, budget_tokens=20_000)
         (job,) = submit_slurm(study.specs(1), folder, TIME, cluster="local")
         wait_until("a checkpoint is written", study.checkpoints)
         owners = set(study.sweep.slots.owners().values())
@@ -126,7 +126,7 @@ class TestLocalJobs:
         assert "Requeued job" in log_of(folder, job)
 
     def test_sigterm_lets_a_task_leave_at_its_next_evaluation(self, far_study: Make, folder: Path) -> None:
-        study = far_study(trials=2, lease_s=300.0, budget_tokens=40_000)
+        study = far_study(trials=2, lease_s=300.0, budget_tokens=20_000)
         (job,) = submit_slurm(study.specs(1), folder, TIME, cluster="local")
         wait_until("a checkpoint is written", study.checkpoints)
         task_of(job).terminate()
@@ -195,7 +195,7 @@ def test_sigterm_queues_a_task_again_that_makes_room_but_not_a_cancelled_one(
     far_study: Make, folder: Path, slurm: Path, new_postgres_url: Callable[[], str], state: str, asked: str | None
 ) -> None:
     write_command(slurm / "squeue", f"#!/bin/bash\necho {state}\n")
-    study = far_study(new_postgres_url(), trials=1, lease_s=300.0, budget_tokens=40_000)
+    study = far_study(new_postgres_url(), trials=1, lease_s=300.0, budget_tokens=20_000)
     (job,) = submit_slurm(study.specs(1), folder, TIME)
     wait_until("a checkpoint is written", study.checkpoints)
     (task,) = [each for each in processes_of(folder) if "submitit.core._submit" in each.info["cmdline"]]

@@ -61,7 +61,7 @@ def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object
     try:
         return (yield)
     finally:
-        _measured[item.nodeid.partition("@test_")[0]] = cpu_s() - before  # without the group that xdist adds
+        _measured[item.nodeid] = cpu_s() - before
 
 
 @pytest.hookimpl(optionalhook=True)

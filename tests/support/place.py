@@ -72,6 +72,7 @@ class Place:
 
     root: Path
     in_process: Hpo
+    started: list[subprocess.Popen[str]] = dataclasses.field(default_factory=list)
 
     @property
     def home(self) -> Home:
@@ -103,7 +104,7 @@ class Place:
     def start(self, *arguments: str) -> subprocess.Popen[str]:
         """A command in a process of its own."""
         kept = {name: value for name, value in os.environ.items() if not name.startswith(("HPO_", "OPTUNA_"))}
-        return subprocess.Popen(
+        process = subprocess.Popen(
             [sys.executable, "-m", "hpo", *arguments],
             cwd=self.root,
             env={**kept, "HPO_HOME": str(self.home.root)},
@@ -112,6 +113,14 @@ class Place:
             text=True,
             start_new_session=True,
         )
+        self.started.append(process)
+        return process
+
+    def end(self) -> None:
+        """Kill what still runs after a failure, lest it disturb other tests."""
+        for process in self.started:
+            process.kill()
+            process.communicate()
 
     def start_run(self, *arguments: str) -> subprocess.Popen[str]:
         """`hpo run` in a process of its own."""
@@ -130,6 +139,12 @@ class Place:
         assert all(trial.state.is_finished() for trial in trials)
         assert sorted(trial.user_attrs[TRIAL_SLOT] for trial in trials) == list(range(total))
         assert self.sweep().slots.counts(total).done == total
+
+    def let_leases_expire(self) -> None:
+        """Set back the leases of dead workers by the half minute that the next run would wait for."""
+        with sqlite3.connect(self.home.database) as connection:
+            connection.execute("UPDATE hpo_slots SET expires_at = 0 WHERE state IN ('leased', 'finishing')")
+        connection.close()
 
     def checkpoints(self) -> list[Path]:
         return list((self.home.root / "studies").glob("*/trial-*/checkpoint-*.pt"))

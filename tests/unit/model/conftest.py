@@ -45,9 +45,9 @@ def trained(python_docs: TokenizedCorpus, tmp_path_factory: pytest.TempPathFacto
         {
             "preset": "nano",
             "width": 64,
-            "batch_size": 2,
+            "batch_size": 4,
             "learning_rate": 3e-3,
-            "budget_tokens": 150_000,
+            "budget_tokens": 120_000,
             "evaluations": 3,
         }
     )

@@ -183,7 +183,7 @@ def test_neither_an_evaluation_of_one_sequence_nor_the_check_needs_more_than_an_
 # No dropout, noise or memory, whose random numbers and writes depend on the pieces.
 RUN: dict[str, Scalar] = {
     "preset": "nano", "batch_size": 32, "dropout": 0.0, "noise": 0.0, "memory_slots": 0,
-    "budget_tokens": 4 * 32 * 128, "evaluations": 2, "evaluation_tokens": 1024,
+    "budget_tokens": 2 * 32 * 128, "evaluations": 2, "evaluation_tokens": 1024,
 }  # fmt: skip
 
 

@@ -120,7 +120,6 @@ def test_a_title_is_text_in_the_head():
     assert "<title>Experiments: a_b `c` &lt;i&gt; &amp; d</title>" in text
 
 
-@pytest.mark.xdist_group("browser")
 @pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium: no `chromium` on PATH")
 @pytest.mark.parametrize(("width", "scheme"), [(1280, "light"), (400, "dark")])
 def test_a_browser_draws_the_figures_and_asks_for_nothing(tmp_path: Path, width, scheme):
