@@ -19,7 +19,6 @@ from hypothesis import settings
 
 from tests.support.log import logged
 from tests.support.paths import REPOSITORY
-from tests.support.schedule import tier_of
 
 if TYPE_CHECKING:
     from hpo_model.data.tokens import TokenizedCorpus
@@ -38,13 +37,6 @@ WIKITEXT2_FILES = ("wiki.train.tokens", "wiki.valid.tokens", "wiki.test.tokens")
 # Two shared cores make wall-clock deadlines flaky; a fixed seed makes a failure in CI the failure at the desk.
 settings.register_profile("repository", deadline=None, derandomize=True, database=None)
 settings.load_profile("repository")
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark what lies in `nightly`."""
-    for item in items:
-        if tier_of(item) == "nightly":
-            item.add_marker(pytest.mark.nightly)
 
 
 @pytest.fixture

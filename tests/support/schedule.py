@@ -39,6 +39,9 @@ def scope_of(nodeid: str) -> str:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if tier_of(item) == "nightly":
+            item.add_marker(pytest.mark.nightly)
     items.sort(key=lambda item: (TIERS.index(tier_of(item)), item.path.stem not in TOGETHER))
 
 
