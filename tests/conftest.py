@@ -30,6 +30,9 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 # A shell without job control starts background jobs deaf to Ctrl-C, which the programs that tests start would inherit.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
+# A hundred processes would each compile our sources anew.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+
 pytest_plugins = ["tests.support.budgets", "tests.support.database_fixtures", "tests.support.schedule"]
 
 WIKITEXT2_FILES = ("wiki.train.tokens", "wiki.valid.tokens", "wiki.test.tokens")

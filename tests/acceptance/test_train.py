@@ -173,7 +173,7 @@ def test_updates_too_large_for_the_text_are_one_line(hpo: Hpo, text: Path, home:
 def test_in_a_terminal_evaluations_stand_above_the_line_that_moves(text: Path, home: Path) -> None:
     command = [
         sys.executable, "-m", "hpo", "train", "--preset", "nano", "--data", str(text), "--vocabulary", "300",
-        "--epochs", "2", *SMALL,
+        "--epochs", "1", *SMALL,
     ]  # fmt: skip
     ours, theirs = os.openpty()
     environment = {**os.environ, "TERM": "xterm", "COLUMNS": "100"}

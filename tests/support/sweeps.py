@@ -126,13 +126,11 @@ def opened(url: str, retry: RetryPolicy = NO_RETRY) -> Iterator[Database]:
 
 
 def contents(database: Database) -> dict[str, list[tuple[Any, ...]]]:
-    """All rows of all tables, Optuna's and ours."""
-    tables = sa.MetaData()
-    tables.reflect(database.engine)
+    """All rows of all tables, Optuna's and ours, as the driver gives them."""
     with database.engine.connect() as connection:
         return {
-            name: sorted((tuple(row) for row in connection.execute(table.select())), key=repr)
-            for name, table in tables.tables.items()
+            name: sorted((tuple(row) for row in connection.exec_driver_sql(f'SELECT * FROM "{name}"')), key=repr)
+            for name in sa.inspect(connection).get_table_names()
         }
 
 
