@@ -249,7 +249,7 @@ def test_killed_runs_end_with_the_exact_total_and_the_loss_curves_of_undisturbed
     moments = random.Random(20261121)
     checkpoints = 0
     for whole in (True, False):
-        process = place.start_run("--trials", "5", "--workers", "2")
+        process = place.start_run("--trials", "4", "--workers", "2")
         checkpoints = place.wait_for_checkpoint(checkpoints)
         time.sleep(moments.uniform(0.0, 0.25))
         if whole:
@@ -258,9 +258,9 @@ def test_killed_runs_end_with_the_exact_total_and_the_loss_curves_of_undisturbed
         else:
             process.kill()
             process.communicate()
-    last = place.run("--trials", "5", "--workers", "2")
+    last = place.run("--trials", "4", "--workers", "2")
     assert last.code == 0, last.err
-    place.assert_exact(5)
+    place.assert_exact(4)
 
     trials = place.optuna_study().trials
     assert any(trial.user_attrs.get(TRIAL_CONTINUED) for trial in trials), "no kill hit a trial with a checkpoint"
