@@ -149,9 +149,12 @@ def hangs(spec: WorkerSpec, sink: EventSink) -> None:
 
 
 def works_on(spec: WorkerSpec, sink: EventSink) -> None:
-    """The first of a crew: on its trial, until a file is there. The others leave at once."""
+    """The first of a crew: on its trial, until a file is there. The others leave as soon as it has begun."""
     _note(spec)
+    began = spec.home.root / "began"
     if spec.name != "worker-0":
+        while not began.exists():
+            time.sleep(0.01)
         return
     database = open_database(spec.storage_url, create=False)
     sweep = open_sweep(database, spec.study_name)
@@ -160,6 +163,7 @@ def works_on(spec: WorkerSpec, sink: EventSink) -> None:
     with sweep.holding(lease):
         sweep.start(lease)
         sink.send(Event(kind="started", worker=spec.name, trial=0))
+        began.touch()
         while not (spec.home.root / "evaluated").exists():
             time.sleep(0.01)
     sweep.slots.release(lease)
