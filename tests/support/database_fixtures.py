@@ -17,6 +17,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
+from types import ModuleType
 
 import alembic.util.pyfiles
 import pytest
@@ -34,8 +35,14 @@ Open = Callable[..., Database]
 @pytest.fixture(scope="session", autouse=True)
 def migrations_read_once() -> Iterator[None]:
     """Optuna runs the files of all its migrations anew for every database that is opened: most of what that takes."""
+    real = alembic.util.pyfiles.load_module_py
+    kept = functools.cache(real)
+
+    def load(name: str, path: str | os.PathLike[str]) -> ModuleType:
+        return real(name, path) if Path(path).name == "env.py" else kept(name, path)  # env.py is what upgrades
+
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(alembic.util.pyfiles, "load_module_py", functools.cache(alembic.util.pyfiles.load_module_py))
+        patched.setattr(alembic.util.pyfiles, "load_module_py", load)
         yield
 
 
