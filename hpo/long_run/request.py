@@ -22,7 +22,15 @@ from hpo.sweep.compatibility import check_network, check_text
 from hpo.sweep.corpus import load_text
 from hpo.sweep.finalists import find_finalists
 from hpo.sweep.sweep import Sweep, open_sweep
-from hpo_model.config import SEMANTICS_VERSION, RunConfig, Scalar, TokenizerChoice, build_run, parameter_type
+from hpo_model.config import (
+    OLDEST_SEMANTICS_VERSION,
+    RunConfig,
+    Scalar,
+    TokenizerChoice,
+    build_run,
+    parameter_type,
+    recorded_run,
+)
 from hpo_model.data.corpus import load_corpus
 from hpo_model.data.tokens import TokenizedCorpus, tokenize_corpus
 from hpo_model.digest import short_digest
@@ -76,7 +84,7 @@ def prepare_trial_run(url: str, home: Home, request: TrialRequest) -> LongRun:
     with storage_errors(url):
         sweep = open_sweep(open_database(url, create=False), request.study)
         number, recorded = _recorded_run(sweep, _chosen(sweep) if request.trial is None else request.trial)
-    if (made := sweep.record.fingerprint.semantics_version) != SEMANTICS_VERSION:
+    if (made := sweep.record.fingerprint.semantics_version) < OLDEST_SEMANTICS_VERSION:
         logger.info(f"the study's runs are of version {made}; with equal values this program trains otherwise")
     corpus = load_text(sweep.spec, request.data, sweep.record, home, logger.info)
     check_text(sweep.record, corpus)
@@ -206,4 +214,4 @@ def _recorded_run(sweep: Sweep, trial: int) -> tuple[int, dict[str, Scalar]]:
         raise StudyError(
             f"trial {trial} of study {name!r} is {found.state.name} and has no record of its run; --trial names another"
         )
-    return trial, recorded
+    return trial, recorded_run(recorded).parameters()

@@ -25,7 +25,7 @@ from hpo.search.launch import Launch, OpenStudy, plan_launch
 from hpo.search.request import Request
 from hpo.study.spec import Profile, StudySpec
 from hpo.study.toml import load_study_file
-from hpo.sweep.compatibility import check_compatible, check_text, network_facts
+from hpo.sweep.compatibility import check_compatible, check_text, network_facts, preset_changes
 from hpo.sweep.corpus import load_text
 from hpo.sweep.record import CorpusFacts, NetworkFacts, SweepRecord, TokenizerFacts
 from hpo.sweep.sweep import create_sweep, find_sweep, open_sweep, update_metadata
@@ -50,6 +50,8 @@ def prepare(request: Request, url: str, home: Home) -> Launch:
         sweep = find_sweep(database, spec.name) if database is not None else None
         if sweep is not None:
             check_compatible(sweep.record, spec)
+            if changes := preset_changes(sweep.record):
+                logger.info("study %s keeps the values that its presets had: %s", spec.name, changes)
         corpus = load_text(spec, request.data, None if sweep is None else sweep.record, home, logger.info)
         if sweep is None:
             network = network_facts(spec, corpus)  # before there is a database

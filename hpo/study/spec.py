@@ -10,9 +10,18 @@ import json
 from collections.abc import Callable, Iterator, Mapping
 from typing import Annotated, Any, Literal, TypeVar, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, field_validator, model_validator
 
-from hpo_model.config import RunConfig, Scalar, TokenizerChoice, TokenizerKind, build_run, parameter_type
+from hpo_model.config import (
+    PRESETS,
+    Presets,
+    RunConfig,
+    Scalar,
+    TokenizerChoice,
+    TokenizerKind,
+    build_run,
+    parameter_type,
+)
 from hpo_model.digest import short_digest
 from hpo_model.errors import ConfigError
 from hpo_reports.records.names import FINALISTS_SUFFIX
@@ -248,6 +257,7 @@ class StudySpec(_Section):
     stopping: StoppingSection = StoppingSection()
     finalists: FinalistsSection
     replication: Replication | None = None  # of companion studies
+    _presets: Presets | None = PrivateAttr(None)  # None: today's
 
     @model_validator(mode="before")
     @classmethod
@@ -354,7 +364,13 @@ class StudySpec(_Section):
         Raises:
             ConfigError: a value that a run does not accept.
         """
-        return build_run({**self.run, **parameters, "network": self.model.network})
+        return build_run({**self.run, **parameters, "network": self.model.network}, self._presets or PRESETS)
+
+    def with_presets(self, presets: Presets) -> StudySpec:
+        """The same study with presets that stand for other values than today's: those it was made with."""
+        changed = self.model_copy()
+        changed._presets = presets
+        return changed
 
     def planned(self) -> tuple[tuple[Role, dict[str, Scalar]], ...]:
         """What is run first, in order: the baseline, enqueued configurations, and a grid's remaining points.

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from hpo.errors import StudyError, StudyFileError
 from hpo.study.spec import StudySpec
 from hpo.sweep.record import Fingerprint, NetworkFacts, SweepRecord
-from hpo_model.config import SEMANTICS_VERSION
+from hpo_model.config import OLDEST_SEMANTICS_VERSION, PRESETS, SEMANTICS_VERSION, recorded_run
 from hpo_model.errors import ModelError
 
 if TYPE_CHECKING:
@@ -59,21 +59,26 @@ def _check_study_file(record: SweepRecord, spec: StudySpec) -> None:
 
 def _check_semantics(record: SweepRecord) -> None:
     """A value that runs did not have then is no difference: by its default they are as before."""
-    then, now = record.fingerprint, Fingerprint.of(record.spec)
-    differences = [
-        f"{name} of {preset} was {then.presets[preset][name]!r}, is {value!r}"
-        for preset, values in now.presets.items()
-        for name, value in values.items()
-        if value != then.presets.get(preset, {}).get(name, value)
-    ]
-    if then.semantics_version != SEMANTICS_VERSION:
-        differences = [f"runs were of version {then.semantics_version}, are of {SEMANTICS_VERSION}"]
-    if differences:
+    made = record.fingerprint.semantics_version
+    if not OLDEST_SEMANTICS_VERSION <= made <= SEMANTICS_VERSION:
         raise StudyError(
             f"study {record.spec.name!r} was made by a version that trained these values differently "
-            f"({'; '.join(differences[:3])}); new trials would not compare: give the new study another name, or use "
-            "the version that made it"
+            f"(runs were of version {made}, are of {SEMANTICS_VERSION}); new trials would not compare: give the new "
+            "study another name, or use the version that made it"
         )
+
+
+def preset_changes(record: SweepRecord) -> str:
+    """What today's presets have otherwise than those that a study was made with, in a few words; "" for nothing."""
+    then, now = record.fingerprint, Fingerprint.of(record.spec.with_presets(PRESETS))
+    changes = [
+        f"{name} {old!r} (now {now.presets[preset][name]!r})"
+        for preset, values in then.presets.items()
+        if preset in now.presets
+        for name, old in recorded_run(values).parameters().items()
+        if old != now.presets[preset][name]
+    ]
+    return ", ".join(dict.fromkeys(changes))
 
 
 def check_text(record: SweepRecord, corpus: TokenizedCorpus) -> None:

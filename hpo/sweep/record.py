@@ -60,7 +60,11 @@ class Fingerprint:
 
 @dataclass(frozen=True, kw_only=True)
 class SweepRecord:
-    """What a study was made from. Made once; only the specification and the versions of a revision differ later."""
+    """What a study was made from. Made once; only the specification and the versions of a revision differ later.
+
+    Its specification takes presets by the values that they had when the study was made, so that trials of one study
+    compare, whichever version of this program trains them.
+    """
 
     uid: str  # eight hexadecimal digits that tell studies of one name apart
     spec: StudySpec
@@ -73,6 +77,10 @@ class SweepRecord:
     versions: Mapping[str, str] = field(default_factory=dict)  # of hpo, python, torch, optuna
     fingerprint: Fingerprint = Fingerprint()
     stored: str = field(default="", repr=False, compare=False)  # the text that this was read from
+
+    def __post_init__(self) -> None:
+        if self.fingerprint.presets:
+            object.__setattr__(self, "spec", self.spec.with_presets(self.fingerprint.presets))
 
     def to_dict(self) -> dict[str, Any]:
         """The content that is stored. Its keys are those of every version of this program; unknown ones are kept."""

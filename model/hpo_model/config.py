@@ -20,6 +20,7 @@ from hpo_model.digest import short_digest
 from hpo_model.errors import ConfigError
 
 Scalar = bool | int | float | str
+Presets = Mapping[str, Mapping[str, Scalar]]  # values by name, of each preset
 _NETWORK_NAME = r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*"
 
 BlockPattern = Literal["attention", "convolution+attention", "attention+convolution"]
@@ -27,6 +28,7 @@ MemoryGate = Literal["static", "dynamic"]
 PhiObjective = Literal["v5.2", "bounded"]
 LambdaSchedule = Literal["constant", "warmup", "linear", "cosine", "adaptive"]
 LearningRateSchedule = Literal["cosine", "constant", "plateau"]
+Optimizer = Literal["adamw", "muon"]
 TokenizerKind = Literal["bpe", "word"]
 
 MIN_BPE_VOCABULARY = 257  # all bytes and the start token
@@ -42,6 +44,8 @@ class Architecture:
     sequence_length: int = 256  # tokens T that the network sees at once
     blocks: BlockPattern = "attention"  # kinds of block, repeated over the layers
     tie_embeddings: bool = True  # one matrix for input embedding and output layer
+    bigram_buckets: int = 0  # rows of a table that a token and the one before it are hashed to; 0: none
+    attention_taps: int = 1  # positions that queries, keys and values are mixed from: their own and those before it
     iit: bool = True  # False: the control arm, the same network without Φ term, memory and noise
     phi_probes: int = 32  # query positions from which attention diversity is estimated
     memory_slots: int = 64  # 0: no memory
@@ -56,6 +60,8 @@ class Architecture:
             not self.network or re.fullmatch(_NETWORK_NAME, self.network) is not None,
             f'network must be "module:Class", importable names, got {self.network!r}',
         )
+        _require(0 <= self.bigram_buckets <= 2**24, f"bigram_buckets must be 0 to {2**24:,}, got {self.bigram_buckets}")
+        _require(1 <= self.attention_taps <= 8, f"attention_taps must be 1 to 8, got {self.attention_taps}")
         _require(self.memory_slots >= 0, f"memory_slots must be 0 or more, got {self.memory_slots}")
         _require(
             "attention" in self.block_kinds,
@@ -99,6 +105,7 @@ class Training:
     learning_rate: float = 1e-3  # peak
     learning_rate_schedule: LearningRateSchedule = "cosine"  # to a tenth of the peak, flat, or halved on a plateau
     warmup: float = 0.1  # share of the budget over which the learning rate rises
+    optimizer: Optimizer = "adamw"  # "muon": for the blocks' matrices, beside AdamW for everything else
     weight_decay: float = 0.1  # on matrices only
     dropout: float = 0.1
     noise: float = 0.01  # standard deviation of the exploration noise on the last hidden states
@@ -176,17 +183,25 @@ class RunConfig:
         return {field.name: getattr(part, field.name) for part in sections for field in dataclasses.fields(part)}
 
     def digest(self) -> str:
-        """Sixteen hexadecimal digits that differ between runs that differ in any value."""
-        return short_digest(json.dumps(self.parameters(), sort_keys=True))
+        """Sixteen hexadecimal digits that differ between runs that differ in any value.
+
+        Values that were added later count only where they are not what every run did before, so that a run keeps its
+        digest.
+        """
+        values = self.parameters()
+        counted = {name: value for name, value in values.items() if value != _ADDED_LATER.get(name)}
+        return short_digest(json.dumps(counted, sort_keys=True))
 
 
 # Raised whenever runs of equal values train otherwise than before: initialisation, order of the data, dropout, loss. A
-# preset's or a default's other value needs no raise. 2: initialisation by width, dropout from sixteen bits.
-SEMANTICS_VERSION = 2
+# preset's other value needs no raise. 2: initialisation by width, dropout from sixteen bits. 3: runs have values that
+# version 2 does not know and would leave out; those it knows mean the same.
+SEMANTICS_VERSION = 3
+OLDEST_SEMANTICS_VERSION = 2  # whose runs go on
 
 # Width, layers and heads are those of the logs this project systematises; micro and small differ in training only.
 # Learning rates were measured for nano and tiny_iit; those of the larger ones are of before the present initialisation.
-PRESETS: Mapping[str, Mapping[str, Scalar]] = types.MappingProxyType(
+PRESETS: Presets = types.MappingProxyType(
     {
         "nano": dict(
             width=128,
@@ -208,22 +223,32 @@ PRESETS: Mapping[str, Mapping[str, Scalar]] = types.MappingProxyType(
 PRESET_BUDGET_TOKENS = 2_000_000  # about one pass over WikiText-2; a study file says its own
 
 
-def build_run(parameters: Mapping[str, Scalar]) -> RunConfig:
+def build_run(parameters: Mapping[str, Scalar], presets: Presets = PRESETS) -> RunConfig:
     """Build a run from named values; `preset` names the values that the others override.
 
     Args:
         parameters: values by field name of `Architecture`, `PhiTerm` or `Training`, and optionally `preset`.
+        presets: what each preset stands for; a study made before remembers its own.
 
     Raises:
         ConfigError: an unknown name, a wrong type, a value outside its range.
     """
     named = dict(parameters)
     preset = named.pop("preset", "nano")
-    if preset not in PRESETS:
-        raise ConfigError(f"preset: unknown preset {preset!r}, one of {', '.join(PRESETS)}")
-    values: dict[str, Any] = {"budget_tokens": PRESET_BUDGET_TOKENS, **PRESETS[str(preset)], **named}
-    for name, value in values.items():
-        values[name] = _checked(name, value)
+    if preset not in presets:
+        raise ConfigError(f"preset: unknown preset {preset!r}, one of {', '.join(presets)}")
+    return recorded_run({"budget_tokens": PRESET_BUDGET_TOKENS, **presets[str(preset)], **named})
+
+
+def recorded_run(parameters: Mapping[str, Scalar]) -> RunConfig:
+    """Build a run from all of its values, as a checkpoint or a trial holds them.
+
+    A value that runs did not have when it was stored takes its field's default: the defaults are what runs did before.
+
+    Raises:
+        ConfigError: as `build_run`.
+    """
+    values: dict[str, Any] = {name: _checked(name, value) for name, value in parameters.items()}
     parts = {part: {name: values[name] for name in names if name in values} for part, names in _FIELDS.items()}
     return RunConfig(
         architecture=Architecture(**parts[Architecture]),
@@ -274,3 +299,5 @@ _TYPES: dict[str, Any] = {
     "preset": str,
     **{name: hint for part in _FIELDS for name, hint in typing.get_type_hints(part).items()},
 }
+# Values that runs have had since semantics version 3, and what all runs did before
+_ADDED_LATER: Mapping[str, Scalar] = {"optimizer": "adamw", "attention_taps": 1, "bigram_buckets": 0}

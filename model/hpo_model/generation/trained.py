@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from hpo_model.config import RunConfig, build_run
+from hpo_model.config import RunConfig, recorded_run
 from hpo_model.data.tokenizer import Tokenizer, load_tokenizer
 from hpo_model.errors import CheckpointError, NetworkError, class_and_message
 from hpo_model.network.custom import Network, build_network, source_digest
@@ -72,7 +72,7 @@ def load_trained(path: Path, device: torch.device | str = "cpu", own: Collection
 
 
 def _trained(path: Path, content: dict[str, Any], device: torch.device | str, own: Collection[str]) -> Trained:
-    config = build_run(content["config"])
+    config = recorded_run(content["config"])
     source = _same_code(path, content, config.architecture.network, own) if config.architecture.network else None
     tokenizer = tokenizer_of(path, content)
     network = build_network(config.architecture, tokenizer.vocabulary).to(device)

@@ -26,7 +26,7 @@ CONVOLUTION_TAPS = 4  # positions that a gated convolution sees, its own include
 class ForwardOutput(NamedTuple):
     """What a forward pass returns for the loss, Φ and the memory."""
 
-    embedded_BTD: Tensor  # token plus position embedding
+    embedded_BTD: Tensor  # sum of the embeddings of token, position and, if there is one, bigram
     stream_BTD: Tensor  # residual stream that the memory was read with
     hidden_BTD: Tensor  # final states, which the output layer reads
     attention: Attention | None  # of the last attention layer; None: the network has none
@@ -51,9 +51,9 @@ class Transformer(nn.Module):
         self.register_buffer("noise", torch.zeros(()), persistent=False)
         self.token_embedding = nn.Embedding(vocabulary, width)
         self.position_embedding = nn.Embedding(architecture.sequence_length, width)
-        self.blocks = nn.ModuleList(
-            Block(kind, width, architecture.heads, self.dropout) for kind in architecture.block_kinds
-        )
+        buckets = architecture.bigram_buckets
+        self.bigram_embedding = nn.Embedding(buckets, width) if buckets else None
+        self.blocks = nn.ModuleList(Block(kind, architecture, self.dropout) for kind in architecture.block_kinds)
         self.memory = (
             PhiMemory(width, width // architecture.heads, architecture.memory_slots, architecture.memory_gate)
             if architecture.has_memory
@@ -77,7 +77,9 @@ class Transformer(nn.Module):
         for name, parameter in sorted(self.named_parameters(), key=lambda named: named[0].startswith("memory")):
             if parameter.ndim < 2:
                 continue
-            if name.endswith(("project.weight", "contract.weight")):
+            if name.endswith("earlier_taps"):  # zero as they were made
+                continue
+            if name.endswith(("project.weight", "contract.weight", "bigram_embedding.weight")):
                 nn.init.zeros_(parameter)
             elif name.endswith("taps"):
                 nn.init.normal_(parameter, std=1 / math.sqrt(CONVOLUTION_TAPS), generator=generator)
@@ -97,6 +99,12 @@ class Transformer(nn.Module):
         """
         positions = slice(tokens_BT.shape[1]) if past is None else past.positions_BT
         embedded_BTD = self.token_embedding(tokens_BT) + self.position_embedding.weight[positions]
+        if self.bigram_embedding is not None:
+            previous_BT = shifted(tokens_BT[..., None] + 1, 2, past)[0][..., 0]
+            vocabulary, buckets = self.token_embedding.num_embeddings, self.bigram_embedding.num_embeddings
+            embedded_BTD = embedded_BTD + self.bigram_embedding(
+                bucket_of(previous_BT * vocabulary + tokens_BT, buckets)
+            )
         stream_BTD = embedded_BTD
         if self.training:
             stream_BTD = embedded_BTD * self.dropout(embedded_BTD.shape)
@@ -121,10 +129,15 @@ class Transformer(nn.Module):
 class Block(nn.Module):
     """A mixer over positions and a feed-forward layer, each added to the stream."""
 
-    def __init__(self, kind: str, width: int, heads: int, dropout: Dropout) -> None:
+    def __init__(self, kind: str, architecture: Architecture, dropout: Dropout) -> None:
         super().__init__()
+        width = architecture.width
         self.mixer_norm = nn.LayerNorm(width, bias=False)
-        self.mixer = SelfAttention(width, heads) if kind == "attention" else GatedConvolution(width)
+        self.mixer = (
+            SelfAttention(width, architecture.heads, architecture.attention_taps)
+            if kind == "attention"
+            else GatedConvolution(width)
+        )
         self.feed_norm = nn.LayerNorm(width, bias=False)
         self.expand = nn.Linear(width, 4 * width, bias=False)
         self.contract = nn.Linear(4 * width, width, bias=False)
@@ -145,17 +158,31 @@ class Block(nn.Module):
 
 
 class SelfAttention(nn.Module):
-    """Multi-head causal attention."""
+    """Multi-head causal attention.
 
-    def __init__(self, width: int, heads: int) -> None:
+    Args:
+        width: channels D.
+        heads: H.
+        taps: positions that each query, key and value is mixed from, its own and those right before it, with a weight
+            per channel (So et al. 2021, Primer). It begins as its own alone.
+    """
+
+    def __init__(self, width: int, heads: int, taps: int = 1) -> None:
         super().__init__()
         self.heads = heads
         self.query_key_value = nn.Linear(width, 3 * width, bias=False)
+        self.earlier_taps = nn.Parameter(torch.zeros(taps - 1, 3 * width)) if taps > 1 else None
         self.project = nn.Linear(width, width, bias=False)
 
     def forward(self, x_BTD: Tensor, past: KVCache | None = None) -> tuple[Tensor, Attention]:
         """Mix each position with those before it."""
-        parts = self.query_key_value(x_BTD).chunk(3, dim=-1)
+        mixed_BTF = self.query_key_value(x_BTD)
+        if self.earlier_taps is not None:
+            *earlier, own_BTF = shifted(mixed_BTF, len(self.earlier_taps) + 1, past)
+            mixed_BTF = own_BTF
+            for tap, signal_BTF in enumerate(earlier):
+                mixed_BTF = torch.addcmul(mixed_BTF, signal_BTF, self.earlier_taps[tap])
+        parts = mixed_BTF.chunk(3, dim=-1)
         query_BHTE, key_BHTE, value_BHTE = (part.unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in parts)
         if past is None:
             mixed_BHTE = F.scaled_dot_product_attention(query_BHTE, key_BHTE, value_BHTE, is_causal=True)
@@ -177,13 +204,23 @@ class GatedConvolution(nn.Module):
     def forward(self, x_BTD: Tensor, past: KVCache | None = None) -> tuple[Tensor, None]:
         """Mix each position with the few before it."""
         signal_BTD, gate_BTD = self.expand(x_BTD).chunk(2, dim=-1)
-        if past is None:
-            padded = F.pad(signal_BTD, (0, 0, CONVOLUTION_TAPS - 1, 0))
-            earlier = [padded[:, tap : tap + x_BTD.shape[1]] for tap in range(CONVOLUTION_TAPS)]
-        else:
-            earlier = past.taps(signal_BTD, CONVOLUTION_TAPS)
+        earlier = shifted(signal_BTD, CONVOLUTION_TAPS, past)
         mixed_BTD = sum(self.taps[tap] * earlier[tap] for tap in range(CONVOLUTION_TAPS))
         return self.project(mixed_BTD * F.silu(gate_BTD)), None
+
+
+def shifted(signal_BTD: Tensor, taps: int, past: KVCache | None) -> list[Tensor]:
+    """The signal taps - 1, …, 1, 0 positions before each; before the first position it is zero."""
+    if past is not None:
+        return past.taps(signal_BTD, taps)
+    padded = F.pad(signal_BTD, (0, 0, taps - 1, 0))
+    return [padded[:, tap : tap + signal_BTD.shape[1]] for tap in range(taps)]
+
+
+def bucket_of(pair_BT: Tensor, buckets: int) -> Tensor:
+    """Hash numbers below 2**62 to 0 … buckets - 1, evenly (Knuth's multiplicative method)."""
+    scattered_BT = pair_BT * 2_654_435_761 & 0xFFFFFFFF
+    return scattered_BT * buckets >> 32
 
 
 class Dropout(nn.Module):

@@ -26,8 +26,10 @@ TOKEN = 4  # bytes of a token of the training text, an int32
 def parameter_count(architecture: Architecture, vocabulary: int) -> int:
     """Count a network's parameters."""
     width = architecture.width
-    embeddings = (1 if architecture.tie_embeddings else 2) * vocabulary * width + architecture.sequence_length * width
-    mixers = {"attention": 4 * width**2, "convolution": 3 * width**2 + CONVOLUTION_TAPS * width}
+    tokens = (1 if architecture.tie_embeddings else 2) * vocabulary
+    embeddings = (tokens + architecture.sequence_length + architecture.bigram_buckets) * width
+    earlier_taps = 3 * (architecture.attention_taps - 1) * width
+    mixers = {"attention": 4 * width**2 + earlier_taps, "convolution": 3 * width**2 + CONVOLUTION_TAPS * width}
     blocks = sum(mixers[kind] + 8 * width**2 + 2 * width for kind in architecture.block_kinds)
     return embeddings + blocks + _memory_parameters(architecture) + width + len(COMPONENTS)
 

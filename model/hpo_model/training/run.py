@@ -14,7 +14,7 @@ from hpo_model.data.batches import TrainingBatches
 from hpo_model.hardware import compiles, keep_freed_memory, reset_peak_memory
 from hpo_model.network.custom import build_network, source_digest
 from hpo_model.training.history import Evaluation
-from hpo_model.training.step import make_optimizer
+from hpo_model.training.optimizer import make_optimizer
 
 if TYPE_CHECKING:  # importing it loads the tokenizers package, which training does not need
     from hpo_model.data.tokens import TokenizedCorpus
@@ -52,7 +52,7 @@ class Run:
             torch.set_float32_matmul_precision("high")
         reset_peak_memory(self.device)
         self.network.set_regularisation(dropout=config.training.dropout, noise=config.training.noise)
-        self.optimizer = make_optimizer(self.network, config.training.weight_decay)
+        self.optimizer = make_optimizer(self.network, config.training)
         # Tensors, so that other values need no other compiled graph
         self.lambda_phi = torch.tensor(config.phi.lambda_phi, device=self.device)
         self.phi_target = torch.tensor(config.phi.phi_target, device=self.device)

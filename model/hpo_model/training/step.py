@@ -24,7 +24,6 @@ from hpo_model.network.loss import nats_per_token
 from hpo_model.network.memory import Candidates
 from hpo_model.network.transformer import Transformer
 
-ADAM_BETAS = (0.9, 0.95)
 MAX_GRAPHS = 128  # compiled variants that a process keeps, one per shape of network and batch
 
 
@@ -85,13 +84,3 @@ def total_loss(
     with mixed_precision(targets_BT.device):
         nats = nats_per_token(hidden_BTD.flatten(0, 1), network.output.weight, targets_BT.flatten())
     return nats if stats is None else nats + lambda_phi * stats.delta_phi
-
-
-def make_optimizer(network: Network, weight_decay: float) -> torch.optim.AdamW:
-    """AdamW with weight decay on matrices only."""
-    parameters = [parameter for parameter in network.parameters() if parameter.requires_grad]
-    groups = [
-        {"params": [parameter for parameter in parameters if parameter.ndim >= 2], "weight_decay": weight_decay},
-        {"params": [parameter for parameter in parameters if parameter.ndim < 2], "weight_decay": 0.0},
-    ]
-    return torch.optim.AdamW(groups, betas=ADAM_BETAS, fused=True)

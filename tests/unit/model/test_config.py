@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hpo_model.config import PRESETS, build_run, parameter_type
+from hpo_model.config import PRESETS, build_run, parameter_type, recorded_run
 from hpo_model.errors import ConfigError
 
 # Width, layers and heads: DESIGN.md, section 4.
@@ -56,13 +56,32 @@ def test_a_whole_number_stands_for_a_float() -> None:
 OTHER_VALUES = {
     "width": 64, "layers": 3, "heads": 2, "sequence_length": 64, "blocks": "attention+convolution",
     "tie_embeddings": False, "iit": False, "phi_probes": 8, "memory_slots": 0, "memory_gate": "static",
-    "network": "mine:Network",
+    "network": "mine:Network", "attention_taps": 3, "bigram_buckets": 100,
     "lambda_phi": 0.1, "phi_objective": "bounded", "phi_target": 0.9, "lambda_schedule": "linear", "phi_floor": 0.6,
     "budget_tokens": 100_000, "batch_size": 4, "learning_rate": 1e-4, "learning_rate_schedule": "constant",
-    "warmup": 0.3, "weight_decay": 0.0, "dropout": 0.3, "noise": 0.1, "clip_norm": 0.5,
+    "warmup": 0.3, "optimizer": "muon", "weight_decay": 0.0, "dropout": 0.3, "noise": 0.1, "clip_norm": 0.5,
     "evaluations": 5, "evaluation_tokens": 500,
     "seed": 2,
 }  # fmt: skip
+
+
+BEFORE_VERSION_3 = {
+    "width": 128, "layers": 2, "heads": 4, "sequence_length": 128, "blocks": "attention", "tie_embeddings": True,
+    "iit": True, "phi_probes": 32, "memory_slots": 64, "memory_gate": "dynamic", "network": "",
+    "lambda_phi": 0.05, "phi_objective": "v5.2", "phi_target": 0.8, "lambda_schedule": "constant", "phi_floor": 0.7,
+    "budget_tokens": 2_000_000, "batch_size": 8, "learning_rate": 4e-3, "learning_rate_schedule": "cosine",
+    "warmup": 0.2, "weight_decay": 0.1, "dropout": 0.1, "noise": 0.01, "clip_norm": 1.0,
+    "evaluations": 10, "evaluation_tokens": 8192,
+    "seed": 1,
+}  # fmt: skip
+
+
+def test_a_run_stored_before_a_value_was_added_is_what_it_was() -> None:
+    run = recorded_run(BEFORE_VERSION_3)
+    assert {name: value for name, value in run.parameters().items() if name in BEFORE_VERSION_3} == BEFORE_VERSION_3
+    added = {name: value for name, value in run.parameters().items() if name not in BEFORE_VERSION_3}
+    assert added == {"optimizer": "adamw", "attention_taps": 1, "bigram_buckets": 0}
+    assert run.digest() == "6734045780a2cf5a"  # as version 2 had it: checkpoints and long runs are found by it
 
 
 def test_the_digest_tells_runs_apart_in_every_value() -> None:

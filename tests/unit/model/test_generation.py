@@ -42,6 +42,7 @@ ARMS: dict[str, dict[str, Scalar]] = {
     "control arm": {"iit": False},
     "hybrid": {"blocks": "convolution+attention"},
     "hybrid, the other order": {"blocks": "attention+convolution", "layers": 3},
+    "earlier positions, bigrams": {"attention_taps": 3, "bigram_buckets": 50, "layers": 3},
 }
 
 

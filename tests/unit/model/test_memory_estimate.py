@@ -51,7 +51,7 @@ def counted_peak(config: RunConfig, text: Noise, micro_batch: int | None) -> int
         run = Run(config, text, micro_batch=micro_batch)
         check_causality(run.network)
         run.network.train()
-        for _ in range(2):  # AdamW has moments after the first
+        for _ in range(2):  # the optimizer has moments after the first
             update(run, torch.zeros(2))
         evaluate(run, 1, TrainingStats(train_phi=0.0, delta_phi_loss=0.0, gradient_norm=0.0, tokens_per_s=0.0))
     return most_bytes(seen) + run.batches.stream_N.nbytes  # the text is NumPy's
@@ -82,6 +82,9 @@ CASES: dict[str, tuple[dict[str, Scalar], int]] = {
     "convolution": ({"batch_size": 16, "blocks": "convolution+attention", "layers": 3}, 300),
     "one layer": ({"batch_size": 16, "layers": 1, "width": 64, "heads": 1}, 300),
     "untied": ({"batch_size": 8, "tie_embeddings": False}, 4096),
+    "bigrams": ({"batch_size": 8, "bigram_buckets": 4096}, 2048),
+    "earlier positions": ({"batch_size": 16, "attention_taps": 3}, 300),
+    "Muon": ({"batch_size": 2, "optimizer": "muon"}, 300),
     "long sequences": ({"batch_size": 4, "sequence_length": 512}, 300),
 }
 

@@ -24,12 +24,12 @@ from hpo_model.network.transformer import Transformer
 from hpo_model.training.checkpoint import load_checkpoint
 from hpo_model.training.history import Evaluation
 from hpo_model.training.loop import Decision, train
+from hpo_model.training.optimizer import make_optimizer
 from hpo_model.training.step import (
     ForwardWithPhi,
     PhiStats,
     compiled_forward_with_phi,
     forward_with_phi,
-    make_optimizer,
     total_loss,
 )
 
@@ -200,27 +200,13 @@ def test_a_batch_in_pieces_has_the_gradient_of_the_whole(objective: str, rows: i
     assert_near(gradients(network), expected, rtol=1e-4)
 
 
-# ---------------------------------------------------------------------------------------------- the optimizer
-
-
-def test_weight_decay_takes_matrices_only() -> None:
-    network = Transformer(tiny().architecture, 50)
-    matrices, others = make_optimizer(network, 0.3).param_groups
-    assert (matrices["weight_decay"], others["weight_decay"]) == (0.3, 0.0)
-    assert {parameter.ndim for parameter in matrices["params"]} == {2}
-    assert {parameter.ndim for parameter in others["params"]} == {0, 1}
-    assert len(matrices["params"]) + len(others["params"]) == len(list(network.parameters()))
-    frozen = make_optimizer(Transformer(tiny(iit=False).architecture, 50), 0.3)
-    assert all(parameter.requires_grad for group in frozen.param_groups for parameter in group["params"])
-
-
 # ---------------------------------------------------------------------------------------------- repetition
 
 
 def losses(config: RunConfig, updates: int, with_: ForwardWithPhi = forward_with_phi) -> list[float]:
     """The loss of each of some updates on one batch, the memory written after each."""
     network, (inputs_BT, targets_BT) = build(config), batch()
-    optimizer = make_optimizer(network, config.training.weight_decay)
+    optimizer = make_optimizer(network, config.training)
     for group in optimizer.param_groups:
         group["lr"] = config.training.learning_rate
     seen = []

@@ -86,6 +86,7 @@ RUNS: dict[str, dict[str, Scalar]] = {
     "falling lambda": {"lambda_schedule": "cosine"},
     "hybrid": {**EVERYTHING, "blocks": "convolution+attention", "tie_embeddings": False},
     "control arm": {"iit": False, "dropout": 0.2},
+    "Muon, bigrams": {**EVERYTHING, "optimizer": "muon", "attention_taps": 3, "bigram_buckets": 97},
     "uneven milestones": {"evaluations": 3, "budget_tokens": 1700, "batch_size": 3},
 }
 

@@ -19,7 +19,14 @@ from torch import Tensor
 from hpo_model.config import PRESETS, Architecture, BlockPattern, build_run
 from hpo_model.errors import CausalityError
 from hpo_model.network.causality import check_causality
-from hpo_model.network.transformer import Dropout, ForwardOutput, GatedConvolution, SelfAttention, Transformer
+from hpo_model.network.transformer import (
+    Dropout,
+    ForwardOutput,
+    GatedConvolution,
+    SelfAttention,
+    Transformer,
+    bucket_of,
+)
 from tests.support.pairs import pairwise
 
 if TYPE_CHECKING:
@@ -31,11 +38,12 @@ MEMORIES = ("dynamic", "static", "control arm")
 
 
 @functools.lru_cache(maxsize=1)
-def network_with_full_memory(preset: str, blocks: str, memory: str, tied: bool) -> Transformer:
+def network_with_full_memory(preset: str, blocks: str, memory: str, tied: bool, near: bool) -> Transformer:
     values = {"preset": preset, "blocks": blocks, "tie_embeddings": tied, "sequence_length": LENGTH}
     arm = {"iit": False} if memory == "control arm" else {"memory_gate": memory}
+    looks_near = {"attention_taps": 3, "bigram_buckets": 40} if near else {"attention_taps": 1, "bigram_buckets": 0}
     torch.manual_seed(0)
-    network = Transformer(build_run({**values, **arm}).architecture, VOCABULARY)
+    network = Transformer(build_run({**values, **arm, **looks_near}).architecture, VOCABULARY)
     network.set_regularisation(dropout=0.2, noise=0.05)
     stir(network)
     if network.memory is not None:
@@ -83,7 +91,8 @@ def assert_causal(network: Transformer, changed: set[int], training: bool, seed:
 
 
 @pytest.mark.parametrize(
-    ("preset", "blocks", "memory", "tied"), pairwise(PRESETS, get_args(BlockPattern), MEMORIES, [True, False])
+    ("preset", "blocks", "memory", "tied", "near"),
+    pairwise(PRESETS, get_args(BlockPattern), MEMORIES, [True, False], [True, False]),
 )
 @settings(max_examples=4)
 @given(
@@ -94,9 +103,9 @@ def assert_causal(network: Transformer, changed: set[int], training: bool, seed:
 @example(changed={1}, training=True, seed=0)
 @example(changed={LENGTH - 1}, training=False, seed=0)
 def test_changing_a_token_leaves_every_earlier_logit_bit_identical(
-    preset: str, blocks: str, memory: str, tied: bool, changed: set[int], training: bool, seed: int
+    preset: str, blocks: str, memory: str, tied: bool, near: bool, changed: set[int], training: bool, seed: int
 ) -> None:
-    assert_causal(network_with_full_memory(preset, blocks, memory, tied), changed, training, seed)
+    assert_causal(network_with_full_memory(preset, blocks, memory, tied, near), changed, training, seed)
 
 
 @pytest.mark.parametrize("training", [True, False])
@@ -296,6 +305,44 @@ def test_the_arms_compute_the_same_in_bfloat16_while_the_memory_is_empty() -> No
         read, untouched = (network.eval()(tokens_BT).hidden_BTD for network in (with_phi, control))
     assert read.dtype == untouched.dtype
     assert torch.equal(read, untouched)
+
+
+def test_earlier_positions_and_bigrams_change_nothing_before_they_have_learned() -> None:
+    plain, near = fresh(nano()), fresh(nano(attention_taps=4, bigram_buckets=30))
+    assert near.state_dict().keys() > plain.state_dict().keys()
+    assert all(torch.equal(near.state_dict()[name], value) for name, value in plain.state_dict().items())
+    tokens_BT = torch.randint(VOCABULARY, (2, LENGTH))
+    assert torch.equal(*(logits(network, tokens_BT, training=False, seed=0) for network in (plain, near)))
+
+
+def test_queries_keys_and_values_are_mixed_from_earlier_positions_channel_by_channel() -> None:
+    attention = SelfAttention(width=8, heads=2, taps=3)
+    assert attention.earlier_taps is not None
+    torch.nn.init.normal_(attention.earlier_taps)
+    x_BTD = torch.randn(2, 5, 8)
+    projected_BTF = attention.query_key_value(x_BTD)
+    expected_BTF = projected_BTF.clone()
+    for position in range(5):
+        for distance, tap in ((2, 0), (1, 1)):
+            if position >= distance:
+                expected_BTF[:, position] += attention.earlier_taps[tap] * projected_BTF[:, position - distance]
+    seen = attention(x_BTD)[1]
+    expected = [part.unflatten(-1, (2, 4)).transpose(1, 2) for part in expected_BTF.chunk(3, -1)]
+    assert torch.allclose(seen.query_BHTE, expected[0], atol=1e-6)
+    assert torch.allclose(seen.key_BHTE, expected[1], atol=1e-6)
+
+
+def test_a_bigram_is_a_token_and_the_one_before_it_and_falls_evenly() -> None:
+    network = build(nano(bigram_buckets=50)).eval()
+    assert network.bigram_embedding is not None
+    one_BT, other_BT = torch.tensor([[3, 5, 7, 5]]), torch.tensor([[4, 5, 7, 5]])
+    with torch.no_grad():
+        moved_BT = (network(one_BT).embedded_BTD - network(other_BT).embedded_BTD).abs().sum(-1) > 0
+    assert moved_BT.tolist() == [[True, True, False, False]]
+    counts = torch.bincount(bucket_of(torch.arange(2**20) * 61 + 3, 50), minlength=50)
+    assert len(counts) == 50
+    assert counts.max() < 1.05 * counts.min()
+    assert bucket_of(torch.tensor([2**40 + 12345]), 50) < 50
 
 
 def test_tied_embeddings_are_one_matrix() -> None:
