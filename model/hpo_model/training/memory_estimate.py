@@ -136,7 +136,8 @@ class MemoryEstimate:
     def _saved_by_mixer(self, kind: str) -> int:
         if kind == "attention":
             normaliser = FLOAT * self.tokens * self.architecture.heads  # of the softmax: the matrix itself is not kept
-            return 5 * self.factors + normaliser  # normalised input; query, key, value; what they give
+            padded = 3 * self.factors if self.architecture.attention_taps > 1 else 0  # what the taps are multiplied by
+            return 5 * self.factors + padded + normaliser  # normalised input; query, key, value; what they give
         return 6 * self.factors + self.states  # input, signal and gate, padded signal, silu, projected; the mix
 
     def _saved_by_memory(self) -> int:
