@@ -30,8 +30,8 @@ from torch import Tensor
 from hpo_model.config import RunConfig, Scalar, build_run
 from hpo_model.hardware import keep_freed_memory, peak_memory_bytes
 from hpo_model.training.loop import update
+from hpo_model.training.optimizer import ADAM_BETAS
 from hpo_model.training.run import Run
-from hpo_model.training.step import ADAM_BETAS
 
 VOCABULARY = 8192
 DROPOUT = 0.25
@@ -112,7 +112,7 @@ def plain_transformer(setting: Setting, *, our_allocator: bool = False, inner_dr
 def peer(setting: Setting, *, checkout: Path) -> Update:
     """nanoGPT's network with its own optimizer, from a checkout; the update is the one of its `train.py`."""
     device, config = setting.prepare(), setting.config()
-    module, shape, training = _load(checkout / "model.py"), config.architecture, config.training
+    module, shape, training = load_module(checkout / "model.py"), config.architecture, config.training
     with contextlib.redirect_stdout(sys.stderr):  # it tells its number of parameters
         network = module.GPT(
             module.GPTConfig(
@@ -168,7 +168,7 @@ def _random_batches(config: RunConfig, device: torch.device) -> itertools.cycle[
     return itertools.cycle([(window_BT[:, :-1], window_BT[:, 1:].contiguous()) for window_BT in windows])
 
 
-def _load(path: Path) -> ModuleType:
+def load_module(path: Path) -> ModuleType:
     """A Python file as a module under a name that collides with none of ours."""
     spec = importlib.util.spec_from_file_location("peer_model", path)
     if spec is None or spec.loader is None or not path.is_file():
