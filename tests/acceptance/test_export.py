@@ -71,7 +71,8 @@ def checkpoint(
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Path:
     corpus = small_corpus if request.param == "bpe" else words
-    return write_checkpoint(corpus, tmp_path_factory.mktemp("export") / "checkpoint-1.pt")
+    near = {"optimizer": "muon", "attention_taps": 2, "bigram_buckets": 40}
+    return write_checkpoint(corpus, tmp_path_factory.mktemp("export") / "checkpoint-1.pt", **near)
 
 
 @pytest.fixture(scope="module")
