@@ -21,7 +21,7 @@ from hpo.executors.slurm import submit_slurm
 from hpo.executors.stop import Stop
 from hpo.home import Home
 from hpo.search.request import Executor, Request
-from hpo.study.spec import Profile
+from hpo.study.sections import Profile
 from hpo.sweep.slots import SlotCounts
 from hpo.sweep.sweep import Sweep
 from hpo.worker.messages import Event, WorkerSpec

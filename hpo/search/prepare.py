@@ -23,7 +23,8 @@ from hpo.executors.slurm import asks_for_gpus, check_slurm
 from hpo.home import Home
 from hpo.search.launch import Launch, OpenStudy, plan_launch
 from hpo.search.request import Request
-from hpo.study.spec import Profile, StudySpec
+from hpo.study.sections import Profile
+from hpo.study.spec import StudySpec
 from hpo.study.toml import load_study_file
 from hpo.sweep.compatibility import check_compatible, check_text, network_facts, preset_changes
 from hpo.sweep.corpus import load_text

@@ -23,7 +23,7 @@ from hpo.search.launch import Launch, OpenStudy, connected_to, plan_launch, run_
 from hpo.search.prepare import open_study
 from hpo.search.request import Request
 from hpo.search.test_split import evaluate_on_test_split, tested_candidates
-from hpo.study.spec import MAX_FINALISTS, MAX_REPLICATES, FinalistsSection
+from hpo.study.sections import MAX_FINALISTS, MAX_REPLICATES, FinalistsSection
 from hpo.sweep.finalists import overtaken, plan_finalists
 from hpo.sweep.sweep import Sweep
 from hpo.worker.messages import Event

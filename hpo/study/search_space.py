@@ -9,7 +9,9 @@ import numpy as np
 import optuna
 
 from hpo.database.optuna_private import COMPLETED_RUNG, SnapshotStudy
-from hpo.study.spec import PLANNED, Dimension, StudySpec, role_of
+from hpo.study.former_names import role_of
+from hpo.study.sections import Dimension
+from hpo.study.spec import PLANNED, StudySpec
 from hpo_model.config import Scalar, parameter_type
 from hpo_reports.records.names import TRIAL_ROLE
 

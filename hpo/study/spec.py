@@ -1,244 +1,42 @@
-"""A complete study as frozen, validated data, whatever file it came from.
-
-Each section of a study file is one class here; `hpo.study.toml` reads the file.
-"""
+"""A complete study as frozen, validated data, whatever file it came from; `hpo.study.toml` reads the file."""
 
 from __future__ import annotations
 
 import itertools
 import json
 from collections.abc import Callable, Iterator, Mapping
-from typing import Annotated, Any, Literal, TypeVar, get_args
+from typing import Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, field_validator, model_validator
+from pydantic import Field, PrivateAttr, field_validator, model_validator
 
-from hpo_model.config import (
-    PRESETS,
-    Presets,
-    RunConfig,
-    Scalar,
-    TokenizerChoice,
-    TokenizerKind,
-    build_run,
-    parameter_type,
+from hpo.study.former_names import with_present_names
+from hpo.study.sections import (
+    FINALISTS_BY_PROFILE,
+    Dimension,
+    FinalistsSection,
+    ModelSection,
+    Positive,
+    Profile,
+    PrunerSection,
+    Replication,
+    Role,
+    SamplerSection,
+    Section,
+    StoppingSection,
+    TextSection,
 )
+from hpo_model.config import PRESETS, Presets, RunConfig, Scalar, build_run, parameter_type
 from hpo_model.digest import short_digest
 from hpo_model.errors import ConfigError
 from hpo_reports.records.names import FINALISTS_SUFFIX
 
-Profile = Literal["cpu", "cuda"]
 T = TypeVar("T")
-Role = Literal["baseline", "enqueued", "grid", "search", "finalist"]
 Objective = Literal["val_loss", "phi"]  # of the last evaluation: nats per token, to be minimised; Φ, to be maximised
 PLANNED: tuple[Role, ...] = ("baseline", "enqueued", "grid", "finalist")  # no sampler chooses these trials' values
-FORMER_NAMES: Mapping[tuple[str | None, str], str] = {  # by section and name; None: the file's top
-    (None, "known"): "enqueued",
-    ("pruner", "first_milestone"): "min_resource",
-    ("pruner", "reduction"): "reduction_factor",
-    ("pruner", "peers"): "n_min_trials",
-}
 SHARED = ("budget_tokens", "evaluations", "evaluation_tokens", "seed")  # never searched
-MAX_WHOLE = 2.0**53  # beyond it a float cannot hold every whole number
-MAX_FINALISTS, MAX_REPLICATES = 100, 1000
-Positive = Annotated[int, Field(gt=0, le=1_000_000)]
 
 
-class _Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
-
-
-class Dimension(_Section):
-    """One searched value: an interval (`low`, `high`, `log`, `step`) or a list (`choices`)."""
-
-    low: float | None = Field(default=None, allow_inf_nan=False)
-    high: float | None = Field(default=None, allow_inf_nan=False)
-    log: bool = False
-    step: float | None = Field(default=None, gt=0, allow_inf_nan=False)
-    choices: tuple[Scalar, ...] | None = Field(default=None, strict=False)
-
-    @model_validator(mode="after")
-    def _consistent(self) -> Dimension:
-        if self.choices is not None:
-            if (self.low, self.high, self.step, self.log) != (None, None, None, False):
-                raise ValueError("choices stand alone, without low, high, log or step")
-            if len(set(self.choices)) != len(self.choices) or not self.choices:
-                raise ValueError(f"choices must be different values, at least one, got {list(self.choices)}")
-            return self
-        if self.low is None or self.high is None:
-            raise ValueError("needs low and high, or choices")
-        if self.low > self.high:
-            raise ValueError(f"low {self.low:g} is above high {self.high:g}")
-        if self.log and self.low <= 0:
-            raise ValueError(f"a logarithmic scale must start above 0, got low {self.low:g}")
-        if self.log and self.step is not None:
-            raise ValueError("log and step exclude each other")
-        if not _is_multiple(self.high - self.low, self.step):
-            raise ValueError(f"high {self.high:g} is no whole number of steps of {self.step:g} above low {self.low:g}")
-        if max(abs(self.low), abs(self.high)) > MAX_WHOLE:
-            raise ValueError(f"low and high must be within ±{MAX_WHOLE:g}")
-        return self
-
-    @property
-    def corners(self) -> tuple[Scalar, ...]:
-        """The values between which, or out of which, a trial's value comes."""
-        if self.choices is not None:
-            return self.choices
-        assert self.low is not None
-        assert self.high is not None
-        return self.low, self.high
-
-    def holds(self, value: Scalar) -> bool:
-        """Whether a trial may have this value."""
-        if self.choices is not None:
-            return value in self.choices
-        assert self.low is not None
-        assert self.high is not None
-        if isinstance(value, str | bool) or not self.low <= value <= self.high:
-            return False
-        return _is_multiple(value - self.low, self.step)
-
-
-def _is_multiple(distance: float, step: float | None) -> bool:
-    return step is None or abs(distance / step - round(distance / step)) < 1e-9
-
-
-def with_present_names(content: Mapping[str, Any], note: Callable[[str, str], None] = lambda old, new: None) -> Any:
-    """A study file's content, or that of a profile, with present names in place of former ones.
-
-    Args:
-        content: sections and values by name.
-        note: called with the former and the present name of each value that has a former one.
-
-    Raises:
-        ValueError: both names are given.
-    """
-    renamed = dict(content)
-    for (section, old), new in FORMER_NAMES.items():
-        holder = renamed if section is None else renamed.get(section)
-        if not isinstance(holder, dict) or old not in holder:
-            continue
-        if new in holder:
-            raise ValueError(f"{old} is the former name of {new}: give one of them")
-        changed = {new if name == old else name: value for name, value in holder.items()}
-        renamed = changed if section is None else {**renamed, section: changed}
-        place = "" if section is None else f"{section}."
-        note(f"{place}{old}", f"{place}{new}")
-    return renamed
-
-
-def with_former_names(content: Mapping[str, Any]) -> dict[str, Any]:
-    """A specification as studies store it: under the former names, which every version of this program reads."""
-    stored = dict(content)
-    for (section, old), new in FORMER_NAMES.items():
-        if section is None:
-            stored[old] = stored.pop(new)
-        else:
-            stored[section] = {old if name == new else name: value for name, value in stored[section].items()}
-    return stored
-
-
-def stored_role(role: Role) -> str:
-    """The role of a trial as its attribute says it: `known` for `enqueued`, as every version reads it."""
-    return "known" if role == "enqueued" else role
-
-
-def role_of(stored: object) -> Role | None:
-    """The role of a trial from its attribute."""
-    known: dict[object, Role] = {role: role for role in get_args(Role)}
-    return "enqueued" if stored == "known" else known.get(stored)
-
-
-class TextSection(_Section):
-    """What is read, and in which tokens."""
-
-    corpus: str = "auto"
-    tokenizer: TokenizerKind = "bpe"
-    vocabulary: int = Field(default=0, ge=0)
-
-    @property
-    def choice(self) -> TokenizerChoice:
-        """The tokenizer to train."""
-        return TokenizerChoice(kind=self.tokenizer, vocabulary=self.vocabulary)
-
-
-class ModelSection(_Section):
-    """Which network is trained."""
-
-    network: str = ""  # "module:Class" of the user's own; "": the transformer
-
-
-class SamplerSection(_Section):
-    """How new configurations are proposed."""
-
-    kind: Literal["tpe", "random", "grid"] = "tpe"
-    startup_trials: int = Field(default=8, ge=1)  # random ones before TPE models anything; it counts the planned ones
-    seed: int = Field(default=1, ge=0)
-
-
-class PrunerSection(_Section):
-    """How trials that fall behind are ended early, at evaluation milestones; planned ones never are."""
-
-    kind: Literal["successive_halving", "percentile", "median", "none"] = "successive_halving"
-    min_resource: Positive = 3  # evaluations that a trial has before it may be pruned
-    reduction_factor: int = Field(default=4, ge=2)  # successive halving: one in so many goes on
-    percentile: float = Field(default=25.0, gt=0, lt=100)  # of the complete trials' losses: a trial above it is pruned
-    # other trials needed at a milestone before one is pruned there; complete ones except for successive halving
-    n_min_trials: Positive = 3
-
-
-class StoppingSection(_Section):
-    """When the whole study ends before its total."""
-
-    trials_without_improvement: Positive | None = None
-
-
-class FinalistsSection(_Section):
-    """What is run again after the search, beside the baseline; with either value at 0, nothing."""
-
-    count: int = Field(ge=0, le=MAX_FINALISTS)  # how many of the best configurations
-    replicates: int = Field(ge=0, le=MAX_REPLICATES)  # fresh seeds, the same for all of them
-
-
-# A verdict on k candidates takes 1 + log2(k / 0.05) pairs: 7 for three, 6 for one (docs/decisions.md, 2026-11-26).
-FINALISTS_BY_PROFILE: Mapping[str, Mapping[str, int]] = {
-    "cpu": {"count": 1, "replicates": 6},
-    "cuda": {"count": 3, "replicates": 7},
-}
-
-
-class Candidate(_Section):
-    """A configuration of the search that is run again."""
-
-    trial: int  # its number in the search
-    role: Literal["baseline", "finalist"]
-    parameters: dict[str, Scalar]  # the searched ones
-    val_loss: float  # of its one run in the search, by which it was chosen
-
-
-class Replication(_Section):
-    """What a companion study runs again. The program writes it; no study file has it."""
-
-    study: str  # the search
-    created_at: float | None = None  # of the search: tells it from another of its name
-    screened: int  # complete, feasible trials to choose from when candidates were last chosen
-    candidates: tuple[Candidate, ...] = Field(strict=False)
-    seeds: tuple[int, ...] = Field(strict=False)
-    runs: tuple[tuple[int, int], ...] = Field(strict=False)  # by slot: candidate and seed; only ever added to
-    rounds: tuple[int, ...] = Field(strict=False)  # number of seeds after each time that some were added
-
-    @field_validator("runs", mode="before")
-    @classmethod
-    def _pairs(cls, runs: Any) -> Any:
-        return [tuple(run) for run in runs]  # JSON knows no tuples
-
-    def planned(self) -> tuple[tuple[Role, dict[str, Scalar]], ...]:
-        """Role and values of each run, in the order of the slots."""
-        candidates = {candidate.trial: candidate for candidate in self.candidates}
-        chosen = ((candidates[trial], seed) for trial, seed in self.runs)
-        return tuple((candidate.role, {**candidate.parameters, "seed": seed}) for candidate, seed in chosen)
-
-
-class StudySpec(_Section):
+class StudySpec(Section):
     """A complete, validated study, with the profile's overrides applied."""
 
     name: str = Field(min_length=1, max_length=200)
@@ -250,7 +48,7 @@ class StudySpec(_Section):
     model: ModelSection = ModelSection()
     run: dict[str, Scalar]
     search: dict[str, Dimension] = Field(min_length=1)
-    baseline: dict[str, Scalar] = {}
+    baseline: dict[str, Scalar] = Field(default_factory=dict)
     enqueued: tuple[dict[str, Scalar], ...] = Field(default=(), strict=False)
     sampler: SamplerSection = SamplerSection()
     pruner: PrunerSection = PrunerSection()

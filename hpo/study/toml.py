@@ -17,7 +17,9 @@ from typing import Any
 from pydantic import ValidationError
 
 from hpo.errors import StudyFileError
-from hpo.study.spec import Profile, StudySpec, with_present_names
+from hpo.study.former_names import with_present_names
+from hpo.study.sections import Profile
+from hpo.study.spec import StudySpec
 
 logger = logging.getLogger(__name__)
 

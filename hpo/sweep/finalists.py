@@ -15,7 +15,8 @@ from typing import Any
 from optuna.trial import FrozenTrial
 
 from hpo.errors import StudyError
-from hpo.study.spec import Candidate, Replication, StudySpec
+from hpo.study.sections import Candidate, Replication
+from hpo.study.spec import StudySpec
 from hpo.sweep.record import SweepRecord
 from hpo.sweep.sweep import Sweep, create_sweep, find_sweep, is_feasible
 from hpo_reports.records.names import FINALISTS_SUFFIX, TRIAL_ROLE

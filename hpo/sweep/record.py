@@ -11,7 +11,9 @@ from typing import Any
 from pydantic import ValidationError
 
 from hpo.errors import StudyError
-from hpo.study.spec import Profile, StudySpec, with_former_names
+from hpo.study.former_names import with_former_names
+from hpo.study.sections import Profile
+from hpo.study.spec import StudySpec
 from hpo_model.config import SEMANTICS_VERSION, Scalar
 
 

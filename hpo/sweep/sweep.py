@@ -14,8 +14,10 @@ from hpo.database import optuna_private, tables
 from hpo.database.connection import Database
 from hpo.database.optuna_private import SnapshotStudy
 from hpo.errors import StudyError
+from hpo.study.former_names import stored_role
 from hpo.study.search_space import make_pruner, make_sampler
-from hpo.study.spec import Objective, Role, StudySpec, stored_role
+from hpo.study.sections import Role
+from hpo.study.spec import Objective, StudySpec
 from hpo.sweep.fence import FencedSessions
 from hpo.sweep.record import Fingerprint, SweepRecord
 from hpo.sweep.renewal import renewed

@@ -22,7 +22,8 @@ from optuna.trial import FrozenTrial
 
 from hpo.database.connection import Database
 from hpo.errors import StudyError, UsageError
-from hpo.study.spec import MAX_WHOLE, stored_role
+from hpo.study.former_names import stored_role
+from hpo.study.sections import MAX_WHOLE
 from hpo.sweep.sweep import study_names
 from hpo_model.config import Scalar, parameter_type
 from hpo_model.digest import short_digest

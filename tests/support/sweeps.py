@@ -17,7 +17,8 @@ import sqlalchemy as sa
 from hpo.database import tables
 from hpo.database.connection import Database, open_database
 from hpo.database.retry import NO_RETRY, RetryPolicy
-from hpo.study.spec import Dimension, StudySpec
+from hpo.study.sections import Dimension
+from hpo.study.spec import StudySpec
 from hpo.sweep.record import CorpusFacts, SweepRecord, TokenizerFacts
 from hpo.sweep.result import TrialResult
 from hpo.sweep.sweep import Sweep, create_sweep

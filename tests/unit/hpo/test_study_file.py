@@ -12,16 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hpo.errors import StudyFileError
-from hpo.study.spec import (
-    PrunerSection,
-    Role,
-    SamplerSection,
-    StudySpec,
-    TextSection,
-    role_of,
-    stored_role,
-    with_former_names,
-)
+from hpo.study.former_names import role_of, stored_role, with_former_names
+from hpo.study.sections import PrunerSection, Role, SamplerSection
+from hpo.study.spec import StudySpec, TextSection
 from hpo.study.toml import load_study_file, parse_study, shipped_studies
 from tests.support.sweeps import make_spec
 
