@@ -415,7 +415,6 @@ def with_another_learning_rate(record: dict[str, Any]) -> dict[str, Any]:
     [
         (without_meaning, f"runs were of version 1, are of {SEMANTICS_VERSION}"),
         (with_runs_of_version_1, f"runs were of version 1, are of {SEMANTICS_VERSION}"),
-        (with_another_learning_rate, "learning_rate of nano was 0.001, is 0.004"),
     ],
 )
 def test_a_study_whose_values_meant_something_else_is_refused_and_nothing_is_changed(
@@ -429,6 +428,14 @@ def test_a_study_whose_values_meant_something_else_is_refused_and_nothing_is_cha
             "would not compare: give the new study another name, or use the version that made it"
         )
     assert place.stored() == before
+
+
+def test_a_study_keeps_the_values_that_its_presets_had_and_says_so(place: Place) -> None:
+    as_made_when(place, with_another_learning_rate)
+    launch = place.prepare(trials=20)
+    assert launch.sweep.spec.run_with({}).training.learning_rate == 0.001
+    assert "study small keeps the values that its presets had: learning_rate 0.001 (now 0.004)" in place.said
+    assert place.join().sweep.spec.run_with({}).training.learning_rate == 0.001
 
 
 class Deaf:

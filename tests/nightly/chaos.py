@@ -158,7 +158,7 @@ class Campaign:
             while not self.over():
                 self.keep_supervisors(real)
                 self.wake()
-                if self.left():
+                if self.left() and self.is_under_way():
                     self.strike()
                 time.sleep(self.dice.uniform(0.02, 0.2))
                 if time.monotonic() > began + LONGEST_S:
@@ -175,6 +175,10 @@ class Campaign:
             self.log.close()
         self.tally.seconds = round(time.monotonic() - began, 1)
         return self.tally
+
+    def is_under_way(self) -> bool:
+        """Whether any trial has reached an evaluation: blows before that would all fall on workers that still start."""
+        return next(self.home.rglob("checkpoint-*.pt"), None) is not None
 
     def left(self) -> list[str]:
         """Kinds of blows that the plan still holds; a kind is listed as often as it is to be likely."""
