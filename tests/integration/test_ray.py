@@ -36,8 +36,14 @@ def cluster() -> Iterator[Any]:
     import_ray()
     from ray.cluster_utils import Cluster
 
-    quick = {"health_check_initial_delay_ms": 500, "health_check_period_ms": 500}  # else a node dies for 15 s
-    head = {"num_cpus": 1, "include_dashboard": False, "_system_config": quick}
+    settings = {
+        # Else a node dies for 15 s
+        "health_check_initial_delay_ms": 500,
+        "health_check_period_ms": 500,
+        # Else the other tests, which run beside these, take the processor first
+        "worker_niceness": 0,
+    }
+    head = {"num_cpus": 1, "include_dashboard": False, "_system_config": settings}
     made = Cluster(initialize_head=True, head_node_args=head)
     yield made
     made.shutdown()
@@ -188,7 +194,7 @@ class TestOnTwoNodes:
     def test_a_graceful_stop_lets_workers_leave_at_their_next_evaluation(
         self, far_study: Make, start: Callable[[FarStudy], Run]
     ) -> None:
-        study = far_study(trials=4, budget_tokens=20_000)
+        study = far_study(trials=4, budget_tokens=60_000)
         run = start(study)
         run.when_both_have_a_checkpoint(lambda: run.stop.request_stop(StopLevel.GRACEFUL, "a test"))
         run.go(study.specs(3))  # one of them waits for room
