@@ -194,7 +194,7 @@ class TestOnTwoNodes:
     def test_a_graceful_stop_lets_workers_leave_at_their_next_evaluation(
         self, far_study: Make, start: Callable[[FarStudy], Run]
     ) -> None:
-        study = far_study(trials=4, budget_tokens=60_000)
+        study = far_study(trials=4, budget_tokens=40_000)
         run = start(study)
         run.when_both_have_a_checkpoint(lambda: run.stop.request_stop(StopLevel.GRACEFUL, "a test"))
         run.go(study.specs(3))  # one of them waits for room
