@@ -21,6 +21,7 @@ from hpo.executors.resources import ResourceRequest, WorkerResources, max_worker
 from hpo.files import replace_text
 from hpo.home import Home
 from hpo.study.spec import StudySpec
+from hpo.worker.gpu_share import CONTEXT_BYTES
 from hpo_model.config import RunConfig
 from hpo_model.data.tokens import TokenizedCorpus, open_tokens
 from hpo_model.errors import ModelError
@@ -29,7 +30,6 @@ from hpo_model.training.loop import Throughput, benchmark
 
 BENCHMARK_S = 1.5
 MIN_SPEEDUP = 1.05  # that more workers must bring, since with more of them the sampler knows less at each trial
-CONTEXT_BYTES = 700 * 2**20  # of GPU memory that a process takes beside its tensors: CUDA's context and libraries
 BENCHMARK_TIMEOUT_S = 300.0  # for a benchmark, which runs a few steps
 ANOTHER_FAILED = "another benchmark failed"
 
@@ -91,16 +91,7 @@ def _on_gpus(request: ResourceRequest, demand: Demand) -> list[WorkerResources]:
     devices = [f"cuda:{gpu}" for _ in range(each) for gpu in gpus]
     devices = devices[: request.workers]
     threads = max(1, cpu_cores() // max(1, len(devices)))
-    return [
-        WorkerResources(device=device, threads=threads, memory_fraction=_fraction(device, each)) for device in devices
-    ]
-
-
-def _fraction(device: str, sharers: int) -> float:
-    """The share of a GPU's memory that one of its workers may fill with tensors: all fit beside their contexts."""
-    if sharers == 1:
-        return 1.0
-    return 1 / sharers - CONTEXT_BYTES / gpu_memory(int(device.partition(":")[2]))
+    return [WorkerResources(device=device, threads=threads, memory_fraction=1 / each) for device in devices]
 
 
 def fitting(memory_bytes: int, peak_bytes: int) -> int:

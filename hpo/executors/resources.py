@@ -26,7 +26,7 @@ class WorkerResources:
 
     device: str
     threads: int
-    memory_fraction: float = 1.0  # of its GPU
+    memory_fraction: float = 1.0  # of its GPU, the process's context included
 
 
 def parse_workers(text: str) -> int | None:

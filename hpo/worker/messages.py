@@ -39,7 +39,7 @@ class WorkerSpec:
     data: Path | None = None  # folder of that text, if not where the study recorded it
     device: str
     threads: int
-    memory_fraction: float = 1.0  # of the GPU's memory: beyond it the trial is out of memory, not its neighbours
+    memory_fraction: float = 1.0  # of the GPU's memory, the process's context included
     name: str  # of this worker, for people: worker-0
     owner: str = ""  # of its leases: `new_owner`, for every process anew
     stop_requests: int | None = None  # stop requests on the study so far; None: counted when the worker starts

@@ -30,6 +30,7 @@ from hpo.sweep.slots import Lease, LeaseLost
 from hpo.sweep.study_row import StudyRow
 from hpo.sweep.sweep import open_sweep
 from hpo.worker.artifacts import offer
+from hpo.worker.gpu_share import limit_memory
 from hpo.worker.messages import MAX_CRASHES, MAX_FAILURES_IN_A_ROW, Event, EventKind, EventSink, WorkerSpec
 from hpo.worker.objective import (
     Interrupted,
@@ -95,7 +96,7 @@ class _Worker:
         self.failures = 0
         torch.set_num_threads(spec.threads)
         if spec.device.startswith("cuda"):
-            torch.cuda.set_per_process_memory_fraction(spec.memory_fraction, torch.device(spec.device))
+            limit_memory(spec.device, spec.memory_fraction)
 
     def open_corpus(self) -> TokenizedCorpus:
         """The token files that a supervisor on this machine has prepared, else the study's text."""

@@ -102,6 +102,11 @@ def mixed_precision(device: torch.device) -> torch.autocast:
     return torch.autocast(device.type, torch.bfloat16, enabled=is_mixed(device.type))
 
 
+def upload(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """Copy a tensor of the host to a device. A GPU fetches it when it gets there; nobody waits for it."""
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
+
+
 def keep_freed_memory() -> None:
     """Let the C library (glibc only) keep freed memory for the next step.
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from hpo_model.config import RunConfig
+from hpo_model.hardware import upload
 
 if TYPE_CHECKING:  # importing it loads the tokenizers package, which training does not need
     from hpo_model.data.tokens import TokenizedCorpus
@@ -52,5 +53,4 @@ class TrainingBatches:
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
         phase = torch.randint(self.tokens - self.sequences * self.length + 1, (), generator=generator)
         starts = torch.randperm(self.sequences, generator=generator) * self.length + phase
-        device = self.stream_N.device
-        return starts.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else starts
+        return upload(starts, self.stream_N.device)

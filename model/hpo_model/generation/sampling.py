@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from hpo_model.errors import ConfigError
-from hpo_model.hardware import mixed_precision
+from hpo_model.hardware import mixed_precision, upload
 from hpo_model.network import phi
 from hpo_model.network.custom import Network
 from hpo_model.network.kv_cache import KVCache
@@ -194,17 +194,17 @@ class Reader:
     def logits(self) -> Tensor:
         """Logits (B, V) of the token after each text."""
         windows = [text[window_start(len(text), self.length) :] for text in self.texts]
-        lengths_B = torch.tensor([len(window) for window in windows], device=self.device)
+        lengths_B = upload(torch.tensor([len(window) for window in windows]), self.device)
         longest = max(map(len, windows))
         with mixed_precision(self.device):
             if self._cache is not None:
-                last_B1 = torch.tensor([window[-1:] for window in windows], device=self.device)
+                last_B1 = upload(torch.tensor([window[-1:] for window in windows]), self.device)
                 aligned = all(len(window) == longest for window in windows)
                 self._cache.begin(lengths_B[:, None] - 1, longest, aligned=aligned)
                 hidden_BD = self.network(last_B1, self._cache).hidden_BTD[:, 0]
             else:
                 tokens_BL = torch.tensor([window + [0] * (longest - len(window)) for window in windows])
-                hidden_BLD = self._read(tokens_BL.to(self.device))
+                hidden_BLD = self._read(upload(tokens_BL, self.device))
                 hidden_BD = hidden_BLD[torch.arange(len(windows), device=self.device), lengths_B - 1]
             logits_BV: Tensor = self.network.logits(hidden_BD)
         return logits_BV.to(torch.promote_types(logits_BV.dtype, torch.float32))
@@ -226,12 +226,12 @@ def mask(logits_BV: Tensor, banned: Collection[int]) -> Tensor:
     """Set the logits of the banned ids to −∞."""
     if not banned:
         return logits_BV
-    return logits_BV.index_fill(1, torch.tensor(sorted(banned), device=logits_BV.device), float("-inf"))
+    return logits_BV.index_fill(1, upload(torch.tensor(sorted(banned)), logits_BV.device), float("-inf"))
 
 
 def _counts(texts: Sequence[Sequence[int]], like_BV: Tensor) -> Tensor:
     counts = [torch.bincount(torch.tensor(text, dtype=torch.int64), minlength=like_BV.shape[1]) for text in texts]
-    return torch.stack(counts).to(like_BV)
+    return upload(torch.stack(counts).to(like_BV.dtype), like_BV.device)
 
 
 def apply_penalties(logits_BV: Tensor, sampling: Sampling, seen_BV: Tensor, generated_BV: Tensor) -> Tensor:
@@ -279,7 +279,7 @@ def sample_token(logits_BV: Tensor, sampling: Sampling, generators: Sequence[tor
         return logits_BV.argmax(-1)
     cumulative_BV = probabilities(logits_BV, sampling).cumsum(-1)
     uniform_B = torch.stack([torch.rand((), generator=each, dtype=torch.float64) for each in generators])
-    places_B1 = uniform_B.to(cumulative_BV.device)[:, None] * cumulative_BV[:, -1:]
+    places_B1 = upload(uniform_B, cumulative_BV.device)[:, None] * cumulative_BV[:, -1:]
     return torch.searchsorted(cumulative_BV, places_B1, right=True)[:, 0]
 
 
@@ -355,10 +355,11 @@ def _grow(live: list[_Beam], log_probabilities_BV: Tensor, most: int) -> tuple[l
     totals = (before_B.double()[:, None] + log_probabilities_BV).flatten()
     found = totals.topk(min(most, int((totals > float("-inf")).sum())))
     vocabulary = log_probabilities_BV.shape[1]
-    parents = [place // vocabulary for place in found.indices.tolist()]
+    places = found.indices.tolist()
+    parents = [place // vocabulary for place in places]
     grown = [
         _Beam((*live[parent].tokens, place % vocabulary), total)
-        for parent, place, total in zip(parents, found.indices.tolist(), found.values.tolist(), strict=True)
+        for parent, place, total in zip(parents, places, found.values.tolist(), strict=True)
     ]
     return parents, grown
 

@@ -42,9 +42,10 @@ def check_causality(network: Network) -> None:
         for places in tried:
             changed_BT = _changed(network, tokens_BT, places)
             after_BTD = _states_under_fixed_noise(network, changed_BT)
-            if _moved(before_BTD, after_BTD, places) is not None:  # where memory runs out kernels may change in between
-                before_BTD, after_BTD = (_states_under_fixed_noise(network, each) for each in (tokens_BT, changed_BT))
             row = _moved(before_BTD, after_BTD, places)
+            if row is not None:  # where memory runs out kernels may change in between
+                before_BTD, after_BTD = (_states_under_fixed_noise(network, each) for each in (tokens_BT, changed_BT))
+                row = _moved(before_BTD, after_BTD, places)
             if row is not None:
                 raise CausalityError(_leak(network, tokens_BT, before_BTD, row, places[row]))
 

@@ -180,8 +180,9 @@ class SelfAttention(nn.Module):
         if self.earlier_taps is not None:
             *earlier, own_BTF = shifted(mixed_BTF, len(self.earlier_taps) + 1, past)
             mixed_BTF = own_BTF
+            taps = self.earlier_taps.to(own_BTF.dtype)  # else queries, keys and values would become float32
             for tap, signal_BTF in enumerate(earlier):
-                mixed_BTF = torch.addcmul(mixed_BTF, signal_BTF, self.earlier_taps[tap])
+                mixed_BTF = torch.addcmul(mixed_BTF, signal_BTF, taps[tap])
         parts = mixed_BTF.chunk(3, dim=-1)
         query_BHTE, key_BHTE, value_BHTE = (part.unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in parts)
         if past is None:

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from hpo_model.hardware import mixed_precision, peak_memory_bytes
+from hpo_model.hardware import mixed_precision, peak_memory_bytes, upload
 from hpo_model.network import phi
 from hpo_model.network.custom import Network
 from hpo_model.network.loss import NOT_A_TARGET, nats_of
@@ -149,7 +149,7 @@ def score(
     training = network.training
     network.eval()
     for inputs_RT, targets_RT in _pieces(span, architecture.sequence_length, rows):
-        inputs_RT, targets_RT = inputs_RT.to(device), targets_RT.to(device)
+        inputs_RT, targets_RT = upload(inputs_RT, device), upload(targets_RT, device)
         with mixed_precision(device):
             states = network(inputs_RT)
             nats_N = nats_of(states.hidden_BTD.flatten(0, 1), network.output.weight, targets_RT.flatten())
@@ -163,11 +163,13 @@ def score(
         del states  # else they would be held beside the next ones
     network.train(training)
 
-    means_C = component_sums_C.cpu() / full.cpu()  # NaN where no sequence is full
+    # Here, and for the nats of each token, the host waits for the device
+    all_nats = nats.item()
+    means_C = (component_sums_C / full).cpu()  # NaN where no sequence is full
     weights_C = torch.tensor(phi.INITIAL_WEIGHTS, dtype=torch.float64)
     return Scores(
-        loss=nats.item() / span.tokens,
-        nats=nats.item(),
+        loss=all_nats / span.tokens,
+        nats=all_nats,
         span=span,
         phi=float(means_C @ weights_C),
         components=tuple(means_C.tolist()),

@@ -13,9 +13,10 @@ from hypothesis import strategies as st
 
 import hpo.executors.allocation
 from hpo.errors import UsageError, WorkerError
-from hpo.executors.allocation import CONTEXT_BYTES, MIN_SPEEDUP, Demand, allocate, best_count, fitting
+from hpo.executors.allocation import MIN_SPEEDUP, Demand, allocate, best_count, fitting
 from hpo.executors.resources import ResourceRequest, WorkerResources, check_resources, parse_gpus, parse_workers
 from hpo.home import Home
+from hpo.worker.gpu_share import CONTEXT_BYTES
 from hpo_model.data.tokens import TokenizedCorpus
 from hpo_model.training.loop import Throughput
 from tests.support import side_processes
@@ -220,8 +221,8 @@ def test_what_processes_of_one_gpu_may_take_fits_into_it(each: int, machine: Mac
     granted = machine.allocate(tmp_path, trials_per_gpu=each)
     assert len(granted) == each
     for place in granted:
-        assert place.memory_fraction * machine.memory[0] >= 10 * GIB
-    assert sum(place.memory_fraction * machine.memory[0] + CONTEXT_BYTES for place in granted) <= machine.memory[0]
+        assert place.memory_fraction * machine.memory[0] >= 10 * GIB + CONTEXT_BYTES
+    assert sum(place.memory_fraction for place in granted) <= 1
 
 
 def test_fewer_trials_per_gpu_than_asked_for_are_told(machine: Machine, tmp_path: Path) -> None:
