@@ -1,4 +1,4 @@
-"""A CUDA device without a GPU: tensors that have a device, a shape and a type, but no numbers (PyTorch's FakeTensorMode).
+"""A CUDA device without a GPU: PyTorch's fake tensors, which have a device, a shape and a type but no numbers.
 
 Operations on them compute nothing. They refuse tensors of different devices, as a GPU does, and shapes that depend on
 numbers; and whatever would make the host wait for the device is noted, with the function of ours that asked.
@@ -93,9 +93,9 @@ def caller() -> str:
 def fake_cuda() -> Iterator[FakeCuda]:
     """Make `DEVICE` usable, with no number in any tensor made meanwhile, wherever it is.
 
-    Replaced is what asks the driver: random states, marks of memory, whether a GPU knows bfloat16; and what fake tensors
-    cannot do: to move a module's parameters in place, to be copied with all that belongs to them, and to have gradients handed on by PyTorch's engine, which asks the
-    driver for streams.
+    Replaced is what asks the driver: random states, marks of memory, whether a GPU knows bfloat16; and what fake
+    tensors cannot do: to be moved in place, to be copied with all that belongs to them, and to have gradients handed
+    on by PyTorch's engine, which asks the driver for streams.
     """
     precision = torch.get_float32_matmul_precision()
     with pytest.MonkeyPatch.context() as patch:
@@ -143,7 +143,7 @@ def _deepcopy(tensor: Tensor, memo: object) -> Tensor:
 
 @torch.no_grad()
 def backward(loss: Tensor) -> None:
-    """What `Tensor.backward` does: every node once all that flows into it is there, its gradients as it expects them."""
+    """What `Tensor.backward` does: each node once all that flows into it is there, its gradients as it expects them."""
     waiting: Counter[Any] = Counter()
     nodes = [loss.grad_fn]
     for node in nodes:  # grows

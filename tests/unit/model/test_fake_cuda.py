@@ -27,6 +27,7 @@ from hpo_model.errors import CausalityError
 from hpo_model.generation.sampling import Sampling, StoppingCriteria, beam_search, generate, phi_per_step
 from hpo_model.generation.trained import load_trained
 from hpo_model.network.causality import check_causality
+from hpo_model.network.kv_cache import KVCache
 from hpo_model.network.transformer import ForwardOutput, Transformer
 from hpo_model.training.checkpoint import restore_run, save_run
 from hpo_model.training.evaluation import TrainingStats, evaluate
@@ -278,8 +279,8 @@ class Broken(Transformer):
         super().__init__(architecture, vocabulary)
         self.scale = torch.ones(architecture.width)  # neither parameter nor buffer
 
-    def forward(self, tokens_BT: Tensor, past: object = None) -> ForwardOutput:
-        states = super().forward(tokens_BT)
+    def forward(self, tokens_BT: Tensor, past: KVCache | None = None) -> ForwardOutput:
+        states = super().forward(tokens_BT, past)
         return states._replace(hidden_BTD=self.altered(states.hidden_BTD))
 
     def altered(self, hidden_BTD: Tensor) -> Tensor:

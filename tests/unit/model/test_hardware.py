@@ -65,7 +65,7 @@ class Library:
         self.millijoules, self.refusals = millijoules, refusals or {}
         self.uuids = list(millijoules)
 
-    def nvmlInitWithFlags(self, flags: int) -> int:  # noqa: N802
+    def nvmlInitWithFlags(self, _: int) -> int:  # noqa: N802
         return self.refusals.get("init", SUCCESS)
 
     def nvmlDeviceGetHandleByUUID(self, uuid: Any, handle: Any) -> int:  # noqa: N802
@@ -76,7 +76,7 @@ class Library:
         self.asked = name
         return self.refusals.get("handle", SUCCESS)
 
-    def nvmlDeviceGetTotalEnergyConsumption(self, handle: Any, total: Any) -> int:  # noqa: N802
+    def nvmlDeviceGetTotalEnergyConsumption(self, _: Any, total: Any) -> int:  # noqa: N802
         total._obj.value = self.millijoules[self.asked]
         return self.refusals.get("energy", SUCCESS)
 

@@ -335,3 +335,29 @@ def test_a_compiled_run_that_was_interrupted_ends_bit_identical(small_corpus: To
     assert losses_of[0] == losses_of[1]
     eager = train(config, small_corpus).history[-1]
     assert eager.val_loss == pytest.approx(losses_of[0][-1], abs=0.02)
+
+
+ARMS: dict[str, dict[str, Scalar]] = {
+    "Φ and memory": {},
+    "V5.2's objective": {"phi_objective": "v5.2"},
+    "control arm": {"iit": False},
+    "static gate": {"memory_gate": "static"},
+    "no memory": {"memory_slots": 0},
+    "convolution": {"blocks": "convolution+attention"},
+    "untied": {"tie_embeddings": False},
+    "earlier positions": {"attention_taps": 3},
+    "bigrams": {"bigram_buckets": 64},
+}
+
+
+@compiling
+@pytest.mark.parametrize("arm", ARMS)
+def test_every_arm_is_one_graph_without_a_break(arm: str) -> None:
+    torch._dynamo.reset()
+    counters.clear()
+    config = tiny(**ARMS[arm])
+    network, (inputs_BT, targets_BT) = build(config), batch()
+    for _ in range(2):
+        one_pass(network, config, inputs_BT, targets_BT, compiled()).loss.backward()  # type: ignore[no-untyped-call]
+    assert counters["stats"]["unique_graphs"] == 1
+    assert not counters["graph_break"]
