@@ -23,7 +23,7 @@ from hpo.sweep.corpus import load_text
 from hpo.sweep.finalists import find_finalists
 from hpo.sweep.sweep import Sweep, open_sweep
 from hpo_model.config import (
-    OLDEST_SEMANTICS_VERSION,
+    SEMANTICS_VERSION,
     RunConfig,
     Scalar,
     TokenizerChoice,
@@ -84,7 +84,7 @@ def prepare_trial_run(url: str, home: Home, request: TrialRequest) -> LongRun:
     with storage_errors(url):
         sweep = open_sweep(open_database(url, create=False), request.study)
         number, recorded = _recorded_run(sweep, _chosen(sweep) if request.trial is None else request.trial)
-    if (made := sweep.record.fingerprint.semantics_version) < OLDEST_SEMANTICS_VERSION:
+    if (made := sweep.record.fingerprint.semantics_version) != SEMANTICS_VERSION:
         logger.info(f"the study's runs are of version {made}; with equal values this program trains otherwise")
     corpus = load_text(sweep.spec, request.data, sweep.record, home, logger.info)
     check_text(sweep.record, corpus)

@@ -55,7 +55,7 @@ class StudySpec(Section):
     stopping: StoppingSection = StoppingSection()
     finalists: FinalistsSection
     replication: Replication | None = None  # of companion studies
-    _presets: Presets | None = PrivateAttr(None)  # None: today's
+    _presets: Presets = PrivateAttr(default_factory=dict)  # those that stand for other values than today's
 
     @model_validator(mode="before")
     @classmethod
@@ -162,10 +162,14 @@ class StudySpec(Section):
         Raises:
             ConfigError: a value that a run does not accept.
         """
-        return build_run({**self.run, **parameters, "network": self.model.network}, self._presets or PRESETS)
+        return build_run({**self.run, **parameters, "network": self.model.network}, {**PRESETS, **self._presets})
 
     def with_presets(self, presets: Presets) -> StudySpec:
-        """The same study with presets that stand for other values than today's: those it was made with."""
+        """The same study with presets as they were when it was made; what is not among them stands for today's values.
+
+        Args:
+            presets: all values of each preset that a trial may take.
+        """
         changed = self.model_copy()
         changed._presets = presets
         return changed

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from hpo.errors import StudyError, StudyFileError
 from hpo.study.spec import StudySpec
 from hpo.sweep.record import Fingerprint, NetworkFacts, SweepRecord
-from hpo_model.config import OLDEST_SEMANTICS_VERSION, PRESETS, SEMANTICS_VERSION, recorded_run
+from hpo_model.config import PRESETS, SEMANTICS_VERSION, recorded_run
 from hpo_model.errors import ModelError
 
 if TYPE_CHECKING:
@@ -60,7 +60,7 @@ def _check_study_file(record: SweepRecord, spec: StudySpec) -> None:
 def _check_semantics(record: SweepRecord) -> None:
     """A value that runs did not have then is no difference: by its default they are as before."""
     made = record.fingerprint.semantics_version
-    if not OLDEST_SEMANTICS_VERSION <= made <= SEMANTICS_VERSION:
+    if made != SEMANTICS_VERSION:
         raise StudyError(
             f"study {record.spec.name!r} was made by a version that trained these values differently "
             f"(runs were of version {made}, are of {SEMANTICS_VERSION}); new trials would not compare: give the new "
@@ -128,10 +128,14 @@ def network_facts(spec: StudySpec, corpus: TokenizedCorpus) -> NetworkFacts | No
     if not name:
         return None
     from hpo_model.network.custom import build_network, has_phi, source_digest
+    from hpo_model.training.optimizer import make_optimizer
 
     try:
         digest = source_digest(name)
-        build_network(spec.run_with({}).architecture, corpus.tokenizer.vocabulary)
+        network = build_network(spec.run_with({}).architecture, corpus.tokenizer.vocabulary)
+        usual = spec.run_with({}).training.optimizer
+        for optimizer in spec.search["optimizer"].corners if "optimizer" in spec.search else (usual,):
+            make_optimizer(network, spec.run_with({"optimizer": optimizer}).training)
         if "phi" in spec.objectives and not has_phi(name):
             raise StudyFileError(f"study {spec.name!r}: objectives: {name} has no Φ objective")
     except ModelError as error:

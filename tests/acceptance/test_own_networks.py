@@ -139,6 +139,8 @@ def digest_of(place: Place) -> str:
         (("mine:GatedConvolutions", "mine:Nobody"), "mine has no class of this name"),
         (("mine:GatedConvolutions", "yours:Network"), "there is no module yours"),
         (("iit = false", "iit = true"), r"has no Φ: put iit = false under \[run\]"),
+        (("[run]", '[run]\noptimizer = "muon"'), 'optimizer = "muon": mine:GatedConvolutions has no matrices'),
+        (("[search]", '[search]\noptimizer = { choices = ["adamw", "muon"] }'), 'optimizer = "muon": mine:'),
         (("mine:GatedConvolutions", "mine.py"), 'model.network: network must be "module:Class"'),
         (('preset = "nano"', 'preset = "nano"\nnetwork = "mine:X"'), "run.network: all trials share it; put"),
         (("[search]", '[search]\nnetwork = { choices = ["a:B"] }'), "search.network: all trials share it"),

@@ -1,6 +1,7 @@
 """The network: a causal transformer with Φ-guided memory, readable top to bottom.
 
-Shapes: B sequences, T positions, D channels, H heads, E = D/H channels per head, V vocabulary.
+Shapes: B sequences, T positions, D channels, H heads, E = D/H channels per head, F = 3D channels of
+queries, keys and values, V vocabulary.
 
 Causality is a law here: changing token t leaves every logit before t bit-identical, in every configuration. Decoder
 after Radford et al. 2019 (GPT-2): pre-norm, learned positions, GELU, tied embeddings; no biases.
@@ -69,7 +70,7 @@ class Transformer(nn.Module):
         self._initialise()
 
     def _initialise(self) -> None:
-        """Normal, with deviation 0.5 / √(inputs): GPT-2's 0.02 at its width. What writes into the stream is zero.
+        """Normal, with deviation 0.5 / √(inputs): GPT-2's 0.02 at its width. What adds to the stream begins at zero.
 
         Drawn from a generator of its own, the memory last: with equal seeds the control arm starts from equal weights.
         """
@@ -77,9 +78,7 @@ class Transformer(nn.Module):
         for name, parameter in sorted(self.named_parameters(), key=lambda named: named[0].startswith("memory")):
             if parameter.ndim < 2:
                 continue
-            if name.endswith("earlier_taps"):  # zero as they were made
-                continue
-            if name.endswith(("project.weight", "contract.weight", "bigram_embedding.weight")):
+            if name.endswith(("project.weight", "contract.weight", "bigram_embedding.weight", "earlier_taps")):
                 nn.init.zeros_(parameter)
             elif name.endswith("taps"):
                 nn.init.normal_(parameter, std=1 / math.sqrt(CONVOLUTION_TAPS), generator=generator)

@@ -34,6 +34,12 @@ def parameter_count(architecture: Architecture, vocabulary: int) -> int:
     return embeddings + blocks + _memory_parameters(architecture) + width + len(COMPONENTS)
 
 
+def _block_matrices(architecture: Architecture) -> int:
+    """Count the parameters that Muon updates."""
+    mixers = {"attention": 4, "convolution": 3}
+    return sum((mixers[kind] + 8) * architecture.width**2 for kind in architecture.block_kinds)
+
+
 def _memory_parameters(architecture: Architecture) -> int:
     if not architecture.has_memory:
         return 0
@@ -69,7 +75,9 @@ def peak_tensor_bytes(
         device_type=device_type,
         tokens=rows * architecture.sequence_length,
     )
-    moments = 2 * estimate.weights  # of AdamW
+    moments = 2 * estimate.weights  # of AdamW; Muon keeps one of each matrix
+    if config.training.optimizer == "muon":
+        moments -= FLOAT * _block_matrices(architecture)
     gathered = estimate.weights if rows < batch_size else 0  # gradients of the pieces before
     beside_weights = (
         estimate.in_check(),

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from hpo_model.config import Training
+from hpo_model.errors import ConfigError
 from hpo_model.network.custom import Network
 
 ADAM_BETAS = (0.9, 0.95)
@@ -26,8 +27,12 @@ NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
 NEWTON_SCHULZ_STEPS = 5
 
 
-def make_optimizer(network: Network, training: Training) -> torch.optim.AdamW | Both:
-    """The optimizer of a run; weight decay is on matrices only."""
+def make_optimizer(network: Network, training: Training) -> torch.optim.AdamW | MuonWithAdamW:
+    """The optimizer of a run; weight decay is on matrices only.
+
+    Raises:
+        ConfigError: Muon was asked for, and the network, which is a user's own, has nothing for it.
+    """
     named = [(name, each) for name, each in network.named_parameters() if each.requires_grad]
     by_muon = [each for name, each in named if training.optimizer == "muon" and _is_block_matrix(name, each)]
     taken = {id(each) for each in by_muon}
@@ -37,15 +42,20 @@ def make_optimizer(network: Network, training: Training) -> torch.optim.AdamW | 
         {"params": [each for each in rest if each.ndim < 2], "weight_decay": 0.0},
     ]
     adamw = torch.optim.AdamW(groups, betas=ADAM_BETAS, fused=True)
-    return Both(Muon(by_muon, training.weight_decay), adamw) if by_muon else adamw
+    if training.optimizer == "adamw":
+        return adamw
+    if not by_muon:
+        own = network.architecture.network
+        raise ConfigError(f'optimizer = "muon": {own} has no matrices under the name `blocks`, which it updates')
+    return MuonWithAdamW(Muon(by_muon, training.weight_decay), adamw)
 
 
 def _is_block_matrix(name: str, parameter: nn.Parameter) -> bool:
-    """Whether Muon updates a parameter: a matrix between states and states, which embeddings and taps are not."""
-    return parameter.ndim == 2 and ".blocks." in f".{name}" and name.endswith(".weight") and "embedding" not in name
+    """Whether Muon updates a parameter: a matrix of a block, which taps are not."""
+    return parameter.ndim == 2 and ".blocks." in f".{name}" and name.endswith(".weight")
 
 
-class Both:
+class MuonWithAdamW:
     """Two optimizers, each with parameters of its own, used as one of `torch.optim` is."""
 
     def __init__(self, muon: Muon, adamw: torch.optim.AdamW) -> None:

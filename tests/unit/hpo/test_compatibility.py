@@ -48,12 +48,19 @@ def test_a_study_goes_on_with_the_values_that_its_presets_had() -> None:
     assert "learning_rate 0.123 (now " in preset_changes(record)
 
 
+def test_a_preset_that_no_trial_takes_stands_for_todays_values() -> None:
+    """The run's own preset, where only others are searched."""
+    spec = make_spec(run={}, search={"preset": {"choices": ["tiny_iit", "small_iit"]}})
+    record = dataclasses.replace(make_record(spec), fingerprint=Fingerprint.of(spec))
+    assert record.fingerprint.presets.keys() == {"tiny_iit", "small_iit"}
+    assert SweepRecord.from_json(record.to_json()).spec.run_with({}) == build_run({})
+
+
 def test_a_value_that_runs_did_not_have_then_is_what_they_did() -> None:
     values = build_run({"clip_norm": 0.5, "optimizer": "adamw"}).parameters()
-    record = made_with({"nano": {name: value for name, value in values.items() if name != "optimizer"}}, version=2)
+    record = made_with({"nano": {name: value for name, value in values.items() if name != "optimizer"}})
     check_compatible(record)
     assert record.spec.run_with({}).training.optimizer == "adamw"
-    assert record.fingerprint.semantics_version == 2  # and workers of that version may still join
 
 
 def test_nothing_is_said_where_no_preset_has_changed() -> None:

@@ -84,7 +84,7 @@ CASES: dict[str, tuple[dict[str, Scalar], int]] = {
     "untied": ({"batch_size": 8, "tie_embeddings": False}, 4096),
     "bigrams": ({"batch_size": 8, "bigram_buckets": 4096}, 2048),
     "earlier positions": ({"batch_size": 16, "attention_taps": 3}, 300),
-    "Muon": ({"batch_size": 2, "optimizer": "muon"}, 300),
+    "Muon": ({"batch_size": 1, "optimizer": "muon", "layers": 8}, 300),
     "long sequences": ({"batch_size": 4, "sequence_length": 512}, 300),
 }
 

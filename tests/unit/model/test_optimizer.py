@@ -9,8 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from hpo_model.config import RunConfig, build_run
+from hpo_model.errors import ConfigError
+from hpo_model.network.custom import ControlArmAdapter
 from hpo_model.network.transformer import Transformer
-from hpo_model.training.optimizer import Both, Muon, make_optimizer, orthogonal
+from hpo_model.training.optimizer import Muon, MuonWithAdamW, make_optimizer, orthogonal
+from tests.support.networks import Recurrent
 
 
 def run(**values: bool | int | float | str) -> RunConfig:
@@ -51,13 +54,24 @@ def test_muon_takes_the_matrices_of_the_blocks_and_nothing_else(blocks: str) -> 
     config = run(optimizer="muon", blocks=blocks, attention_taps=3)
     network = network_of(config)
     optimizer = make_optimizer(network, config.training)
-    assert isinstance(optimizer, Both)
+    assert isinstance(optimizer, MuonWithAdamW)
     (taken,) = names_in(optimizer.parts["muon"].param_groups, network)
     kinds = {name.split(".", 2)[2] for name in taken}
     assert all(name.startswith("blocks.") for name in taken)
     assert kinds <= {"mixer.query_key_value.weight", "mixer.expand.weight", "mixer.project.weight", "expand.weight",
                      "contract.weight"}  # fmt: skip
     assert len(taken) == 8
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_a_network_without_blocks_is_no_case_for_muon(optimizer: str) -> None:
+    config = run(optimizer=optimizer, iit=False, network="networks:Recurrent")
+    network = ControlArmAdapter(Recurrent(config.architecture, 50), config.architecture)
+    if optimizer == "adamw":
+        make_optimizer(network, config.training)
+        return
+    with pytest.raises(ConfigError, match='optimizer = "muon": networks:Recurrent has no matrices under'):
+        make_optimizer(network, config.training)
 
 
 def test_singular_values_end_near_one_whatever_the_shape() -> None:
