@@ -112,20 +112,7 @@ def plain_transformer(setting: Setting, *, our_allocator: bool = False, inner_dr
 def peer(setting: Setting, *, checkout: Path) -> Update:
     """nanoGPT's network with its own optimizer, from a checkout; the update is the one of its `train.py`."""
     device, config = setting.prepare(), setting.config()
-    module, shape, training = load_module(checkout / "model.py"), config.architecture, config.training
-    with contextlib.redirect_stdout(sys.stderr):  # it tells its number of parameters
-        network = module.GPT(
-            module.GPTConfig(
-                block_size=shape.sequence_length,
-                vocab_size=VOCABULARY,
-                n_layer=shape.layers,
-                n_head=shape.heads,
-                n_embd=shape.width,
-                dropout=DROPOUT,
-                bias=False,
-            )
-        ).to(device)
-        optimizer = network.configure_optimizers(training.weight_decay, training.learning_rate, ADAM_BETAS, device.type)
+    network, optimizer = peer_network(checkout, config, VOCABULARY, device)
     batches = _random_batches(config, device)
 
     def update() -> None:
@@ -133,11 +120,32 @@ def peer(setting: Setting, *, checkout: Path) -> Update:
         with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
             _, loss = network(inputs_BT, targets_BT)
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(network.parameters(), training.clip_norm)
+        torch.nn.utils.clip_grad_norm_(network.parameters(), config.training.clip_norm)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
 
     return update
+
+
+def peer_network(
+    checkout: Path, config: RunConfig, vocabulary: int, device: torch.device
+) -> tuple[Any, torch.optim.Optimizer]:
+    """nanoGPT's network in the shape of a run of ours, and its optimizer at the run's learning rate."""
+    module, shape, training = _load(checkout / "model.py"), config.architecture, config.training
+    with contextlib.redirect_stdout(sys.stderr):  # it tells its number of parameters
+        network = module.GPT(
+            module.GPTConfig(
+                block_size=shape.sequence_length,
+                vocab_size=vocabulary,
+                n_layer=shape.layers,
+                n_head=shape.heads,
+                n_embd=shape.width,
+                dropout=training.dropout,
+                bias=False,
+            )
+        ).to(device)
+        optimizer = network.configure_optimizers(training.weight_decay, training.learning_rate, ADAM_BETAS, device.type)
+    return network, optimizer
 
 
 def matrix_product(setting: Setting, *, size: int) -> Update:
@@ -168,7 +176,7 @@ def _random_batches(config: RunConfig, device: torch.device) -> itertools.cycle[
     return itertools.cycle([(window_BT[:, :-1], window_BT[:, 1:].contiguous()) for window_BT in windows])
 
 
-def load_module(path: Path) -> ModuleType:
+def _load(path: Path) -> ModuleType:
     """A Python file as a module under a name that collides with none of ours."""
     spec = importlib.util.spec_from_file_location("peer_model", path)
     if spec is None or spec.loader is None or not path.is_file():

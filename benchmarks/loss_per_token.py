@@ -1,6 +1,6 @@
 """What each token teaches: validation loss of several arms after equal tokens of one text, under several seeds.
 
-python benchmarks/loss_per_token.py --data PATH                        # the arms below, 1.2 million tokens, three seeds
+python benchmarks/loss_per_token.py --data PATH                        # before and now, 1.2 million tokens, three seeds
 python benchmarks/loss_per_token.py --data PATH --arm before --arm now --tokens 300000 4800000
 python benchmarks/loss_per_token.py --data PATH --arm nanogpt --peer NANOGPT --learning-rate 2e-3 4e-3 8e-3
 
@@ -8,9 +8,9 @@ Each run appends a line to a file (`--runs`), and the same command again goes on
 time may be spread over days. Arms take turns within a seed. Losses are of the full validation split, in nats per token,
 of the state after the last update; dropout is 0, because at these budgets every token is read at most twice.
 
-Arms: `before` is what the preset was until version 0.1; `now` is the preset; `+NAME` is `before` with one value of
-`now`; `-NAME` is `now` without it; NAME=VALUE,… is `now` with these values; `nanogpt` is the network of a nanoGPT
-checkout of equal shape with its own initialisation and optimizer, read in our order under our schedule.
+Arms: `now` is the preset; `before` is the preset without the values that runs did not have from the first; NAME=VALUE,…
+is the preset with these values; `nanogpt` is the network of a nanoGPT checkout in the same shape, with its own
+initialisation and optimizer, on our batches under our schedule.
 """
 
 from __future__ import annotations
@@ -21,27 +21,25 @@ import math
 import statistics
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from arms import load_module
+from arms import peer_network
 from results import FOLDER, keep
 from torch import nn
 
-from hpo_model.config import PRESETS, RunConfig, Scalar, TokenizerChoice, build_run
+from hpo_model.config import ADDED_VALUES, PRESETS, RunConfig, Scalar, TokenizerChoice, build_run
 from hpo_model.data.batches import TrainingBatches
 from hpo_model.data.corpus import load_corpus
 from hpo_model.data.tokens import TokenizedCorpus, tokenize_corpus
 from hpo_model.hardware import keep_freed_memory
 from hpo_model.training.loop import train
-from hpo_model.training.optimizer import ADAM_BETAS
 from hpo_model.training.schedules import learning_rate_at
 
-BEFORE: dict[str, Scalar] = {"optimizer": "adamw", "attention_taps": 1, "bigram_buckets": 0}
 VOCABULARY = 2048
 EVALUATED_AT_ONCE = 32  # sequences
 
@@ -56,22 +54,19 @@ class Order:
     learning_rate: float | None  # None: the preset's
 
 
-def values_of(arm: str, preset: str) -> dict[str, Scalar]:
+def values_of(arm: str) -> dict[str, Scalar]:
     """What an arm has otherwise than the preset.
 
     Raises:
         SystemExit: an unknown arm.
     """
-    now = {name: PRESETS[preset].get(name, default) for name, default in BEFORE.items()}
     if arm in ("before", "now", "nanogpt"):
-        return dict(BEFORE) if arm == "before" else {}
-    if arm[0] in "+-" and arm[1:] in BEFORE:
-        return {**BEFORE, arm[1:]: now[arm[1:]]} if arm[0] == "+" else {arm[1:]: BEFORE[arm[1:]]}
+        return dict(ADDED_VALUES) if arm == "before" else {}
     values: dict[str, Scalar] = {}
     for setting in arm.split(","):
         name, sign, text = setting.partition("=")
         if not sign:
-            raise SystemExit(f"--arm {arm}: before, now, nanogpt, +NAME, -NAME (of {', '.join(BEFORE)}) or NAME=VALUE")
+            raise SystemExit(f"--arm {arm}: before, now, nanogpt or NAME=VALUE,…")
         try:
             values[name] = json.loads(text)
         except ValueError:
@@ -81,7 +76,7 @@ def values_of(arm: str, preset: str) -> dict[str, Scalar]:
 
 def run_of(order: Order, preset: str) -> RunConfig:
     """The run of an order; nanoGPT takes its shape, schedule and seed."""
-    values: dict[str, Scalar] = {"preset": preset, "dropout": 0.0, **values_of(order.arm, preset)}
+    values: dict[str, Scalar] = {"preset": preset, "dropout": 0.0, **values_of(order.arm)}
     if order.learning_rate is not None:
         values["learning_rate"] = order.learning_rate
     return build_run({**values, "budget_tokens": order.tokens, "seed": order.seed, "evaluations": 1})
@@ -105,21 +100,9 @@ def train_peer(config: RunConfig, corpus: TokenizedCorpus, checkout: Path) -> di
     """nanoGPT's network and optimizer on our batches; as `train.py` updates it, on a CPU."""
     torch.manual_seed(config.training.seed)
     keep_freed_memory()
-    module, shape = load_module(checkout / "model.py"), config.architecture
-    network = module.GPT(
-        module.GPTConfig(
-            block_size=shape.sequence_length,
-            vocab_size=corpus.tokenizer.vocabulary,
-            n_layer=shape.layers,
-            n_head=shape.heads,
-            n_embd=shape.width,
-            dropout=0.0,
-            bias=False,
-        )
-    )
-    training = config.training
-    optimizer = network.configure_optimizers(training.weight_decay, training.learning_rate, ADAM_BETAS, "cpu")
-    batches = TrainingBatches(corpus, config, torch.device("cpu"))
+    device = torch.device("cpu")
+    network, optimizer = peer_network(checkout, config, corpus.tokenizer.vocabulary, device)
+    batches = TrainingBatches(corpus, config, device)
     started = time.perf_counter()
     for step in range(config.steps):
         for group in optimizer.param_groups:
@@ -127,11 +110,11 @@ def train_peer(config: RunConfig, corpus: TokenizedCorpus, checkout: Path) -> di
         inputs_BT, targets_BT = batches.at(step)
         _, loss = network(inputs_BT, targets_BT.contiguous())
         loss.backward()
-        nn.utils.clip_grad_norm_(network.parameters(), training.clip_norm)
+        nn.utils.clip_grad_norm_(network.parameters(), config.training.clip_norm)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
     seconds = time.perf_counter() - started
-    nats, tokens = peer_nats(network, corpus, shape.sequence_length)
+    nats, tokens = peer_nats(network, corpus, config.architecture.sequence_length)
     words = corpus.span("valid").words
     return {"loss": nats / tokens, "word_ppl": math.exp(nats / words), "seconds": seconds}
 
@@ -180,7 +163,8 @@ def summary(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     ]
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Train what is missing, then print and keep a summary of all runs on this text."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", required=True, help="folder of text, or the name of a corpus")
     parser.add_argument("--preset", choices=tuple(PRESETS), default="nano")
@@ -191,7 +175,8 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1, help="of each run; results depend on it in the last bits")
     parser.add_argument("--peer", type=Path, help="folder of a nanoGPT checkout")
     parser.add_argument("--runs", type=Path, default=FOLDER / "loss-per-token-runs.jsonl", help="a line for each run")
-    options = parser.parse_args()
+    parser.add_argument("--results", type=Path, default=FOLDER, help="folder for the JSON")
+    options = parser.parse_args(arguments)
     options.arm = options.arm or ["before", "now"]
     torch.set_num_threads(options.threads)
     done = [json.loads(line) for line in options.runs.read_text().splitlines()] if options.runs.is_file() else []
@@ -215,7 +200,7 @@ def main() -> None:
     rows = [row for row in done if (row["text"], row["preset"]) == (text.name, options.preset)]
     for each in summary(rows):
         print(each)
-    keep("loss-per-token", {"text": text.name, "preset": options.preset, "arms": summary(rows)})
+    keep("loss-per-token", {"text": text.name, "preset": options.preset, "arms": summary(rows)}, folder=options.results)
 
 
 if __name__ == "__main__":

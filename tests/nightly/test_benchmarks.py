@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import math
 import subprocess
 import sys
 import time
@@ -42,7 +43,7 @@ class GPT(nn.Module):
 
     def forward(self, inputs, targets):
         logits = self.table(inputs) @ self.table.weight.T
-        return logits, F.cross_entropy(logits.view(-1, logits.size(-1)), targets.view(-1))
+        return logits, F.cross_entropy(logits.view(-1, logits.size(-1)), targets.view(-1), ignore_index=-1)
 
     def configure_optimizers(self, weight_decay, learning_rate, betas, device_type):
         return torch.optim.AdamW(self.parameters(), lr=learning_rate, betas=betas, weight_decay=weight_decay)
@@ -165,6 +166,26 @@ def test_what_a_gpu_runs_imports_only_what_trains() -> None:
         [sys.executable, "-c", code], env={"PYTHONPATH": path}, capture_output=True, text=True, check=True
     ).stdout
     assert not {"hpo", "optuna", "sqlalchemy", "tokenizers", "datasets", "pandas"} & set(printed.split())
+
+
+def test_what_each_token_teaches_is_measured_by_arm_and_gone_on_with(
+    run: Run, text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "model.py").write_text(PEER, encoding="utf-8")
+    runs = tmp_path / "runs.jsonl"
+    command = ["--data", str(text), "--tokens", "9000", "--seeds", "2", "--runs", str(runs), "--peer", str(tmp_path)]
+    arms = ["before", "optimizer=muon,bigram_buckets=50", "nanogpt"]
+    figures = run("loss_per_token", *command, *(part for arm in arms for part in ("--arm", arm)))
+    assert {each["arm"]: each["seeds"] for each in figures["arms"]} == dict.fromkeys(arms, 2)
+    assert all(math.isfinite(loss) for each in figures["arms"] for loss in each["losses"])
+    assert len({each["loss"] for each in figures["arms"]}) == 3
+    lines = runs.read_text(encoding="utf-8").splitlines()
+    assert len(lines) == 6
+    runs.write_text("\n".join(lines[:-1]) + "\n", encoding="utf-8")
+    capsys.readouterr()
+    again = run("loss_per_token", *command, *(part for arm in arms for part in ("--arm", arm)))
+    assert capsys.readouterr().out.count(" tokens, seed ") == 1
+    assert [each["losses"] for each in again["arms"]] == [each["losses"] for each in figures["arms"]]
 
 
 def test_generation_is_timed_with_and_without_the_past(run: Run) -> None:
