@@ -26,7 +26,7 @@ from hpo.worker.messages import Event, WorkerSpec
 from hpo.worker.worker import work
 from hpo_model.data.tokens import TokenizedCorpus
 from hpo_reports.records.names import TRIAL_CONTINUED
-from tests.support.sweeps import COMPLETE, lost_connection, make_sweep, run_slot
+from tests.support.sweeps import COMPLETE, TINY_RUN, lost_connection, make_sweep, run_slot
 
 
 def test_no_stop_is_requested_at_first() -> None:
@@ -113,23 +113,12 @@ def test_signals_mean_what_they_did_before_once_the_run_is_over() -> None:
 
 # ---------------------------------------------------------------------------------------------- hpo stop
 
-RUN = {
-    "preset": "nano",
-    "width": 32,
-    "heads": 2,
-    "sequence_length": 32,
-    "batch_size": 2,
-    "budget_tokens": 1280,
-    "evaluations": 5,
-    "evaluation_tokens": 128,
-}
-
 
 class Site:
     """A study that really trains, its workers in this process, and what they tell."""
 
     def __init__(self, database: Database, url: str, root: Path, corpus: TokenizedCorpus) -> None:
-        self.sweep: Sweep = make_sweep(database, trials=3, run=RUN, pruner={"kind": "none"})
+        self.sweep: Sweep = make_sweep(database, trials=3, run=TINY_RUN, pruner={"kind": "none"})
         self.url, self.root, self.corpus = url, root, corpus
         self.heard: list[Event] = []
         self.at: dict[str, Callable[[], object]] = {}  # a kind of event: what happens when it is told first

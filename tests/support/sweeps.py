@@ -17,6 +17,7 @@ import sqlalchemy as sa
 from hpo.database import tables
 from hpo.database.connection import Database, open_database
 from hpo.database.retry import NO_RETRY, RetryPolicy
+from hpo.monitor.board import Board, Update
 from hpo.study.sections import Dimension
 from hpo.study.spec import StudySpec
 from hpo.sweep.record import CorpusFacts, SweepRecord, TokenizerFacts
@@ -29,6 +30,16 @@ from hpo_reports.records.names import STUDY_RECORD, TRIAL_OUTCOME
 
 ENGINES = ("sqlite", "postgresql")
 PATIENT = RetryPolicy(max_elapsed_s=60.0)
+TINY_RUN: dict[str, Any] = {  # trains in a moment
+    "preset": "nano",
+    "width": 32,
+    "heads": 2,
+    "sequence_length": 32,
+    "batch_size": 2,
+    "budget_tokens": 1280,
+    "evaluations": 5,
+    "evaluation_tokens": 128,
+}
 COMPLETE = TrialResult(state="COMPLETE", values=(4.0,), attributes={TRIAL_OUTCOME: "complete"})
 PRUNED = TrialResult(state="PRUNED", attributes={TRIAL_OUTCOME: "pruned"})
 FAIL = TrialResult(state="FAIL", attributes={TRIAL_OUTCOME: "failed"})
@@ -111,6 +122,11 @@ def make_evaluation(milestone: int = 1, **changes: Any) -> Evaluation:
 
 def make_event(kind: Any, **facts: Any) -> Event:
     return Event(**{"kind": kind, "worker": "worker-0", "parameters": {"dropout": 0.1}, **facts})
+
+
+def make_update(board: Board, kind: str, **facts: Any) -> Update:
+    """What an event of a worker changes on a board."""
+    return Update.of_event(make_event(kind, **facts), board.evaluations)
 
 
 # ---------------------------------------------------------------------------------------------- databases

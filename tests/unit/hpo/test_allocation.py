@@ -20,7 +20,7 @@ from hpo.worker.gpu_share import CONTEXT_BYTES
 from hpo_model.data.tokens import TokenizedCorpus
 from hpo_model.training.loop import Throughput
 from tests.support import side_processes
-from tests.support.sweeps import make_spec
+from tests.support.sweeps import TINY_RUN, make_spec
 
 GIB = 2**30
 SPEC = make_spec()
@@ -363,20 +363,9 @@ def test_a_measurement_that_failed_is_not_remembered(
 
 # ---------------------------------------------------------------------------------------------- real benchmarks
 
-SMALL = {
-    "preset": "nano",
-    "width": 32,
-    "heads": 2,
-    "sequence_length": 32,
-    "batch_size": 2,
-    "budget_tokens": 1280,
-    "evaluations": 5,
-    "evaluation_tokens": 128,
-}
-
 
 def small_demand(corpus: TokenizedCorpus) -> Demand:
-    return Demand(trials=1, spec=make_spec(run=SMALL), corpus=corpus)
+    return Demand(trials=1, spec=make_spec(run=TINY_RUN), corpus=corpus)
 
 
 class TestBenchmark:

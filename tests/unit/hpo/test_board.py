@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -10,7 +10,7 @@ import sqlalchemy as sa
 from optuna.trial import TrialState, create_trial
 
 import hpo.monitor.board
-from hpo.database.connection import Database, open_database
+from hpo.database.connection import Database
 from hpo.monitor.board import (
     Board,
     EndedTrial,
@@ -23,24 +23,16 @@ from hpo.monitor.board import (
 )
 from hpo.sweep.result import TrialResult
 from hpo_reports.records.names import TRIAL_HISTORY
-from tests.support.sweeps import COMPLETE, complete, lost_connection, make_evaluation, make_event, make_sweep, run_slot
-
-
-@pytest.fixture(scope="module")
-def own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Database]:
-    database = open_database(f"sqlite:///{tmp_path_factory.mktemp('view')}/studies.db", create=True)
-    yield database
-    database.engine.dispose()
-
-
-@pytest.fixture
-def board(own: Database) -> Board:
-    return Board(make_sweep(own), slot_limit=10)
-
-
-def update(board: Board, kind: str, **facts: Any) -> Update:
-    return Update.of_event(make_event(kind, **facts), board.evaluations)
-
+from tests.support.sweeps import (
+    COMPLETE,
+    complete,
+    lost_connection,
+    make_evaluation,
+    make_event,
+    make_sweep,
+    make_update,
+    run_slot,
+)
 
 # ---------------------------------------------------------------------------------------------- totals
 
@@ -55,7 +47,7 @@ def test_totals_without_a_best_trial(board: Board) -> None:
 def test_totals_with_a_best_trial(board: Board) -> None:
     run_slot(board.sweep, complete(4.0))
     run_slot(board.sweep, complete(3.0))
-    board.apply(update(board, "finished", trial=1, result=COMPLETE))
+    board.apply(make_update(board, "finished", trial=1, result=COMPLETE))
     assert board.summary().startswith("2/10 trials · best value 3 (trial 1) · ")
     assert board.summary().endswith(" left")
     assert board.ending() == "2 of 10 trials finished · best value 3 (trial 1)"
@@ -112,7 +104,7 @@ def test_speed_is_that_of_all_workers_together(board: Board) -> None:
             )
         )
     assert board.tokens_per_s() == 3000.0
-    board.apply(update(board, "waiting", worker="worker-0"))
+    board.apply(make_update(board, "waiting", worker="worker-0"))
     assert board.tokens_per_s() == 2000.0
 
 
@@ -132,13 +124,13 @@ def test_what_was_known_stands_while_the_database_is_away(board: Board, monkeypa
     board.refresh()
     errors: list[Exception] = [sa.exc.OperationalError("SELECT", {}, lost_connection(board.sweep.database.engine))]
     monkeypatch.setattr(board.sweep.slots, "counts", lambda total: raise_(errors[-1]))
-    board.apply(update(board, "finished", trial=1, result=COMPLETE))
+    board.apply(make_update(board, "finished", trial=1, result=COMPLETE))
     assert board.counts.done == 1
     with pytest.raises(sa.exc.OperationalError):
         board.refresh()  # when somebody has to know
     errors.append(ValueError("a defect"))
     with pytest.raises(ValueError, match="a defect"):
-        board.apply(update(board, "finished", trial=1, result=COMPLETE))
+        board.apply(make_update(board, "finished", trial=1, result=COMPLETE))
 
 
 def raise_(error: Exception) -> None:

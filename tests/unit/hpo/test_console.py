@@ -3,34 +3,16 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
 from rich.console import Console
 
-from hpo.database.connection import Database, open_database
 from hpo.monitor.board import Board, Update
 from hpo.monitor.console import Lines, LiveTable, open_view
 from hpo.sweep.result import TrialResult
 from hpo_reports.records.names import TRIAL_HISTORY, TRIAL_OUTCOME, TRIAL_REASON
-from tests.support.sweeps import make_evaluation, make_event, make_sweep
-
-
-@pytest.fixture(scope="module")
-def own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Database]:
-    database = open_database(f"sqlite:///{tmp_path_factory.mktemp('view')}/studies.db", create=True)
-    yield database
-    database.engine.dispose()
-
-
-@pytest.fixture
-def board(own: Database) -> Board:
-    return Board(make_sweep(own), slot_limit=10)
-
-
-def update(board: Board, kind: str, **facts: Any) -> Update:
-    return Update.of_event(make_event(kind, **facts), board.evaluations)
+from tests.support.sweeps import make_evaluation, make_event, make_update
 
 
 class Screen:
@@ -87,7 +69,7 @@ def test_a_finished_trial_is_one_line_with_its_parameters_and_the_totals(ending:
 def test_what_is_no_news_is_no_line(kind: str, board: Board) -> None:
     screen = Screen()
     with Lines(board, screen.console) as view:
-        view.show(update(board, kind, trial=3, evaluation=make_evaluation()))
+        view.show(make_update(board, kind, trial=3, evaluation=make_evaluation()))
         view.pulse()
     assert screen.text == ""
 
@@ -95,14 +77,14 @@ def test_what_is_no_news_is_no_line(kind: str, board: Board) -> None:
 def test_a_restart_is_told(board: Board) -> None:
     screen = Screen()
     message = "worker-0 was killed by SIGKILL (see worker-0.log); it is started again"
-    Lines(board, screen.console).show(update(board, "restarted", message=message))
+    Lines(board, screen.console).show(make_update(board, "restarted", message=message))
     assert screen.text == f"{message}\n"
 
 
 def test_a_warning_is_told_with_its_worker_and_leaves_the_table_as_it_is(board: Board) -> None:
     screen = Screen()
     view = Lines(board, screen.console)
-    view.show(update(board, "evaluated", trial=3, evaluation=make_evaluation()))
+    view.show(make_update(board, "evaluated", trial=3, evaluation=make_evaluation()))
     view.show(
         Update.of_event(make_event("warned", message="cannot reach the database (x); waiting"), board.evaluations)
     )
@@ -136,9 +118,9 @@ def drawn(view: LiveTable, screen: Screen) -> str:
 def test_the_table_shows_each_worker_s_trial(board: Board) -> None:
     screen = Screen()
     view = LiveTable(board, screen.console)
-    view.show(update(board, "started", trial=4, worker="worker-1"))
+    view.show(make_update(board, "started", trial=4, worker="worker-1"))
     evaluation = make_evaluation(3, val_ppl=123.456, tokens_per_s=45_678.9)
-    view.show(update(board, "evaluated", trial=3, evaluation=evaluation))
+    view.show(make_update(board, "evaluated", trial=3, evaluation=evaluation))
     lines = drawn(view, screen).splitlines()
     first, second = (next(line for line in lines if line.startswith(name)) for name in ("worker-0", "worker-1"))
     assert first.split()[1:3] == ["3", "dropout=0.1"]
@@ -150,7 +132,7 @@ def test_the_table_shows_each_worker_s_trial(board: Board) -> None:
 def test_a_worker_without_a_trial_waits(board: Board) -> None:
     screen = Screen()
     view = LiveTable(board, screen.console)
-    view.show(update(board, "waiting"))
+    view.show(make_update(board, "waiting"))
     assert "worker-0 waiting for other workers' trials" in " ".join(drawn(view, screen).split())
 
 
@@ -170,14 +152,14 @@ def test_a_finished_trial_s_progress_is_full(board: Board) -> None:
 def test_markup_in_the_table_is_text(text: str, board: Board) -> None:
     screen = Screen()
     view = LiveTable(board, screen.console)
-    view.show(update(board, "started", trial=3, parameters={"blocks": text}))
+    view.show(make_update(board, "started", trial=3, parameters={"blocks": text}))
     assert f"blocks={text} " in drawn(view, screen)
 
 
 def test_finished_trials_scroll_past_above_the_table(board: Board) -> None:
     screen = Screen(terminal=True)
     with LiveTable(board, screen.console) as view:
-        view.show(update(board, "started", trial=3))
+        view.show(make_update(board, "started", trial=3))
         view.pulse()
         view.show(
             Update.of_event(
@@ -203,5 +185,5 @@ def test_a_name_between_colons_is_no_emoji(board: Board) -> None:
 def test_a_restarted_worker_is_told_so_in_the_table(board: Board) -> None:
     screen = Screen()
     view = LiveTable(board, screen.console)
-    board.apply(update(board, "restarted", message="worker-0 was killed"))
+    board.apply(make_update(board, "restarted", message="worker-0 was killed"))
     assert "waiting" not in drawn(view, screen)

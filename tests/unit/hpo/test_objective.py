@@ -34,23 +34,12 @@ from hpo_reports.records.names import (
     TRIAL_REPEATED,
     TRIAL_RUN,
 )
-from tests.support.sweeps import make_evaluation, make_spec
-
-SMALL = {
-    "preset": "nano",
-    "width": 32,
-    "heads": 2,
-    "sequence_length": 32,
-    "batch_size": 2,
-    "budget_tokens": 1280,
-    "evaluations": 5,
-    "evaluation_tokens": 128,
-}
+from tests.support.sweeps import TINY_RUN, make_evaluation, make_spec
 
 
 @pytest.fixture
 def setting(small_corpus: TokenizedCorpus, tmp_path: Path) -> Callable[[int], TrialSetting]:
-    spec = make_spec(run=SMALL)
+    spec = make_spec(run=TINY_RUN)
 
     def lease(fencing_token: int) -> TrialSetting:
         folder = tmp_path / "trial"
@@ -196,7 +185,7 @@ def test_a_trial_over_which_processes_die_is_avoided() -> None:
 
 @pytest.fixture
 def two(setting: Callable[[int], TrialSetting]) -> tuple[optuna.Trial, Callable[[int], TrialSetting]]:
-    spec = make_spec(run=SMALL, objectives=["val_loss", "phi"], pruner={"kind": "none"})
+    spec = make_spec(run=TINY_RUN, objectives=["val_loss", "phi"], pruner={"kind": "none"})
     trial = optuna.create_study(directions=["minimize", "maximize"]).ask()
     return trial, lambda epoch: dataclasses.replace(setting(epoch), spec=spec)
 

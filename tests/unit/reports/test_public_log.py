@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -51,16 +52,21 @@ def imported(tmp_path: Path, file: Path) -> StudyRecord:
     return read_study(load_study(database, "the log"))
 
 
-def without(tmp_path: Path, *columns: str) -> Path:
-    """The table without some of its columns."""
+def rewritten(tmp_path: Path, change: Callable[[dict[str, str]], dict[str, str]]) -> Path:
+    """The table with each of its rows changed."""
     with FIVE.open(encoding="utf-8", newline="") as file:
-        rows = [{name: cell for name, cell in row.items() if name not in columns} for row in csv.DictReader(file)]
+        rows = [change(row) for row in csv.DictReader(file)]
     path = tmp_path / "log.csv"
     with path.open("w", encoding="utf-8", newline="") as file:
         writer = csv.DictWriter(file, list(rows[0]))
         writer.writeheader()
         writer.writerows(rows)
     return path
+
+
+def without(tmp_path: Path, *columns: str) -> Path:
+    """The table without some of its columns."""
+    return rewritten(tmp_path, lambda row: {name: cell for name, cell in row.items() if name not in columns})
 
 
 def claims(document: str, language: str) -> str:
@@ -99,14 +105,7 @@ def test_nothing_is_ranked_and_everything_is_kept(tmp_path):
 
 def replaced(tmp_path: Path, column: str, cell: str) -> Path:
     """The table with one cell all the way down a column."""
-    with FIVE.open(encoding="utf-8", newline="") as file:
-        rows = [{**row, column: cell} for row in csv.DictReader(file)]
-    path = tmp_path / "log.csv"
-    with path.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.DictWriter(file, list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
-    return path
+    return rewritten(tmp_path, lambda row: {**row, column: cell})
 
 
 @pytest.mark.parametrize("language", ["en", "es"])
